@@ -1,0 +1,267 @@
+"""The main job, step by step, against a stack that is up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from sandbox.books import Books, Journal, Standing
+from sandbox.host import AgentHost, Replies
+from sandbox.process import SandboxError, run
+from sandbox.register import Operator
+from sandbox.replay import CUSTOMERS, BadLine, Party, Recording, ReplayError, Shift, Survey, Work
+from sandbox.report import OrganizationRow, Steps
+from sandbox.stack import ROOT, Stack
+from services.kit.client import connect
+from services.kit.money import MAX_AMOUNT_MICROS
+from tallystick.ledger.v1.ledger_service_pb2 import GetChargeRequest
+from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
+from tallystick.metering.v1.metering_service_pb2 import MeterVerdict
+from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
+
+if TYPE_CHECKING:
+    from tallystick.ledger.v1.charge_pb2 import Charge
+
+# Charges that are also asked for one by one.
+SAMPLE = 50
+_SECOND_US = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A recording, what it holds, and how its times become ours."""
+
+    recording: Recording
+    survey: Survey
+    shift: Shift
+
+    @property
+    def good_lines(self) -> int:
+        return self.survey.lines - self.survey.bad_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where the books and the replies stand."""
+
+    standing: Standing
+    newest: dict[str, str]
+    position: int
+    charges: int
+    refused: int
+    answered_again: int
+
+
+class Job:
+    """Everything the demo does over gRPC, as the operator and as an agent host. Used as a context manager."""
+
+    def __init__(self, stack: Stack, traffic: Sequence[Traffic], report: Callable[[BadLine], None]) -> None:
+        self._stack = stack
+        self._traffic = traffic
+        self._report = report
+        self.host_key = stack.operator_key.path.with_name("host.key")
+        self.replies = Replies()
+        self.unpaid_before_top_up = 0
+        self.unpaid = 0
+        # Good lines reported so far, repeats included.
+        self._sent = 0
+        self._invariants: dict[str, bool] = {}
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as opened:
+            key = self._stack.operator_key.read()
+            ledger = await opened.enter_async_context(connect(self._stack.endpoints.ledger, key))
+            metering = await opened.enter_async_context(connect(self._stack.endpoints.metering, key))
+            self._ledger = LedgerServiceStub(ledger)
+            self._operator = Operator(ledger, metering)
+            self._books = Books(
+                self._ledger,
+                customer_ids=CUSTOMERS,
+                organization_ids={party.organization_id for party in self._parties()},
+            )
+            self._opened = opened.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._opened.aclose()
+
+    @property
+    def journal(self) -> Journal:
+        return self._books.journal
+
+    async def set_up(self) -> None:
+        """Register everybody, publish the prices, and make the host's key.
+
+        Raises:
+            ReplayError: the ledger was used before, so that what is read back would not be of this replay.
+        """
+        await self.journal.read(self._ledger)
+        if self.journal.last_position > 0:
+            raise ReplayError("this ledger was used before: give the demo an empty database")
+        await self._operator.register(self._parties())
+        # A moment before the first event: a price applies from its effective time on.
+        firsts = [
+            one.shift.reported(one.survey.first_us)
+            for one in self._traffic
+            if one.survey.first_us is not None
+        ]
+        if firsts:
+            await self._operator.publish_prices(min(firsts) - _SECOND_US)
+        secret = await self._operator.create_host_key()
+        with os.fdopen(os.open(self.host_key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secret)
+
+    async def replay(self, traffic: Traffic, step: Steps) -> None:
+        """Report one recording as its agent host; `step` is told of every line answered."""
+
+        def answered(work: Work, verdict: MeterVerdict) -> None:
+            refused = self.replies.hear(work, verdict)
+            if refused is not None:
+                self._report(refused)
+            step()
+
+        self._sent += traffic.good_lines
+        async with connect(self._stack.endpoints.metering, self.host_key.read_text()) as channel:
+            host = AgentHost(MeteringServiceStub(channel))
+            await host.replay(traffic.recording.work(), traffic.shift, answered)
+
+    async def snapshot(self) -> Snapshot:
+        """All that a second replay must leave as it is."""
+        await self._catch_up()
+        return Snapshot(
+            standing=await self._books.standing(),
+            # Beside the position, because what was posted a moment ago has none yet.
+            newest=await self._books.newest_transactions(),
+            position=self.journal.last_position,
+            charges=len(self.replies.prices),
+            refused=len(self.replies.refused),
+            answered_again=self.replies.duplicates + self.replies.refusals,
+        )
+
+    async def compare(self, before: Snapshot) -> None:
+        """See that everything was replayed a second time since `before`, and that nothing happened."""
+        after = await self.snapshot()
+        good_lines = sum(one.good_lines for one in self._traffic)
+        self._invariants["second_replay_all_duplicates"] = (
+            after.answered_again - before.answered_again == good_lines
+            and after.charges == before.charges
+            and after.refused == before.refused
+        )
+        self._invariants["second_replay_changes_nothing"] = (
+            after.standing == before.standing
+            and after.newest == before.newest
+            and after.position == before.position
+        )
+
+    async def top_up(self) -> None:
+        """Every customer with unpaid charges buys credits: first half of what is missing, then the rest."""
+        before = await self._books.standing()
+        self.unpaid_before_top_up = before.unpaid
+        collects = True
+        for customer_id, standing in before.customers.items():
+            unpaid, number = standing.unpaid, 0
+            # The first purchase is too small on purpose: it pays the oldest charges, one of them in part.
+            amount = -(-unpaid // 2)
+            while unpaid > 0 and collects:
+                amount, number = min(amount, MAX_AMOUNT_MICROS), number + 1
+                granted = await self._operator.grant(customer_id, amount, f"top-up-{number}")
+                balance = granted.balance
+                collects = (
+                    balance.unpaid.amount_micros == unpaid - amount and balance.available.amount_micros == 0
+                )
+                amount = unpaid = balance.unpaid.amount_micros
+        self._invariants["top_ups_are_collected_in_full"] = collects
+
+    async def verify(self) -> dict[str, bool]:
+        """Read everything back; answers what must hold, and whether it does."""
+        await self._catch_up()
+        journal, replies = self.journal, self.replies
+        told, followed = await self._books.standing(), self._books.of_journal()
+        self.unpaid = told.unpaid
+        return {
+            "journal_sums_to_zero": journal.balanced,
+            "positions_gap_free": journal.gap_free,
+            "customer_balances_match_entries": told.customers == followed.customers,
+            "earnings_match_entries": told.organizations == followed.organizations,
+            "gross_is_net_plus_fees": journal.gross
+            == journal.net + journal.platform_fee + journal.processing,
+            "replies_match_journal": replies.consistent and replies.prices == journal.charges,
+            "each_charge_posted_once": journal.charge_count == len(journal.charges),
+            "every_good_line_answered": self._sent
+            == len(replies.prices) + replies.duplicates + replies.refusals,
+            "sampled_charges_match": await self._sample_matches(),
+            "collected_oldest_first": journal.collected_oldest_first,
+            "nothing_unpaid": told.unpaid == 0,
+            "audit_clean": await asyncio.to_thread(self._audit),
+            **self._invariants,
+        }
+
+    async def organizations(self) -> list[OrganizationRow]:
+        """The earnings of every organization, as the ledger answers them."""
+        rows = []
+        for organization_id in self._books.organization_ids:
+            balance = await self._books.earnings(organization_id)
+            rows.append(
+                OrganizationRow(
+                    organization_id=organization_id,
+                    charges=self.replies.charges_of[organization_id],
+                    platform_fee=balance.platform_fees.amount_micros,
+                    processing=balance.processing_fees.amount_micros,
+                    net=balance.available.amount_micros + balance.pending.amount_micros,
+                    available=balance.available.amount_micros,
+                )
+            )
+        return rows
+
+    async def _catch_up(self) -> None:
+        told = await self._books.standing()
+        await self._books.catch_up(
+            lambda journal: (
+                len(journal.charges) >= len(self.replies.prices) and self._books.of_journal() == told
+            )
+        )
+
+    async def _sample_matches(self) -> bool:
+        """Whether charges asked for one by one are what the journal has, and their parts add up."""
+        charge_ids = sorted(self.journal.charges)
+        for charge_id in charge_ids[:: max(1, len(charge_ids) // SAMPLE)]:
+            charge = (await self._ledger.GetCharge(GetChargeRequest(charge_id=charge_id))).charge
+            if charge.gross.amount_micros != self.journal.charges[charge_id] or not _adds_up(charge):
+                return False
+        return True
+
+    def _audit(self) -> bool:
+        environment = {**os.environ, "DATABASE_URL": self._stack.endpoints.database_url}
+        try:
+            run([sys.executable, "-m", "services.ledger", "audit"], env=environment, cwd=ROOT)
+        except SandboxError as error:
+            print(error, file=sys.stderr)
+            return False
+        return True
+
+    def _parties(self) -> frozenset[Party]:
+        return frozenset().union(*(one.survey.parties for one in self._traffic))
+
+
+def _adds_up(charge: Charge) -> bool:
+    gross, payment = charge.gross.amount_micros, charge.payment
+    paid = payment.from_credits, payment.from_receivable, payment.unpaid
+    return (
+        sum(amount.amount_micros for amount in paid) == gross
+        and sum(earning.gross.amount_micros for earning in charge.earnings) == gross
+        and all(
+            earning.gross.amount_micros
+            == earning.net.amount_micros
+            + earning.platform_fee.amount_micros
+            + earning.processing_fee.amount_micros
+            for earning in charge.earnings
+        )
+    )

@@ -1,0 +1,161 @@
+"""What the demo shows: progress with rates, a table per organization, and what was proved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+# Between the lines that stand in for the bar where nobody watches a terminal.
+PLAIN_SECONDS = 2.0
+
+
+class Steps(Protocol):
+    """Told of every piece of work that is done."""
+
+    def __call__(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationRow:
+    """One organization at the end. Amounts are in micros."""
+
+    organization_id: str
+    charges: int
+    platform_fee: int
+    processing: int
+    net: int
+    available: int
+
+    @property
+    def gross(self) -> int:
+        return self.net + self.platform_fee + self.processing
+
+
+def dollars(micros: int) -> str:
+    """Micros of a dollar, in full: 1,234.567890."""
+    whole, fraction = divmod(abs(micros), 1_000_000)
+    return f"{'-' if micros < 0 else ''}{whole:,}.{fraction:06}"
+
+
+@contextmanager
+def progress(console: Console, what: str, total: int) -> Iterator[Steps]:
+    """A bar with the rate on a terminal, a line now and then elsewhere."""
+    if console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda: bar.advance(task)
+    else:
+        lines = _Lines(console, what, total)
+        yield lines
+        lines.show()
+
+
+def show_organizations(console: Console, rows: list[OrganizationRow]) -> None:
+    """The earnings of every organization, and of all together."""
+    # No lines between the columns: amounts are long, and terminals narrow.
+    table = Table(
+        title="Per organization, USD",
+        box=box.SIMPLE,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        show_footer=True,
+        footer_style="bold",
+    )
+    columns = ("charges", "gross", "platform fee", "processing", "net", "available")
+    cells = [
+        (row.charges, row.gross, row.platform_fee, row.processing, row.net, row.available) for row in rows
+    ]
+    totals = [sum(column) for column in zip(*cells, strict=True)] or [0] * len(columns)
+    table.add_column("organization", "all", overflow="fold")
+    for index, (column, total) in enumerate(zip(columns, totals, strict=True)):
+        table.add_column(
+            column, f"{total:,}" if index == 0 else dollars(total), justify="right", no_wrap=True
+        )
+    for row, (charges, *amounts) in zip(rows, cells, strict=True):
+        table.add_row(row.organization_id, f"{charges:,}", *map(dollars, amounts))
+    _wide_enough(console, table).print(table)
+
+
+def show_times(console: Console, seconds: Mapping[str, float]) -> None:
+    """How long each step took."""
+    console.print(
+        " · ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_invariants(console: Console, invariants: Mapping[str, bool]) -> None:
+    """What holds, and what does not."""
+    for name, holds in invariants.items():
+        console.print(
+            Text("holds  ", "green") if holds else Text("FAILS  ", "bold red"), name.replace("_", " "), sep=""
+        )
+
+
+class _Rate(ProgressColumn):
+    """How many pieces of work a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
+
+
+class _Lines:
+    """Progress where lines are all there is."""
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        self._console = console
+        self._what = what
+        self._total = total
+        self._done = 0
+        self._started = self._shown = time.monotonic()
+
+    def __call__(self) -> None:
+        self._done += 1
+        if time.monotonic() - self._shown >= PLAIN_SECONDS:
+            self.show()
+
+    def show(self) -> None:
+        self._shown = time.monotonic()
+        rate = self._done / max(self._shown - self._started, 1e-9)
+        self._console.print(
+            f"{self._what}: {self._done:,} of {self._total:,}, {rate:,.0f}/s", highlight=False
+        )
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _wide_enough(console: Console, table: Table) -> Console:
+    """A console on the same file that cuts nothing of the table, be the terminal as narrow as it may."""
+    needed = Console(width=1_000).measure(table).maximum
+    if needed <= console.width:
+        return console
+    return Console(file=console.file, width=needed, force_terminal=console.is_terminal)

@@ -1,0 +1,1 @@
+"""What every server shares: bootstrap, interceptors, authentication, errors, database, money, ids."""

@@ -1,0 +1,90 @@
+"""Prefixed string ids.
+
+An id is `<prefix>_<suffix>`. The caller may choose the suffix where the resource is the caller's own
+(organizations, customers, agents, price books); otherwise the server makes one of 26 characters that sort by
+time (the layout of a ULID, in lower case), or derives one from a business key, so that the same event has the
+same id, always.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from datetime import datetime
+
+from services.kit.clock import Clock, SystemClock
+from services.kit.errors import InvalidArgument
+
+ORGANIZATION = "org"
+CUSTOMER = "cus"
+AGENT = "agt"
+MEMBER = "mem"
+API_KEY = "key"
+CHARGE = "ch"
+TRANSACTION = "txn"
+PRICE_BOOK = "pb"
+PRICE_VERSION = "pv"
+OUTCOME = "out"
+
+_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}")
+_WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_DERIVED_LENGTH = 26
+_SYSTEM_CLOCK = SystemClock()
+
+
+def new_id(prefix: str, *, clock: Clock = _SYSTEM_CLOCK) -> str:
+    """A fresh id: 48 bits of milliseconds, then 80 random bits. Later ids sort after earlier ones."""
+    return f"{prefix}_{_ulid(clock.now(), os.urandom(10))}"
+
+
+def make_id(prefix: str, suffix: str, *, field: str, clock: Clock = _SYSTEM_CLOCK) -> str:
+    """The id for a resource whose suffix the caller may choose: `suffix` if given, a fresh one if empty.
+
+    Raises InvalidArgument naming `field` if the suffix is malformed.
+    """
+    return check_id(f"{prefix}_{suffix}", prefix, field=field) if suffix else new_id(prefix, clock=clock)
+
+
+def check_id(value: str, prefix: str, *, field: str) -> str:
+    """`value`, if it is a well-formed id of this prefix; raises InvalidArgument naming `field` otherwise."""
+    head, _, suffix = value.partition("_")
+    if head != prefix or not _SUFFIX.fullmatch(suffix):
+        raise InvalidArgument.of(
+            field,
+            f"must be {prefix}_ followed by 1 to 59 letters, digits, '_', '.' or '-', "
+            "the first a letter or digit",
+        )
+    return value
+
+
+def check_workflow_id(value: str, *, field: str = "workflow_id") -> str:
+    """`value`, if it is a well-formed id of a host's workflow; raises InvalidArgument otherwise."""
+    if not _WORKFLOW_ID.fullmatch(value):
+        raise InvalidArgument.of(
+            field,
+            "must be 1 to 128 letters, digits, '_', '.', ':', '/' or '-', the first a letter or digit",
+        )
+    return value
+
+
+def derive_id(prefix: str, *key: str | int) -> str:
+    """The id of whatever has this business key: the same key, the same id, always.
+
+    130 bits of a SHA-256 over the JSON array of the parts, which no two different keys share.
+    """
+    canonical = json.dumps(key, separators=(",", ":"), ensure_ascii=True).encode()
+    digest = base64.b32encode(hashlib.sha256(canonical).digest()).decode().lower()
+    return f"{prefix}_{digest[:_DERIVED_LENGTH]}"
+
+
+def charge_id(customer_id: str, workflow_id: str, component: str, ordinal: int) -> str:
+    """The id of the charge for one component of one business event."""
+    return derive_id(CHARGE, customer_id, workflow_id, component, ordinal)
+
+
+def _ulid(moment: datetime, randomness: bytes) -> str:
+    milliseconds = int(moment.timestamp() * 1000)
+    value = milliseconds << 80 | int.from_bytes(randomness)
+    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))

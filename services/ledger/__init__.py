@@ -1,0 +1,1 @@
+"""The ledger: accounts and the append-only journal, and the directory of who takes part."""

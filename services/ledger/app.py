@@ -1,0 +1,68 @@
+"""The ledger put together: what `serve` runs, and what tests run in their own process."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from services.kit.auth import Authenticator, CachedAuthenticator
+from services.kit.clock import SystemClock
+from services.kit.db import Database
+from services.kit.server import ServiceBinding, bind
+from services.kit.worker import Worker
+from services.ledger import background
+from services.ledger.config import LedgerConfig
+from services.ledger.rpc.directory import DirectoryService
+from services.ledger.rpc.ledger import LedgerService
+from services.ledger.store.api_keys import DatabaseKeyResolver
+from tallystick.ledger.v1 import (
+    directory_service_pb2,
+    directory_service_pb2_grpc,
+    ledger_service_pb2,
+    ledger_service_pb2_grpc,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Everything that a server of the ledger consists of."""
+
+    services: Sequence[ServiceBinding]
+    authenticator: Authenticator
+    workers: Sequence[Worker]
+
+
+@asynccontextmanager
+async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
+    """Open the database pools and put the services on top of them; PostgreSQL may still be away."""
+    writer = Database(
+        config.database_url,
+        role="ledger_writer",
+        schema="ledger",
+        pool_size=config.pool_size,
+        hot_pool_size=config.pool_size,
+    )
+    reader = Database(config.database_url, role="ledger_reader", schema="ledger", pool_size=config.pool_size)
+    await writer.open()
+    try:
+        clock = SystemClock()
+        ledger = LedgerService(writer, reader, clock)
+        directory = DirectoryService(writer, reader, clock)
+        yield App(
+            services=(
+                bind(
+                    ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"],
+                    ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server,
+                    ledger,
+                ),
+                bind(
+                    directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"],
+                    directory_service_pb2_grpc.add_DirectoryServiceServicer_to_server,
+                    directory,
+                ),
+            ),
+            authenticator=CachedAuthenticator(DatabaseKeyResolver(reader)),
+            workers=background.workers(config, writer, reader),
+        )
+    finally:
+        await reader.close()
+        await writer.close()

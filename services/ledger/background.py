@@ -1,0 +1,49 @@
+"""What the ledger does beside answering calls. Any number of replicas may run all of it."""
+
+from services.kit.db import Database, retry_transaction
+from services.kit.tenancy import PLATFORM, scope
+from services.kit.worker import PeriodicWorker
+from services.ledger.config import LedgerConfig
+from services.ledger.store import background, movements
+
+# Rows per transaction: enough to keep up, few enough to be over in milliseconds.
+_FOLD_LIMIT = 5000
+_SEQUENCE_LIMIT = 5000
+_COLLECT_CUSTOMERS = 100
+_COLLECT_CHARGES = 500
+# Who collects when nobody asked: the ledger itself.
+_ACTOR = "ledger"
+
+
+def workers(config: LedgerConfig, writer: Database, reader: Database) -> list[PeriodicWorker]:
+    """The folder, the sequencer and the collector."""
+
+    async def fold() -> bool:
+        async def attempt() -> int:
+            async with writer.hot() as connection:
+                return await background.fold(connection, _FOLD_LIMIT)
+
+        return await retry_transaction(attempt) == _FOLD_LIMIT
+
+    async def sequence() -> bool:
+        async def attempt() -> int:
+            async with writer.hot() as connection:
+                return await background.sequence(connection, _SEQUENCE_LIMIT)
+
+        return await retry_transaction(attempt) == _SEQUENCE_LIMIT
+
+    async def collect() -> bool:
+        """Finish what a top-up began and could not end: long debts, and those a crash left."""
+        async with reader.begin() as connection:
+            await scope(connection, PLATFORM)
+            owing = await background.collectable(connection, _COLLECT_CUSTOMERS)
+        for customer_id, currency_code in owing:
+            async with writer.hot() as connection:
+                await movements.collect(connection, customer_id, currency_code, _COLLECT_CHARGES, _ACTOR)
+        return len(owing) > 0
+
+    return [
+        PeriodicWorker("ledger.fold", config.fold_interval, fold),
+        PeriodicWorker("ledger.sequence", config.sequence_interval, sequence),
+        PeriodicWorker("ledger.collect", config.collect_interval, collect),
+    ]

@@ -1,0 +1,36 @@
+"""What the ledger is told: flags, or environment variables with the prefix LEDGER_."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from services.kit.config import ServerConfig, setting
+
+ENV_PREFIX = "LEDGER"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerConfig(ServerConfig):
+    """Configuration of `python -m services.ledger serve`."""
+
+    listen_address: str = field(default="127.0.0.1:50051", metadata=setting("host:port that serves gRPC"))
+    metrics_address: str = field(
+        default="127.0.0.1:9051", metadata=setting("host:port that serves Prometheus metrics over HTTP")
+    )
+    database_url: str = field(
+        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
+    )
+    pool_size: int = field(
+        default=8, metadata=setting("database connections of each kind that are kept", minimum=1)
+    )
+    fold_interval: timedelta = field(
+        default=timedelta(milliseconds=200),
+        metadata=setting("pause between two folds of balance deltas into accounts, in seconds"),
+    )
+    sequence_interval: timedelta = field(
+        default=timedelta(milliseconds=50),
+        metadata=setting("pause between two assignments of journal positions, in seconds"),
+    )
+    collect_interval: timedelta = field(
+        default=timedelta(seconds=2),
+        metadata=setting("pause between two searches for debts that credits could pay, in seconds"),
+    )

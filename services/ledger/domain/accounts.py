@@ -1,0 +1,138 @@
+"""Accounts, and the balances that people ask for. Amounts are micros."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+
+PLATFORM_OWNER = "platform"
+DEFAULT_CURRENCY = "USD"
+
+
+class AccountKind(StrEnum):
+    """Positions of the chart of accounts (docs/accounting.md); values as in ledger.account_kind."""
+
+    CUSTOMER_CREDITS = "customer_credits"
+    CUSTOMER_RECEIVABLE = "customer_receivable"
+    CUSTOMER_UNPAID = "customer_unpaid"
+    UNPAID_OFFSET = "unpaid_offset"
+    ORGANIZATION_PAYABLE = "organization_payable"
+    PLATFORM_FEES = "platform_fees"
+    PROCESSING_FEES = "processing_fees"
+    STRIPE_CLEARING = "stripe_clearing"
+    PROMOTIONS = "promotions"
+    ADJUSTMENTS = "adjustments"
+
+
+# Who may own an account of each kind, by the prefix of the id.
+OWNER_PREFIX = {
+    AccountKind.CUSTOMER_CREDITS: "cus",
+    AccountKind.CUSTOMER_RECEIVABLE: "cus",
+    AccountKind.CUSTOMER_UNPAID: "cus",
+    AccountKind.UNPAID_OFFSET: "cus",
+    AccountKind.ORGANIZATION_PAYABLE: "org",
+    AccountKind.PLATFORM_FEES: "org",
+    AccountKind.PROCESSING_FEES: "org",
+    AccountKind.STRIPE_CLEARING: PLATFORM_OWNER,
+    AccountKind.PROMOTIONS: PLATFORM_OWNER,
+    AccountKind.ADJUSTMENTS: PLATFORM_OWNER,
+}
+
+
+class TransactionType(StrEnum):
+    """What happened; values as in ledger.transaction_type."""
+
+    CHARGE = "charge"
+    COLLECTION = "collection"
+    PURCHASE = "purchase"
+    PROMOTION = "promotion"
+    ADJUSTMENT = "adjustment"
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRef:
+    """Names an account."""
+
+    owner_id: str
+    kind: AccountKind
+    currency_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account with all that was ever posted to it."""
+
+    ref: AccountRef
+    credits: int
+    debits: int
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerBalance:
+    """What a customer has and owes in one currency."""
+
+    customer_id: str
+    currency_code: str
+    available: int = 0
+    held: int = 0
+    receivable: int = 0
+    unpaid: int = 0
+    credit_limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EarningsBalance:
+    """What an organization has earned and not been paid, in one currency."""
+
+    organization_id: str
+    currency_code: str
+    available: int = 0
+    pending: int = 0
+    uncollected: int = 0
+    platform_fees: int = 0
+    processing_fees: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EarningsBucket:
+    """What must still happen before an entry on organization_payable can be paid out."""
+
+    collected: bool
+    earned_on: date
+    available_on: date
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a transaction; a positive amount is a credit."""
+
+    entry_number: int
+    account: AccountRef
+    amount: int
+    bucket: EarningsBucket | None
+    account_version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """An immutable, balanced set of entries (of which a reader may see some only)."""
+
+    transaction_id: str
+    partition_id: str
+    type: TransactionType
+    charge_id: str
+    occur_time: datetime
+    create_time: datetime
+    reason: str
+    actor_api_key_id: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PostedEntry:
+    """An entry with what its transaction says of it."""
+
+    transaction_id: str
+    type: TransactionType
+    charge_id: str
+    create_time: datetime
+    entry: Entry

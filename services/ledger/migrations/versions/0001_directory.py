@@ -1,0 +1,26 @@
+"""The directory: organizations, agreements, customers, agents, members, API keys; and idempotency keys.
+
+Revision ID: 0001
+Revises:
+"""
+
+from pathlib import Path
+
+from alembic import op
+
+from services.kit.migrations import execute_sql_file
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+_SQL = Path(__file__).parent.parent / "sql"
+
+
+def upgrade() -> None:
+    execute_sql_file(op, _SQL / "0001_directory.sql")
+
+
+def downgrade() -> None:
+    raise RuntimeError("the directory is never dropped: restore a backup instead")

@@ -1,0 +1,231 @@
+"""Between the contract and the domain."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.kit.errors import InvalidArgument
+from services.ledger.domain.accounts import (
+    Account,
+    AccountKind,
+    AccountRef,
+    CustomerBalance,
+    EarningsBalance,
+    Entry,
+    PostedEntry,
+    Transaction,
+    TransactionType,
+)
+from services.ledger.domain.charges import (
+    Charge,
+    ChargeComponent,
+    ChargeIntent,
+    Payee,
+    PostedCharge,
+)
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, ledger_service_pb2, transaction_pb2
+
+_KIND_TO_PROTO = {kind: account_pb2.AccountKind.Value(f"ACCOUNT_KIND_{kind.name}") for kind in AccountKind}
+_KIND_FROM_PROTO: Mapping[int, AccountKind] = {number: kind for kind, number in _KIND_TO_PROTO.items()}
+_TYPE_TO_PROTO = {
+    type: transaction_pb2.TransactionType.Value(f"TRANSACTION_TYPE_{type.name}") for type in TransactionType
+}
+_TYPE_FROM_PROTO: Mapping[int, TransactionType] = {number: type for type, number in _TYPE_TO_PROTO.items()}
+
+
+_COMPONENT_TO_PROTO = {
+    component: charge_pb2.ChargeComponent.Value(f"CHARGE_COMPONENT_{component.name}")
+    for component in ChargeComponent
+}
+_COMPONENTS = frozenset(_COMPONENT_TO_PROTO.values())
+
+
+def kind_from_proto(number: int, field: str) -> AccountKind:
+    """Raises InvalidArgument naming the field for a number that is no account kind."""
+    if number not in _KIND_FROM_PROTO:
+        raise InvalidArgument.of(field, "must be a known account kind")
+    return _KIND_FROM_PROTO[number]
+
+
+def type_from_proto(number: int, field: str) -> TransactionType:
+    """Raises InvalidArgument naming the field for a number that is no transaction type."""
+    if number not in _TYPE_FROM_PROTO:
+        raise InvalidArgument.of(field, "must be a known transaction type")
+    return _TYPE_FROM_PROTO[number]
+
+
+def time_from_proto(message: Any, field: str) -> datetime:
+    """The time in a required field, in UTC; raises InvalidArgument naming the field."""
+    if not message.HasField(field):
+        raise InvalidArgument.of(field, "is required")
+    timestamp: Timestamp = getattr(message, field)
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument.of(field, "is not a valid time") from None
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message
+
+
+def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
+    """An intent as it was sent; domain.charges.check judges what needs no contract to be judged."""
+    if message.component not in _COMPONENTS:
+        raise InvalidArgument.of("component", "must be a known component")
+    if not message.HasField("gross"):
+        raise InvalidArgument.of("gross", "is required")
+    return ChargeIntent(
+        customer_id=message.customer_id,
+        workflow_id=message.workflow_id,
+        component=ChargeComponent(message.component),
+        ordinal=message.ordinal,
+        currency_code=message.gross.currency_code,
+        gross=message.gross.amount_micros,
+        payees=tuple(Payee(payee.organization_id, payee.agent_id, payee.weight) for payee in message.payees),
+        occur_time=time_from_proto(message, "occur_time"),
+        price_version_id=message.price_version_id,
+        evidence_hash=message.evidence_hash,
+    )
+
+
+def charge_to_proto(charge: Charge) -> charge_pb2.Charge:
+    currency = charge.currency_code
+
+    def money(amount: int) -> money_pb2.Money:
+        return money_pb2.Money(currency_code=currency, amount_micros=amount)
+
+    return charge_pb2.Charge(
+        charge_id=charge.charge_id,
+        customer_id=charge.customer_id,
+        workflow_id=charge.workflow_id,
+        component=_COMPONENT_TO_PROTO[charge.component],
+        ordinal=charge.ordinal,
+        gross=money(charge.gross),
+        earnings=[
+            charge_pb2.Earning(
+                organization_id=earning.organization_id,
+                agent_id=earning.agent_id,
+                gross=money(earning.gross),
+                platform_fee=money(earning.platform_fee),
+                processing_fee=money(earning.processing_fee),
+                net=money(earning.net),
+                platform_fee_bps=earning.platform_fee_bps,
+                processing_fee_bps=earning.processing_fee_bps,
+            )
+            for earning in charge.earnings
+        ],
+        payment=None
+        if charge.payment is None
+        else charge_pb2.ChargePayment(
+            from_credits=money(charge.payment.from_credits),
+            from_receivable=money(charge.payment.receivable),
+            unpaid=money(charge.payment.unpaid),
+        ),
+        occur_time=timestamp(charge.occur_time),
+        create_time=timestamp(charge.create_time),
+        price_version_id=charge.price_version_id,
+        evidence_hash=charge.evidence_hash,
+        transaction_id=charge.transaction_id,
+    )
+
+
+def posted_to_proto(posted: PostedCharge) -> ledger_service_pb2.PostedCharge:
+    return ledger_service_pb2.PostedCharge(
+        charge=charge_to_proto(posted.charge),
+        balance=customer_balance_to_proto(posted.balance),
+        duplicate=posted.duplicate,
+        evidence_differs=posted.evidence_differs,
+    )
+
+
+def customer_balance_to_proto(balance: CustomerBalance) -> account_pb2.CustomerBalance:
+    def money(amount: int) -> money_pb2.Money:
+        return money_pb2.Money(currency_code=balance.currency_code, amount_micros=amount)
+
+    return account_pb2.CustomerBalance(
+        customer_id=balance.customer_id,
+        available=money(balance.available),
+        held=money(balance.held),
+        receivable=money(balance.receivable),
+        unpaid=money(balance.unpaid),
+        credit_limit=money(balance.credit_limit),
+    )
+
+
+def earnings_balance_to_proto(balance: EarningsBalance) -> account_pb2.EarningsBalance:
+    def money(amount: int) -> money_pb2.Money:
+        return money_pb2.Money(currency_code=balance.currency_code, amount_micros=amount)
+
+    return account_pb2.EarningsBalance(
+        organization_id=balance.organization_id,
+        available=money(balance.available),
+        pending=money(balance.pending),
+        uncollected=money(balance.uncollected),
+        platform_fees=money(balance.platform_fees),
+        processing_fees=money(balance.processing_fees),
+    )
+
+
+def account_ref_to_proto(ref: AccountRef) -> account_pb2.AccountRef:
+    return account_pb2.AccountRef(
+        owner_id=ref.owner_id, kind=_KIND_TO_PROTO[ref.kind], currency_code=ref.currency_code
+    )
+
+
+def account_to_proto(account: Account) -> ledger_service_pb2.Account:
+    def money(amount: int) -> money_pb2.Money:
+        return money_pb2.Money(currency_code=account.ref.currency_code, amount_micros=amount)
+
+    return ledger_service_pb2.Account(
+        account=account_ref_to_proto(account.ref),
+        credits=money(account.credits),
+        debits=money(account.debits),
+        balance=money(account.credits - account.debits),
+    )
+
+
+def entry_to_proto(entry: Entry) -> transaction_pb2.Entry:
+    return transaction_pb2.Entry(
+        entry_number=entry.entry_number,
+        account=account_ref_to_proto(entry.account),
+        amount=money_pb2.Money(currency_code=entry.account.currency_code, amount_micros=entry.amount),
+        bucket=None
+        if entry.bucket is None
+        else transaction_pb2.EarningsBucket(
+            collected=entry.bucket.collected,
+            earned_on=entry.bucket.earned_on.isoformat(),
+            available_on=entry.bucket.available_on.isoformat(),
+        ),
+        account_version=entry.account_version or 0,
+    )
+
+
+def transaction_to_proto(transaction: Transaction, *, show_actor: bool) -> transaction_pb2.Transaction:
+    """`show_actor`: whether the reader may know which API key asked for it (the platform's readers may)."""
+    return transaction_pb2.Transaction(
+        transaction_id=transaction.transaction_id,
+        type=_TYPE_TO_PROTO[transaction.type],
+        charge_id=transaction.charge_id,
+        partition_id=transaction.partition_id,
+        entries=[entry_to_proto(entry) for entry in transaction.entries],
+        occur_time=timestamp(transaction.occur_time),
+        create_time=timestamp(transaction.create_time),
+        reason=transaction.reason,
+        actor_api_key_id=transaction.actor_api_key_id if show_actor else "",
+    )
+
+
+def posted_entry_to_proto(posted: PostedEntry) -> ledger_service_pb2.PostedEntry:
+    return ledger_service_pb2.PostedEntry(
+        transaction_id=posted.transaction_id,
+        type=_TYPE_TO_PROTO[posted.type],
+        charge_id=posted.charge_id,
+        create_time=timestamp(posted.create_time),
+        entry=entry_to_proto(posted.entry),
+    )

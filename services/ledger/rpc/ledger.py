@@ -1,0 +1,440 @@
+"""LedgerService: each RPC opens one database transaction, or one coalesced batch of calls does."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from services.kit import ids
+from services.kit.auth import Principal, Role, current_principal
+from services.kit.clock import Clock
+from services.kit.coalesce import Coalescer
+from services.kit.db import Database, retry_transaction
+from services.kit.errors import InvalidArgument, TallystickError
+from services.kit.money import check_amount, check_currency
+from services.kit.pages import Page
+from services.kit.status import to_item_error
+from services.kit.tenancy import PLATFORM, Tenants, scope, tenants_of
+from services.ledger.domain import adjustments
+from services.ledger.domain.accounts import (
+    DEFAULT_CURRENCY,
+    PLATFORM_OWNER,
+    AccountKind,
+    AccountRef,
+    CustomerBalance,
+    TransactionType,
+)
+from services.ledger.domain.charges import MAX_CHARGES_PER_CALL, ChargeIntent, PostedCharge, check
+from services.ledger.rpc import convert
+from services.ledger.store import balances, charges, movements, transactions
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc, transaction_pb2
+
+_CREDIT_SOURCES = {
+    ledger_service_pb2.CREDIT_SOURCE_PURCHASE: TransactionType.PURCHASE,
+    ledger_service_pb2.CREDIT_SOURCE_PLATFORM_PROMOTION: TransactionType.PROMOTION,
+}
+# Charges collected in one database transaction: it holds the customer's lock, so it is kept short.
+COLLECT_LIMIT = 500
+_MAX_REASON_LENGTH = 500
+_MAX_KEY_LENGTH = 128
+_DEFAULT_FEED_BATCH = 500
+_MAX_FEED_BATCH = 1000
+_MAX_FEED_OWNERS = 100
+# How long a follower of the feed waits before it looks again.
+_FEED_POLL_SECONDS = 0.1
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Verdict = PostedCharge | TallystickError
+
+
+class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
+    """The journal and the balances, over gRPC."""
+
+    def __init__(self, writer: Database, reader: Database, clock: Clock) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._clock = clock
+        self._coalescer: Coalescer[tuple[ChargeIntent, str], PostedCharge] = Coalescer(self._post_gathered)
+
+    async def PostCharge(
+        self, request: ledger_service_pb2.PostChargeRequest, context: Context
+    ) -> ledger_service_pb2.PostChargeResponse:
+        intent = self._intent(request.intent)
+        posted = await self._coalescer.submit((intent, current_principal().api_key_id))
+        return ledger_service_pb2.PostChargeResponse(posted=convert.posted_to_proto(posted))
+
+    async def PostCharges(
+        self, request: ledger_service_pb2.PostChargesRequest, context: Context
+    ) -> ledger_service_pb2.PostChargesResponse:
+        if not 1 <= len(request.intents) <= MAX_CHARGES_PER_CALL:
+            raise InvalidArgument.of("intents", f"must be one to {MAX_CHARGES_PER_CALL}")
+        intents = [self._try_intent(message) for message in request.intents]
+        verdicts = await self._post(intents, current_principal().api_key_id)
+        return ledger_service_pb2.PostChargesResponse(verdicts=[_verdict_to_proto(one) for one in verdicts])
+
+    def _intent(self, message: charge_pb2.ChargeIntent) -> ChargeIntent:
+        intent = convert.intent_from_proto(message)
+        check(intent, self._clock.now())
+        return intent
+
+    def _try_intent(self, message: charge_pb2.ChargeIntent) -> ChargeIntent | TallystickError:
+        try:
+            return self._intent(message)
+        except InvalidArgument as error:
+            return error
+
+    async def _post_gathered(
+        self, calls: list[tuple[ChargeIntent, str]]
+    ) -> Sequence[PostedCharge | TallystickError]:
+        """Single calls of one API key go into one statement; those of several keys into one each."""
+        verdicts: dict[int, Verdict] = {}
+        for actor in dict.fromkeys(actor for _, actor in calls):
+            numbers = [number for number, (_, caller) in enumerate(calls) if caller == actor]
+            posted = await self._post([calls[number][0] for number in numbers], actor)
+            verdicts.update(zip(numbers, posted, strict=True))
+        return [verdicts[number] for number in range(len(calls))]
+
+    async def _post(
+        self, intents: Sequence[ChargeIntent | TallystickError], actor_api_key_id: str
+    ) -> list[Verdict]:
+        """Verdicts in the order of the intents; an intent that comes again in a batch is a duplicate."""
+        first: dict[str, ChargeIntent] = {}
+        for intent in intents:
+            if isinstance(intent, ChargeIntent):
+                first.setdefault(intent.charge_id, intent)
+        posted: dict[str, Verdict] = {}
+        if first:
+            distinct = list(first.values())
+
+            async def post() -> list[Verdict]:
+                async with self._writer.hot() as connection:
+                    return await charges.post_charges(connection, distinct, actor_api_key_id)
+
+            # Idempotent by charge id, so it may be repeated even if the connection broke at its commit.
+            posted = dict(zip(first, await retry_transaction(post, idempotent=True), strict=True))
+        return [
+            intent
+            if isinstance(intent, TallystickError)
+            else _repeated(intent, first[intent.charge_id], posted[intent.charge_id])
+            for intent in intents
+        ]
+
+    async def GetCharge(
+        self, request: ledger_service_pb2.GetChargeRequest, context: Context
+    ) -> ledger_service_pb2.GetChargeResponse:
+        charge_id = ids.check_id(request.charge_id, ids.CHARGE, field="charge_id")
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            charge = await charges.get_charge(connection, charge_id)
+        return ledger_service_pb2.GetChargeResponse(charge=convert.charge_to_proto(charge))
+
+    async def GrantCredits(
+        self, request: ledger_service_pb2.GrantCreditsRequest, context: Context
+    ) -> ledger_service_pb2.GrantCreditsResponse:
+        actor = current_principal().api_key_id
+        customer_id = ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
+        currency = check_currency(request.amount.currency_code, field="amount.currency_code")
+        amount = check_amount(request.amount.amount_micros, field="amount.amount_micros")
+        key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY_LENGTH)
+        reason = _check_text(request.reason, "reason", 0, _MAX_REASON_LENGTH)
+        if request.source not in _CREDIT_SOURCES:
+            raise InvalidArgument.of("source", "must be a known source")
+
+        async def grant() -> tuple[movements.Posted, movements.Collected]:
+            async with self._writer.hot() as connection:
+                posted = await movements.grant_credits(
+                    connection,
+                    customer_id=customer_id,
+                    currency_code=currency,
+                    amount=amount,
+                    type=_CREDIT_SOURCES[request.source],
+                    reason=reason,
+                    actor_api_key_id=actor,
+                    key=key,
+                    request_hash=_content_hash(request),
+                )
+                if posted.duplicate:
+                    return posted, movements.Collected(0, False)
+                # In the same transaction: no charge comes between the money and the oldest debts.
+                return posted, await movements.collect(
+                    connection, customer_id, currency, COLLECT_LIMIT, actor
+                )
+
+        posted, collected = await retry_transaction(grant, idempotent=True)
+        total = collected.amount
+        while collected.more:
+            # Long debts are collected in several short transactions; the collecting worker finishes what a
+            # crash leaves.
+            collected = await self._collect(customer_id, currency, actor)
+            total += collected.amount
+        return ledger_service_pb2.GrantCreditsResponse(
+            transaction_id=posted.transaction_id,
+            collected=money_pb2.Money(currency_code=currency, amount_micros=total),
+            balance=convert.customer_balance_to_proto(
+                await self._customer_balance(PLATFORM, customer_id, currency)
+            ),
+        )
+
+    async def _collect(self, customer_id: str, currency: str, actor: str) -> movements.Collected:
+        async def collect() -> movements.Collected:
+            async with self._writer.hot() as connection:
+                return await movements.collect(connection, customer_id, currency, COLLECT_LIMIT, actor)
+
+        # Not counted twice if repeated: what was collected is no longer open.
+        return await retry_transaction(collect, idempotent=True)
+
+    async def AdjustBalances(
+        self, request: ledger_service_pb2.AdjustBalancesRequest, context: Context
+    ) -> ledger_service_pb2.AdjustBalancesResponse:
+        principal = current_principal()
+        key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY_LENGTH)
+        reason = _check_text(request.reason, "reason", adjustments.MIN_REASON_LENGTH, _MAX_REASON_LENGTH)
+        postings = [
+            (
+                AccountRef(
+                    posting.account.owner_id,
+                    convert.kind_from_proto(posting.account.kind, f"postings[{number}].account.kind"),
+                    posting.account.currency_code,
+                ),
+                posting.amount.amount_micros,
+            )
+            for number, posting in enumerate(request.postings)
+        ]
+        for number, posting in enumerate(request.postings):
+            if posting.amount.currency_code != posting.account.currency_code:
+                raise InvalidArgument.of(
+                    f"postings[{number}].amount.currency_code", "must be the account's currency"
+                )
+        adjustments.check(postings)
+
+        async def adjust() -> movements.Posted:
+            async with self._writer.hot() as connection:
+                posted = await movements.adjust(
+                    connection,
+                    postings=postings,
+                    reason=reason,
+                    actor_api_key_id=principal.api_key_id,
+                    key=key,
+                    request_hash=_content_hash(request),
+                )
+                for account, amount in postings:
+                    if account.kind is AccountKind.CUSTOMER_CREDITS and amount > 0 and not posted.duplicate:
+                        # What the customer owes comes first, as with a grant; the worker collects the rest.
+                        await movements.collect(
+                            connection,
+                            account.owner_id,
+                            account.currency_code,
+                            COLLECT_LIMIT,
+                            principal.api_key_id,
+                        )
+                return posted
+
+        posted = await retry_transaction(adjust, idempotent=True)
+        return ledger_service_pb2.AdjustBalancesResponse(
+            transaction=await self._transaction(posted.transaction_id, principal)
+        )
+
+    async def GetCustomerBalance(
+        self, request: ledger_service_pb2.GetCustomerBalanceRequest, context: Context
+    ) -> ledger_service_pb2.GetCustomerBalanceResponse:
+        customer_id = ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
+        currency = check_currency(request.currency_code or DEFAULT_CURRENCY)
+        tenants = _balance_tenants(current_principal(), customer_id)
+        balance = await self._customer_balance(tenants, customer_id, currency)
+        return ledger_service_pb2.GetCustomerBalanceResponse(
+            balance=convert.customer_balance_to_proto(balance)
+        )
+
+    async def _customer_balance(self, tenants: Tenants, customer_id: str, currency: str) -> CustomerBalance:
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants)
+            return await balances.customer_balance(connection, customer_id, currency)
+
+    async def GetEarningsBalance(
+        self, request: ledger_service_pb2.GetEarningsBalanceRequest, context: Context
+    ) -> ledger_service_pb2.GetEarningsBalanceResponse:
+        organization_id = ids.check_id(request.organization_id, ids.ORGANIZATION, field="organization_id")
+        currency = check_currency(request.currency_code or DEFAULT_CURRENCY)
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            balance = await balances.earnings_balance(connection, organization_id, currency)
+        return ledger_service_pb2.GetEarningsBalanceResponse(
+            balance=convert.earnings_balance_to_proto(balance)
+        )
+
+    async def ListAccounts(
+        self, request: ledger_service_pb2.ListAccountsRequest, context: Context
+    ) -> ledger_service_pb2.ListAccountsResponse:
+        owner_id = _owner(request.owner_id, current_principal())
+        page = Page.parse(
+            request.page_size, request.page_token, key_types=(str, str), filter={"owner_id": owner_id}
+        )
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            found = await balances.list_accounts(connection, owner_id, page)
+        accounts, next_page_token = page.cut(found, lambda one: (one.ref.kind, one.ref.currency_code))
+        return ledger_service_pb2.ListAccountsResponse(
+            accounts=[convert.account_to_proto(account) for account in accounts],
+            next_page_token=next_page_token,
+        )
+
+    async def GetTransaction(
+        self, request: ledger_service_pb2.GetTransactionRequest, context: Context
+    ) -> ledger_service_pb2.GetTransactionResponse:
+        transaction_id = ids.check_id(request.transaction_id, ids.TRANSACTION, field="transaction_id")
+        transaction = await self._transaction(transaction_id, current_principal())
+        return ledger_service_pb2.GetTransactionResponse(transaction=transaction)
+
+    async def _transaction(self, transaction_id: str, principal: Principal) -> transaction_pb2.Transaction:
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(principal))
+            transaction = await transactions.get_transaction(connection, transaction_id)
+        return convert.transaction_to_proto(transaction, show_actor=principal.is_platform)
+
+    async def ListTransactions(
+        self, request: ledger_service_pb2.ListTransactionsRequest, context: Context
+    ) -> ledger_service_pb2.ListTransactionsResponse:
+        principal = current_principal()
+        owner_id = _owner(request.owner_id, principal)
+        type = convert.type_from_proto(request.type, "type") if request.type else None
+        page = Page.parse(
+            request.page_size,
+            request.page_token,
+            key_types=(str,),
+            filter={"owner_id": owner_id, "type": type},
+        )
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(principal))
+            found = await transactions.list_transactions(connection, owner_id, type, page)
+        shown, next_page_token = page.cut(found, lambda one: (one.transaction_id,))
+        return ledger_service_pb2.ListTransactionsResponse(
+            transactions=[
+                convert.transaction_to_proto(one, show_actor=principal.is_platform) for one in shown
+            ],
+            next_page_token=next_page_token,
+        )
+
+    async def ListEntries(
+        self, request: ledger_service_pb2.ListEntriesRequest, context: Context
+    ) -> ledger_service_pb2.ListEntriesResponse:
+        owner_id = _owner(request.owner_id, current_principal())
+        kind = convert.kind_from_proto(request.kind, "kind") if request.kind else None
+        currency = check_currency(request.currency_code) if request.currency_code else None
+        page = Page.parse(
+            request.page_size,
+            request.page_token,
+            key_types=(str, int),
+            filter={"owner_id": owner_id, "kind": kind, "currency_code": currency},
+        )
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            found = await transactions.list_entries(connection, owner_id, kind, currency, page)
+        shown, next_page_token = page.cut(found, lambda one: (one.transaction_id, one.entry.entry_number))
+        return ledger_service_pb2.ListEntriesResponse(
+            entries=[convert.posted_entry_to_proto(one) for one in shown], next_page_token=next_page_token
+        )
+
+    async def ReadJournal(
+        self, request: ledger_service_pb2.ReadJournalRequest, context: Context
+    ) -> AsyncIterator[ledger_service_pb2.ReadJournalResponse]:
+        principal = current_principal()
+        filter, size = _feed_filter(request), _feed_batch_size(request)
+        if request.after_position < 0:
+            raise InvalidArgument.of("after_position", "must not be negative")
+        if request.after_position > 0 and not request.log_id:
+            raise InvalidArgument.of("log_id", "is required with after_position")
+        position = request.after_position
+        while True:
+            # One short transaction per batch: a slow reader holds no snapshot open.
+            async with self._reader.begin() as connection:
+                await scope(connection, tenants_of(principal))
+                log_id, _ = await transactions.current_log(connection)
+                transactions.check_log(request.log_id, log_id)
+                batch = await transactions.read_feed(connection, log_id, position, size, filter)
+            if batch.last_position > position:
+                position = batch.last_position
+                yield ledger_service_pb2.ReadJournalResponse(
+                    log_id=log_id,
+                    transactions=[
+                        ledger_service_pb2.SequencedTransaction(
+                            position=at,
+                            transaction=convert.transaction_to_proto(
+                                transaction, show_actor=principal.is_platform
+                            ),
+                        )
+                        for at, transaction in batch.transactions
+                    ],
+                    last_position=position,
+                )
+            elif request.follow:
+                await asyncio.sleep(_FEED_POLL_SECONDS)
+            else:
+                return
+
+
+def _verdict_to_proto(verdict: Verdict) -> ledger_service_pb2.ChargeVerdict:
+    if isinstance(verdict, TallystickError):
+        return ledger_service_pb2.ChargeVerdict(error=to_item_error(verdict))
+    return ledger_service_pb2.ChargeVerdict(posted=convert.posted_to_proto(verdict))
+
+
+def _repeated(intent: ChargeIntent, first: ChargeIntent, verdict: Verdict) -> Verdict:
+    """The verdict on an intent, given that on the first one of its charge in the batch."""
+    if intent is first or isinstance(verdict, TallystickError):
+        return verdict
+    if intent.content_hash != first.content_hash:
+        return charges.key_reused(intent.charge_id)
+    return replace(
+        verdict, duplicate=True, evidence_differs=intent.evidence_hash != verdict.charge.evidence_hash
+    )
+
+
+def _balance_tenants(principal: Principal, customer_id: str) -> Tenants:
+    """Whose rows a caller sees who asks for a customer's balance.
+
+    A host sees the customers that it may charge: all, for a key of the platform without restriction; those
+    that its key names otherwise. Everybody else sees what is theirs.
+    """
+    if principal.role is Role.HOST and customer_id in principal.customer_ids:
+        return Tenants(ids=(customer_id,))
+    if not principal.may_use_customer(customer_id):
+        return Tenants()
+    return tenants_of(principal)
+
+
+def _owner(owner_id: str, principal: Principal) -> str:
+    """The owner that a list is about: the one that is named, or the caller itself."""
+    if owner_id:
+        return owner_id
+    return principal.organization_id or principal.customer_id or PLATFORM_OWNER
+
+
+def _feed_filter(request: ledger_service_pb2.ReadJournalRequest) -> transactions.FeedFilter:
+    if len(request.owner_ids) > _MAX_FEED_OWNERS:
+        raise InvalidArgument.of("owner_ids", f"must be at most {_MAX_FEED_OWNERS}")
+    return transactions.FeedFilter(
+        types=frozenset(convert.type_from_proto(type, "types") for type in request.types),
+        owner_ids=frozenset(request.owner_ids),
+    )
+
+
+def _feed_batch_size(request: ledger_service_pb2.ReadJournalRequest) -> int:
+    if request.batch_size < 0:
+        raise InvalidArgument.of("batch_size", "must not be negative")
+    return min(request.batch_size or _DEFAULT_FEED_BATCH, _MAX_FEED_BATCH)
+
+
+def _check_text(text: str, field: str, shortest: int, longest: int) -> str:
+    if not shortest <= len(text) <= longest or not text.isprintable():
+        raise InvalidArgument.of(field, f"must have {shortest} to {longest} printable characters")
+    return text
+
+
+def _content_hash(request: Message) -> bytes:
+    """What must be equal for a request with the same idempotency key to be the same one."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()

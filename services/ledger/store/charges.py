@@ -1,0 +1,189 @@
+"""Posting and reading charges."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, namedtuple_row
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection as Connection
+
+from services.kit.errors import AlreadyExists, NotFound, TallystickError
+from services.kit.ids import CUSTOMER, ORGANIZATION
+from services.ledger.domain.accounts import CustomerBalance
+from services.ledger.domain.charges import (
+    Charge,
+    ChargeComponent,
+    ChargeIntent,
+    ChargePayment,
+    Earning,
+    PostedCharge,
+)
+
+_POST_CHARGES = """
+SELECT * FROM ledger.post_charges(
+    %s::text[], %s::text[], %s::text[], %s::smallint[], %s::integer[], %s::text[], %s::bigint[],
+    %s::timestamptz[], %s::text[], %s::bytea[], %s::bytea[],
+    %s::integer[], %s::text[], %s::text[], %s::bigint[], %s
+)
+"""
+
+
+async def post_charges(
+    connection: AsyncConnection[TupleRow], intents: Sequence[ChargeIntent], actor_api_key_id: str
+) -> list[PostedCharge | TallystickError]:
+    """Post charges in the order given, with a verdict for each. Their charge ids must be distinct.
+
+    One statement: see ledger.post_charges for its locks and its order of steps.
+    """
+    payees = [(number, payee) for number, intent in enumerate(intents, 1) for payee in intent.payees]
+    cursor = connection.cursor(row_factory=namedtuple_row)
+    await cursor.execute(
+        _POST_CHARGES,
+        (
+            [intent.charge_id for intent in intents],
+            [intent.customer_id for intent in intents],
+            [intent.workflow_id for intent in intents],
+            [int(intent.component) for intent in intents],
+            [intent.ordinal for intent in intents],
+            [intent.currency_code for intent in intents],
+            [intent.gross for intent in intents],
+            [intent.occur_time for intent in intents],
+            [intent.price_version_id for intent in intents],
+            [intent.evidence_hash for intent in intents],
+            [intent.content_hash for intent in intents],
+            [number for number, _ in payees],
+            [payee.organization_id for _, payee in payees],
+            [payee.agent_id for _, payee in payees],
+            [payee.weight for _, payee in payees],
+            actor_api_key_id,
+        ),
+    )
+    return [_verdict(intent, row) for intent, row in zip(intents, await cursor.fetchall(), strict=True)]
+
+
+def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
+    if row.status == "unknown":
+        return unknown_party(row.unknown_id)
+    if row.status == "reused":
+        return key_reused(intent.charge_id)
+    charge = Charge(
+        charge_id=intent.charge_id,
+        customer_id=intent.customer_id,
+        workflow_id=intent.workflow_id,
+        component=intent.component,
+        ordinal=intent.ordinal,
+        currency_code=intent.currency_code,
+        gross=intent.gross,
+        earnings=tuple(
+            Earning(payee.organization_id, payee.agent_id, *amounts)
+            for payee, *amounts in zip(
+                intent.payees,
+                row.payee_gross,
+                row.platform_fees,
+                row.processing_fees,
+                row.platform_fee_bps,
+                row.processing_fee_bps,
+                strict=True,
+            )
+        ),
+        payment=ChargePayment(
+            from_credits=intent.gross - row.receivable - row.unpaid,
+            receivable=row.receivable,
+            unpaid=row.unpaid,
+        ),
+        occur_time=intent.occur_time,
+        create_time=row.create_time,
+        price_version_id=intent.price_version_id,
+        evidence_hash=row.evidence_hash,
+        transaction_id=row.transaction_id,
+    )
+    balance = CustomerBalance(
+        customer_id=intent.customer_id,
+        currency_code=intent.currency_code,
+        available=row.balance_available,
+        held=row.balance_held,
+        receivable=row.balance_receivable,
+        unpaid=row.balance_unpaid,
+        credit_limit=row.balance_credit_limit,
+    )
+    return PostedCharge(
+        charge=charge,
+        balance=balance,
+        duplicate=row.status == "duplicate",
+        evidence_differs=row.evidence_hash != intent.evidence_hash,
+    )
+
+
+def key_reused(charge_id: str) -> AlreadyExists:
+    """The error for an intent whose charge was posted with other content."""
+    return AlreadyExists(
+        "this charge was posted before with other content",
+        reason="IDEMPOTENCY_KEY_REUSED",
+        metadata={"key": charge_id},
+    )
+
+
+def unknown_party(party_id: str) -> NotFound:
+    """The error for a customer, organization or agent that does not exist."""
+    kind = {CUSTOMER: "customer", ORGANIZATION: "organization"}.get(party_id.partition("_")[0], "agent")
+    return NotFound(
+        f"{kind} {party_id} does not exist",
+        reason=f"{kind.upper()}_NOT_FOUND",
+        metadata={f"{kind}_id": party_id},
+    )
+
+
+_CUSTOMER_CHARGE = text("SELECT * FROM ledger.customer_charge WHERE charge_id = :charge_id")
+_EARNINGS = text("SELECT * FROM ledger.earning WHERE charge_id = :charge_id ORDER BY payee_number")
+
+
+async def get_charge(connection: Connection, charge_id: str) -> Charge:
+    """A charge as the connection's tenants may see it; raises NotFound if they see nothing of it.
+
+    The payer sees what it costs and how it is paid, a payee its own earning, and the platform both.
+    """
+    paid = (await connection.execute(_CUSTOMER_CHARGE, {"charge_id": charge_id})).mappings().one_or_none()
+    earned = (await connection.execute(_EARNINGS, {"charge_id": charge_id})).mappings().all()
+    if paid is None and not earned:
+        raise NotFound(
+            f"charge {charge_id} does not exist",
+            reason="CHARGE_NOT_FOUND",
+            metadata={"charge_id": charge_id},
+        )
+    header = paid if paid is not None else earned[0]
+    occur_time: datetime = header["occur_time"]
+    return Charge(
+        charge_id=charge_id,
+        customer_id=header["customer_id"],
+        workflow_id=header["workflow_id"],
+        component=ChargeComponent(header["component"]),
+        ordinal=header["ordinal"],
+        currency_code=header["currency_code"],
+        gross=paid["gross"] if paid is not None else sum(row["gross"] for row in earned),
+        earnings=tuple(
+            Earning(
+                organization_id=row["organization_id"],
+                agent_id=row["agent_id"],
+                gross=row["gross"],
+                platform_fee=row["platform_fee"],
+                processing_fee=row["processing_fee"],
+                platform_fee_bps=row["platform_fee_bps"],
+                processing_fee_bps=row["processing_fee_bps"],
+            )
+            for row in earned
+        ),
+        payment=None
+        if paid is None
+        else ChargePayment(
+            from_credits=paid["gross"] - paid["receivable"] - paid["unpaid"],
+            receivable=paid["receivable"],
+            unpaid=paid["unpaid"],
+        ),
+        occur_time=occur_time,
+        create_time=header["create_time"],
+        price_version_id=header["price_version_id"],
+        evidence_hash=b"" if paid is None else paid["evidence_hash"],
+        transaction_id=header["transaction_id"],
+    )

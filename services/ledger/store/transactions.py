@@ -1,0 +1,227 @@
+"""Reading the journal: single transactions, the lists of an owner, and the feed in the order of positions."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import RowMapping, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.kit.errors import InvalidArgument, NotFound
+from services.kit.pages import Page
+from services.ledger.domain.accounts import (
+    AccountKind,
+    AccountRef,
+    EarningsBucket,
+    Entry,
+    PostedEntry,
+    Transaction,
+    TransactionType,
+)
+
+# ruff: noqa: S608 - statements are built from these constants alone
+_TRANSACTION_COLUMNS = """
+    t.transaction_id, t.partition_id, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id,
+    t.occur_time, t.create_time, t.reason, t.actor_api_key_id
+"""
+_ENTRY_COLUMNS = """
+    e.transaction_id, e.entry_number, e.owner_id, e.kind::text AS kind, e.currency_code, e.amount,
+    e.collected, e.earned_on, e.available_on, e.account_version
+"""
+_BY_ID = text(
+    f"SELECT {_TRANSACTION_COLUMNS} FROM ledger.transaction t WHERE t.transaction_id = :transaction_id"
+)
+_ENTRIES = text(
+    f"SELECT {_ENTRY_COLUMNS} FROM ledger.entry e"
+    " WHERE e.transaction_id = ANY (:transaction_ids) ORDER BY e.transaction_id, e.entry_number"
+)
+_BY_OWNER = text(f"""
+    SELECT {_TRANSACTION_COLUMNS}
+    FROM ledger.transaction t
+    WHERE EXISTS (
+        SELECT FROM ledger.entry e WHERE e.owner_id = :owner_id AND e.transaction_id = t.transaction_id)
+      AND (CAST(:type AS text) IS NULL OR t.type::text = :type)
+      AND (CAST(:after AS text) IS NULL OR t.transaction_id < :after)
+    ORDER BY t.transaction_id DESC
+    LIMIT :limit
+""")
+_ENTRIES_BY_OWNER = text(f"""
+    SELECT {_ENTRY_COLUMNS}, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id, t.create_time
+    FROM ledger.entry e
+    JOIN ledger.transaction t USING (transaction_id, partition_id)
+    WHERE e.owner_id = :owner_id
+      AND (CAST(:kind AS text) IS NULL OR e.kind::text = :kind)
+      AND (CAST(:currency_code AS text) IS NULL OR e.currency_code = :currency_code)
+      AND (CAST(:after_id AS text) IS NULL
+           OR (e.transaction_id, e.entry_number) < (:after_id, CAST(:after_number AS integer)))
+    ORDER BY e.transaction_id DESC, e.entry_number DESC
+    LIMIT :limit
+""")
+
+
+async def get_transaction(connection: AsyncConnection, transaction_id: str) -> Transaction:
+    """A transaction with the entries that the connection's tenants may see; raises NotFound if none."""
+    rows = (await connection.execute(_BY_ID, {"transaction_id": transaction_id})).mappings().all()
+    if not rows:
+        raise NotFound(
+            f"transaction {transaction_id} does not exist",
+            reason="TRANSACTION_NOT_FOUND",
+            metadata={"transaction_id": transaction_id},
+        )
+    return (await _with_entries(connection, rows))[0]
+
+
+async def list_transactions(
+    connection: AsyncConnection, owner_id: str, type: TransactionType | None, page: Page
+) -> list[Transaction]:
+    """The transactions that touch an owner, newest first, up to `page.limit`."""
+    rows = await connection.execute(
+        _BY_OWNER,
+        {
+            "owner_id": owner_id,
+            "type": type,
+            "after": page.after[0] if page.after else None,
+            "limit": page.limit,
+        },
+    )
+    return await _with_entries(connection, rows.mappings().all())
+
+
+async def list_entries(
+    connection: AsyncConnection,
+    owner_id: str,
+    kind: AccountKind | None,
+    currency_code: str | None,
+    page: Page,
+) -> list[PostedEntry]:
+    """The entries of an owner, newest first, up to `page.limit`."""
+    after_id, after_number = page.after or (None, None)
+    rows = await connection.execute(
+        _ENTRIES_BY_OWNER,
+        {
+            "owner_id": owner_id,
+            "kind": kind,
+            "currency_code": currency_code,
+            "after_id": after_id,
+            "after_number": after_number,
+            "limit": page.limit,
+        },
+    )
+    return [
+        PostedEntry(
+            transaction_id=row["transaction_id"],
+            type=TransactionType(row["type"]),
+            charge_id=row["charge_id"],
+            create_time=row["create_time"],
+            entry=_entry(row),
+        )
+        for row in rows.mappings()
+    ]
+
+
+async def _with_entries(connection: AsyncConnection, transactions: Sequence[RowMapping]) -> list[Transaction]:
+    entries: defaultdict[str, list[Entry]] = defaultdict(list)
+    if transactions:
+        found = await connection.execute(
+            _ENTRIES, {"transaction_ids": [row["transaction_id"] for row in transactions]}
+        )
+        for row in found.mappings():
+            entries[row["transaction_id"]].append(_entry(row))
+    return [
+        Transaction(
+            transaction_id=row["transaction_id"],
+            partition_id=row["partition_id"],
+            type=TransactionType(row["type"]),
+            charge_id=row["charge_id"],
+            occur_time=row["occur_time"],
+            create_time=row["create_time"],
+            reason=row["reason"],
+            actor_api_key_id=row["actor_api_key_id"],
+            entries=tuple(entries[row["transaction_id"]]),
+        )
+        for row in transactions
+    ]
+
+
+def _entry(row: RowMapping) -> Entry:
+    return Entry(
+        entry_number=row["entry_number"],
+        account=AccountRef(row["owner_id"], AccountKind(row["kind"]), row["currency_code"]),
+        amount=row["amount"],
+        bucket=None
+        if row["collected"] is None
+        else EarningsBucket(row["collected"], row["earned_on"], row["available_on"]),
+        account_version=row["account_version"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FeedFilter:
+    """What a reader of the feed wants to see; an empty part lets everything through."""
+
+    types: frozenset[TransactionType] = frozenset()
+    owner_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FeedBatch:
+    """Transactions with their positions, and how far the log has been read."""
+
+    transactions: Sequence[tuple[int, Transaction]]
+    last_position: int
+
+
+_LOG = text("SELECT log_id, last_position FROM ledger.journal_log ORDER BY create_time DESC LIMIT 1")
+
+# The range of positions is bounded before the filter is applied, so a filter that lets little through neither
+# scans the whole log in one statement nor hides how far it has read.
+_FEED = text(f"""
+    SELECT p.position, {_TRANSACTION_COLUMNS}
+    FROM ledger.journal_position p
+    JOIN ledger.transaction t USING (transaction_id, partition_id)
+    WHERE p.log_id = :log_id AND p.position > :after AND p.position <= :until
+      AND (:all_types OR t.type::text = ANY (:types))
+      AND (:all_owners OR EXISTS (
+          SELECT FROM ledger.entry e
+          WHERE e.transaction_id = t.transaction_id AND e.owner_id = ANY (:owner_ids)))
+    ORDER BY p.position
+""")
+
+
+async def current_log(connection: AsyncConnection) -> tuple[str, int]:
+    """The id of the log that is being written, and its last position."""
+    row = (await connection.execute(_LOG)).one()
+    return row.log_id, row.last_position
+
+
+def check_log(asked: str, current: str) -> None:
+    """Positions of another log mean nothing here: reading on would skip or repeat."""
+    if asked and asked != current:
+        raise InvalidArgument.of("log_id", f"is not the current log, {current}: read it from position 0")
+
+
+async def read_feed(
+    connection: AsyncConnection, log_id: str, after: int, size: int, filter: FeedFilter
+) -> FeedBatch:
+    """The transactions of the next `size` positions behind `after` that pass the filter."""
+    _, last_position = await current_log(connection)
+    until = min(after + size, last_position)
+    if until <= after:
+        return FeedBatch((), after)
+    rows = await connection.execute(
+        _FEED,
+        {
+            "log_id": log_id,
+            "after": after,
+            "until": until,
+            "all_types": not filter.types,
+            "types": sorted(filter.types),
+            "all_owners": not filter.owner_ids,
+            "owner_ids": sorted(filter.owner_ids),
+        },
+    )
+    found = rows.mappings().all()
+    transactions = await _with_entries(connection, found)
+    return FeedBatch(
+        [(row["position"], transaction) for row, transaction in zip(found, transactions, strict=True)], until
+    )

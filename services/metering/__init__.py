@@ -1,0 +1,1 @@
+"""Metering: usage events, price books, rating, and the charges that follow."""

@@ -1,0 +1,55 @@
+"""What metering is told: flags, or environment variables with the prefix METERING_."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from services.kit.config import ServerConfig, setting
+from services.kit.net import is_loopback
+
+ENV_PREFIX = "METERING"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeteringConfig(ServerConfig):
+    """Configuration of `python -m services.metering serve`."""
+
+    listen_address: str = field(default="127.0.0.1:50052", metadata=setting("host:port that serves gRPC"))
+    metrics_address: str = field(
+        default="127.0.0.1:9052", metadata=setting("host:port that serves Prometheus metrics over HTTP")
+    )
+    database_url: str = field(
+        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
+    )
+    redis_url: str | None = field(
+        default=None, metadata=setting("Valkey or Redis, as redis://host:port/0", shared=True, secret=True)
+    )
+    ledger_address: str = field(
+        default="127.0.0.1:50051", metadata=setting("host:port, or unix:/path, of the ledger")
+    )
+    ledger_api_key: str = field(metadata=setting("key of role service, for calling the ledger", secret=True))
+    ledger_tls_ca_file: Path | None = field(
+        default=None, metadata=setting("PEM roots for calling the ledger over TLS")
+    )
+    pool_size: int = field(
+        default=8, metadata=setting("database connections of each kind that are kept", minimum=1)
+    )
+    recovery_interval: timedelta = field(
+        default=timedelta(seconds=1),
+        metadata=setting("pause between two searches for charges to recover, in seconds"),
+    )
+    recovery_delay: timedelta = field(
+        default=timedelta(seconds=5),
+        metadata=setting("age from which a pending charge is recovered, in seconds"),
+    )
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.ledger_tls_ca_file is not None and not self.ledger_tls_ca_file.is_file():
+            found.append(f"ledger_tls_ca_file: {self.ledger_tls_ca_file} is not a file")
+        if self.ledger_tls_ca_file is None and not self.insecure and not is_loopback(self.ledger_address):
+            found.append(
+                f"ledger_address: {self.ledger_address} is another machine: set ledger_tls_ca_file, or"
+                " insecure if something else encrypts the traffic"
+            )
+        return found

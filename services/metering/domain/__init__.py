@@ -1,0 +1,1 @@
+"""The rules of metering: prices, rating, and what a usage event must look like. Pure Python."""

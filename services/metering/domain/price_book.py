@@ -1,0 +1,230 @@
+"""Price books: what may be charged for, and the rules that a set of prices must satisfy.
+
+A book is a series of versions, a version an ordered list of prices, a price the sum of its components.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from services.kit.errors import FieldViolation, InvalidArgument
+from services.kit.ids import AGENT, check_id
+from services.metering.domain.usage_event import IDENTIFIER, Outcome
+
+# The owner of the platform's own books.
+PLATFORM_OWNER = "platform"
+
+MAX_PRICES = 1_000
+MAX_COMPONENTS = 100
+MAX_SELECTED = 1_000
+MAX_PER_UNITS = 10**12
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# Strictly decimal: no sign, exponent, separator, infinity, or leading zero.
+_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?", re.ASCII)
+
+
+class TokenKind(StrEnum):
+    """Which tokens a rate counts."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPrice:
+    """`amount` units of the book's currency, an exact decimal, for every `per_units` units."""
+
+    amount: str
+    per_units: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFee:
+    """The same for every event."""
+
+    price: UnitPrice
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRate:
+    """So much per token."""
+
+    token_kind: TokenKind
+    price: UnitPrice
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeBonus:
+    """So much when the event ended with this outcome."""
+
+    outcome: Outcome
+    price: UnitPrice
+
+
+Component = BaseFee | TokenRate | OutcomeBonus
+
+
+@dataclass(frozen=True, slots=True)
+class PriceComponent:
+    """A component and its name, which becomes the name of its charge lines."""
+
+    name: str
+    component: Component
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSelector:
+    """Picks events. An empty set matches everything."""
+
+    action_types: frozenset[str] = frozenset()
+    agent_ids: frozenset[str] = frozenset()
+
+    def matches(self, action_type: str, agent_id: str) -> bool:
+        return (not self.action_types or action_type in self.action_types) and (
+            not self.agent_ids or agent_id in self.agent_ids
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the events that the selector picks cost."""
+
+    name: str
+    selector: PriceSelector
+    components: tuple[PriceComponent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PriceBook:
+    """A series of versions of one owner in one currency.
+
+    `owner_id` is an organization, or PLATFORM_OWNER.
+    """
+
+    price_book_id: str
+    owner_id: str
+    currency_code: str
+    display_name: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PriceVersion:
+    """A set of prices that apply together: a draft until it has a publish time, then fixed for ever."""
+
+    price_version_id: str
+    price_book_id: str
+    version_number: int
+    prices: tuple[Price, ...]
+    create_time: datetime
+    effective_time: datetime | None = None
+    publish_time: datetime | None = None
+    publisher_api_key_id: str = ""
+
+    @property
+    def is_published(self) -> bool:
+        return self.publish_time is not None
+
+
+def check_prices(prices: Sequence[Price]) -> None:
+    """Raise InvalidArgument with everything that is wrong with the prices of a version."""
+    violations = list(_price_violations(prices))
+    if violations:
+        first = violations[0]
+        raise InvalidArgument(f"{first.field}: {first.description}", field_violations=violations)
+
+
+def check_effective_time(effective_time: datetime, *, previous: datetime | None, now: datetime) -> None:
+    """Raise InvalidArgument unless a version may be published with this effective time.
+
+    `previous` is the effective time of the latest published version of the book, None for the first one. The
+    first may apply to the past, since nothing was priced without it; a later one would change the price of
+    work that may have been charged already.
+    """
+    if previous is None:
+        return
+    if effective_time < now:
+        raise InvalidArgument.of("effective_time", "must not be in the past: the book was published before")
+    if effective_time <= previous:
+        raise InvalidArgument.of(
+            "effective_time", f"must be after that of the version before, {previous.isoformat()}"
+        )
+
+
+def _price_violations(prices: Sequence[Price]) -> Iterator[FieldViolation]:
+    if not 1 <= len(prices) <= MAX_PRICES:
+        yield FieldViolation("prices", f"must be 1 to {MAX_PRICES}")
+        return
+    yield from _name_violations("prices", (price.name for price in prices))
+    for index, price in enumerate(prices):
+        yield from _selector_violations(f"prices[{index}].selector", price.selector)
+        path = f"prices[{index}].components"
+        if not 1 <= len(price.components) <= MAX_COMPONENTS:
+            yield FieldViolation(path, f"must be 1 to {MAX_COMPONENTS}")
+            continue
+        yield from _name_violations(path, (component.name for component in price.components))
+        for position, named in enumerate(price.components):
+            yield from _component_violations(f"{path}[{position}]", named.component)
+
+
+def _name_violations(path: str, names: Iterable[str]) -> Iterator[FieldViolation]:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            yield FieldViolation(f"{path}[{index}].name", "must be 1 to 64 letters, digits, '_', '.' or '-'")
+        elif name in seen:
+            yield FieldViolation(f"{path}[{index}].name", f"{name!r} is used twice")
+        seen.add(name)
+
+
+def _selector_violations(path: str, selector: PriceSelector) -> Iterator[FieldViolation]:
+    checks: tuple[tuple[str, frozenset[str], Callable[[str], bool], str], ...] = (
+        ("action_types", selector.action_types, _is_action_type, "an action type"),
+        ("agent_ids", selector.agent_ids, _is_agent_id, "an agent id"),
+    )
+    for field, values, is_valid, kind in checks:
+        if len(values) > MAX_SELECTED:
+            yield FieldViolation(f"{path}.{field}", f"must be at most {MAX_SELECTED}")
+        wrong = sorted(value for value in values if not is_valid(value))
+        if wrong:
+            yield FieldViolation(f"{path}.{field}", f"{wrong[0][:64]!r} is not {kind}")
+
+
+def _is_action_type(value: str) -> bool:
+    return IDENTIFIER.fullmatch(value) is not None
+
+
+def _is_agent_id(value: str) -> bool:
+    try:
+        check_id(value, AGENT, field="agent_ids")
+    except InvalidArgument:
+        return False
+    return True
+
+
+def _component_violations(path: str, component: Component) -> Iterator[FieldViolation]:
+    match component:
+        case BaseFee(price):
+            path = f"{path}.base_fee"
+            is_rate = False
+        case TokenRate(_, price):
+            path = f"{path}.token_rate"
+            is_rate = True
+        case OutcomeBonus(outcome, price):
+            path = f"{path}.outcome_bonus"
+            is_rate = False
+            if outcome is Outcome.UNKNOWN:
+                yield FieldViolation(f"{path}.outcome", "must be success, failure or partial")
+    if not _DECIMAL.fullmatch(price.amount):
+        yield FieldViolation(
+            f"{path}.price.amount",
+            "must be a decimal number with at most 12 digits before and 12 after the point, such as 0.60",
+        )
+    most = MAX_PER_UNITS if is_rate else 1
+    if not 1 <= price.per_units <= most:
+        yield FieldViolation(
+            f"{path}.price.per_units", f"must be from 1 to {most}" if is_rate else "must be 1 for a fee"
+        )

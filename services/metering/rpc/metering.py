@@ -1,0 +1,145 @@
+"""MeteringService."""
+
+import asyncio
+
+import grpc
+
+from services.kit import ids
+from services.kit.auth import current_principal
+from services.kit.clock import Clock
+from services.kit.coalesce import Coalescer
+from services.kit.db import Database
+from services.kit.errors import Code, InvalidArgument, NotFound, TallystickError
+from services.kit.status import from_rpc_error, to_item_error
+from services.kit.tenancy import scope, tenants_of
+from services.metering.domain.usage_event import MAX_ORDINAL, EventKey
+from services.metering.domain.usage_record import KnownUsage, UsageRecord, charge_id
+from services.metering.rpc.convert import event_from_proto, event_to_proto, metered_to_proto, within
+from services.metering.rpc.ledger import Ledger
+from services.metering.rpc.pipeline import Pipeline, Report, Verdict
+from services.metering.store import usage_events
+from tallystick.metering.v1 import metering_service_pb2, metering_service_pb2_grpc, usage_pb2
+
+MAX_EVENTS_PER_CALL = 1000
+_BATCHES_AT_ONCE = 4
+_BATCHES_WAITING = 32
+
+
+class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
+    """Serves MeteringService. Single calls in flight are gathered, and go the way of batches."""
+
+    def __init__(self, *, pipeline: Pipeline, reader: Database, ledger: Ledger, clock: Clock) -> None:
+        self._pipeline = pipeline
+        self._reader = reader
+        self._ledger = ledger
+        self._clock = clock
+        # Several at once, because a batch waits for the ledger most of its time.
+        self._singles = Coalescer[Report, metering_service_pb2.MeteredEvent](
+            pipeline.run, concurrency=_BATCHES_AT_ONCE
+        )
+        # Batches are as large as they may be: they are not gathered, only bounded.
+        self._batches = Coalescer[list[Report], list[Verdict]](
+            self._run_batch, max_batch=1, max_queue=_BATCHES_WAITING, concurrency=_BATCHES_AT_ONCE
+        )
+
+    async def Meter(
+        self,
+        request: metering_service_pb2.MeterRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.MeterRequest, metering_service_pb2.MeterResponse
+        ],
+    ) -> metering_service_pb2.MeterResponse:
+        try:
+            metered = await self._singles.submit(self._report(request.event))
+        except InvalidArgument as error:
+            raise within("event", error) from None
+        return metering_service_pb2.MeterResponse(metered=metered)
+
+    async def MeterBatch(
+        self,
+        request: metering_service_pb2.MeterBatchRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.MeterBatchRequest, metering_service_pb2.MeterBatchResponse
+        ],
+    ) -> metering_service_pb2.MeterBatchResponse:
+        if not 1 <= len(request.events) <= MAX_EVENTS_PER_CALL:
+            raise InvalidArgument.of("events", f"must be 1 to {MAX_EVENTS_PER_CALL}")
+        reports = [self._try_report(event) for event in request.events]
+        well_formed = [report for report in reports if isinstance(report, Report)]
+        verdicts = iter(await self._batches.submit(well_formed) if well_formed else [])
+        return metering_service_pb2.MeterBatchResponse(
+            verdicts=[
+                _verdict_to_proto(next(verdicts) if isinstance(report, Report) else report)
+                for report in reports
+            ]
+        )
+
+    async def GetUsageEvent(
+        self,
+        request: metering_service_pb2.GetUsageEventRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.GetUsageEventRequest, metering_service_pb2.GetUsageEventResponse
+        ],
+    ) -> metering_service_pb2.GetUsageEventResponse:
+        ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
+        ids.check_workflow_id(request.workflow_id)
+        if not 0 <= request.ordinal <= MAX_ORDINAL:
+            raise InvalidArgument.of("ordinal", "must not be negative")
+        known = await self._find(EventKey(request.customer_id, request.workflow_id, request.ordinal))
+        return metering_service_pb2.GetUsageEventResponse(
+            event=event_to_proto(known.record), metered=await self._metered(known.record)
+        )
+
+    def _report(self, event: usage_pb2.UsageEvent) -> Report:
+        return Report(event_from_proto(event, self._clock.now()), current_principal())
+
+    def _try_report(self, event: usage_pb2.UsageEvent) -> Report | InvalidArgument:
+        try:
+            return self._report(event)
+        except InvalidArgument as error:
+            return error
+
+    async def _run_batch(self, batches: list[list[Report]]) -> list[list[Verdict]]:
+        return [await self._pipeline.run(reports) for reports in batches]
+
+    async def _find(self, key: EventKey) -> KnownUsage:
+        principal = current_principal()
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(principal))
+            known = await usage_events.find(connection, key)
+        if (
+            known is None
+            or not principal.may_use_agent(known.record.charge.agent_id)
+            or not principal.may_use_customer(key.customer_id)
+        ):
+            raise NotFound(
+                f"customer {key.customer_id} has no event {key.ordinal} of workflow {key.workflow_id}",
+                reason="USAGE_EVENT_NOT_FOUND",
+                metadata={
+                    "customer_id": key.customer_id,
+                    "workflow_id": key.workflow_id,
+                    "ordinal": str(key.ordinal),
+                },
+            )
+        return known
+
+    async def _metered(self, record: UsageRecord) -> metering_service_pb2.MeteredEvent | None:
+        """What the event cost, as the ledger says now; None until the charge is posted."""
+        intended = record.charge
+        try:
+            charge, balance = await asyncio.gather(
+                self._ledger.get_charge(charge_id(intended.key)),
+                self._ledger.get_balance(intended.key.customer_id, intended.currency_code),
+            )
+        except grpc.aio.AioRpcError as error:
+            answer = from_rpc_error(error)
+            if answer.code is Code.NOT_FOUND:
+                return None
+            raise answer from error
+        return metered_to_proto(record, charge.payment, balance.available)
+
+
+def _verdict_to_proto(verdict: Verdict) -> metering_service_pb2.MeterVerdict:
+    if isinstance(verdict, TallystickError):
+        return metering_service_pb2.MeterVerdict(error=to_item_error(verdict))
+    return metering_service_pb2.MeterVerdict(metered=verdict)

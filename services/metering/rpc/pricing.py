@@ -1,0 +1,336 @@
+"""PricingService."""
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import grpc
+
+from services.kit import ids
+from services.kit.auth import Principal, Role, current_principal
+from services.kit.clock import Clock
+from services.kit.db import Database, retry_transaction
+from services.kit.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    PreconditionViolation,
+)
+from services.kit.money import check_currency
+from services.kit.pages import Page
+from services.kit.tenancy import scope, tenants_of
+from services.metering.domain.price_book import (
+    PLATFORM_OWNER,
+    Price,
+    PriceBook,
+    PriceVersion,
+    check_effective_time,
+    check_prices,
+)
+from services.metering.rpc.ledger import Ledger
+from services.metering.rpc.price_catalog import PriceCatalog
+from services.metering.rpc.prices import book_to_proto, prices_from_proto, version_to_proto
+from services.metering.store import price_books
+from tallystick.metering.v1 import pricing_service_pb2 as pb
+from tallystick.metering.v1 import pricing_service_pb2_grpc
+
+_MAX_DISPLAY_NAME: Final = 200
+_MAX_KEY: Final = 128
+_CREATE_PRICE_BOOK: Final = "/tallystick.metering.v1.PricingService/CreatePriceBook"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
+    """Serves PricingService."""
+
+    def __init__(
+        self, *, writer: Database, reader: Database, ledger: Ledger, catalog: PriceCatalog, clock: Clock
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._ledger = ledger
+        self._catalog = catalog
+        self._clock = clock
+
+    async def CreatePriceBook(
+        self, request: pb.CreatePriceBookRequest, context: Context
+    ) -> pb.CreatePriceBookResponse:
+        principal = current_principal()
+        owner_id = await self._owner(request.organization_id, principal)
+        book = PriceBook(
+            price_book_id=(
+                ids.check_id(request.price_book_id, ids.PRICE_BOOK, field="price_book_id")
+                if request.price_book_id
+                else ids.new_id(ids.PRICE_BOOK, clock=self._clock)
+            ),
+            owner_id=owner_id,
+            currency_code=check_currency(request.currency_code),
+            display_name=_check_text(request.display_name, "display_name", 0, _MAX_DISPLAY_NAME),
+            create_time=self._clock.now(),
+        )
+
+        async def create() -> PriceBook:
+            async with self._writer.begin() as connection:
+                await scope(connection, tenants_of(principal))
+                if await price_books.create_book(connection, book):
+                    return book
+                same_id = await price_books.find_book(connection, book.price_book_id)
+                return _repeated(
+                    book,
+                    same_id or await price_books.find_book_of(connection, book.owner_id, book.currency_code),
+                    id_chosen=bool(request.price_book_id),
+                )
+
+        created = await retry_transaction(create, idempotent=True)
+        return pb.CreatePriceBookResponse(price_book=book_to_proto(created))
+
+    async def GetPriceBook(
+        self, request: pb.GetPriceBookRequest, context: Context
+    ) -> pb.GetPriceBookResponse:
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            book = _found(
+                await price_books.find_book(connection, request.price_book_id), request.price_book_id
+            )
+        return pb.GetPriceBookResponse(price_book=book_to_proto(book))
+
+    async def ListPriceBooks(
+        self, request: pb.ListPriceBooksRequest, context: Context
+    ) -> pb.ListPriceBooksResponse:
+        page = Page.parse(
+            request.page_size, request.page_token, key_types=(str,), filter={"list": "price_books"}
+        )
+        after = "" if page.after is None else str(page.after[0])
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            rows = await price_books.list_books(connection, after=after, limit=page.limit)
+        books, next_page_token = page.cut(rows, lambda book: (book.price_book_id,))
+        return pb.ListPriceBooksResponse(
+            price_books=map(book_to_proto, books), next_page_token=next_page_token
+        )
+
+    async def CreatePriceVersion(
+        self, request: pb.CreatePriceVersionRequest, context: Context
+    ) -> pb.CreatePriceVersionResponse:
+        principal = current_principal()
+        key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY)
+        prices = _checked_prices(prices_from_proto(request.prices))
+        request_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+        async def create() -> PriceVersion:
+            async with self._writer.begin() as connection:
+                await scope(connection, tenants_of(principal))
+                book = _found(
+                    await price_books.find_book(connection, request.price_book_id), request.price_book_id
+                )
+                version_id = ids.new_id(ids.PRICE_VERSION, clock=self._clock)
+                earlier = await price_books.claim_key(
+                    connection, book.owner_id, key, request_hash, version_id
+                )
+                if earlier is not None:
+                    earlier_hash, earlier_id = earlier
+                    if earlier_hash != request_hash:
+                        raise AlreadyExists(
+                            "the idempotency key was used before with another request",
+                            reason="IDEMPOTENCY_KEY_REUSED",
+                            metadata={"key": key},
+                        )
+                    return _found_version(await price_books.find_version(connection, earlier_id), earlier_id)
+                version = PriceVersion(
+                    price_version_id=version_id,
+                    price_book_id=book.price_book_id,
+                    version_number=await price_books.next_version_number(connection, book.price_book_id),
+                    prices=prices,
+                    create_time=self._clock.now(),
+                )
+                await price_books.create_version(connection, book, version)
+                return version
+
+        version = await retry_transaction(create, idempotent=True)
+        return pb.CreatePriceVersionResponse(price_version=version_to_proto(version))
+
+    async def UpdatePriceVersion(
+        self, request: pb.UpdatePriceVersionRequest, context: Context
+    ) -> pb.UpdatePriceVersionResponse:
+        principal = current_principal()
+        prices = _checked_prices(prices_from_proto(request.prices))
+        id_ = request.price_version_id
+
+        async def replace() -> PriceVersion:
+            async with self._writer.begin() as connection:
+                await scope(connection, tenants_of(principal))
+                # Locked, so that it is not published between the look and the change.
+                version = _found_version(await price_books.find_version(connection, id_, lock=True), id_)
+                if version.is_published:
+                    raise _already_published(id_)
+                await price_books.set_prices(connection, id_, prices)
+                return _found_version(await price_books.find_version(connection, id_), id_)
+
+        version = await retry_transaction(replace, idempotent=True)
+        return pb.UpdatePriceVersionResponse(price_version=version_to_proto(version))
+
+    async def PublishPriceVersion(
+        self, request: pb.PublishPriceVersionRequest, context: Context
+    ) -> pb.PublishPriceVersionResponse:
+        principal = current_principal()
+        wanted = _effective_time(request)
+        id_ = request.price_version_id
+
+        async def publish() -> PriceVersion:
+            async with self._writer.begin() as connection:
+                await scope(connection, tenants_of(principal))
+                version = _found_version(await price_books.find_version(connection, id_), id_)
+                # The book first, then the version: two versions of a book are published one after the other,
+                # so that each is compared with the one before it.
+                await price_books.lock_book(connection, version.price_book_id)
+                version = _found_version(await price_books.find_version(connection, id_, lock=True), id_)
+                if version.is_published:
+                    if wanted is not None and wanted != version.effective_time:
+                        raise _already_published(id_)
+                    return version
+                now = self._clock.now()
+                effective_time = wanted or now
+                check_effective_time(
+                    effective_time,
+                    previous=await price_books.last_effective_time(connection, version.price_book_id),
+                    now=now,
+                )
+                await price_books.publish(
+                    connection,
+                    id_,
+                    effective_time=effective_time,
+                    publish_time=now,
+                    api_key_id=principal.api_key_id,
+                )
+                return _found_version(await price_books.find_version(connection, id_), id_)
+
+        version = await retry_transaction(publish, idempotent=True)
+        self._catalog.expire()
+        return pb.PublishPriceVersionResponse(price_version=version_to_proto(version))
+
+    async def GetPriceVersion(
+        self, request: pb.GetPriceVersionRequest, context: Context
+    ) -> pb.GetPriceVersionResponse:
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            version = await price_books.find_version(connection, request.price_version_id)
+        return pb.GetPriceVersionResponse(
+            price_version=version_to_proto(_found_version(version, request.price_version_id))
+        )
+
+    async def ListPriceVersions(
+        self, request: pb.ListPriceVersionsRequest, context: Context
+    ) -> pb.ListPriceVersionsResponse:
+        page = Page.parse(
+            request.page_size,
+            request.page_token,
+            key_types=(int,),
+            filter={"price_book_id": request.price_book_id},
+        )
+        before = None if page.after is None else int(page.after[0])
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            book = _found(
+                await price_books.find_book(connection, request.price_book_id), request.price_book_id
+            )
+            rows = await price_books.list_versions(
+                connection, book.price_book_id, before=before, limit=page.limit
+            )
+        versions, next_page_token = page.cut(rows, lambda version: (version.version_number,))
+        return pb.ListPriceVersionsResponse(
+            price_versions=map(version_to_proto, versions), next_page_token=next_page_token
+        )
+
+    async def _owner(self, organization_id: str, principal: Principal) -> str:
+        """Whose book it is to be.
+
+        Raises if the caller may not create it, or if there is no such organization.
+        """
+        if not organization_id:
+            if principal.role is not Role.OPERATOR:
+                raise PermissionDenied(
+                    "only operators may create the platform's own price books",
+                    metadata={"role": principal.role, "method": _CREATE_PRICE_BOOK},
+                )
+            return PLATFORM_OWNER
+        ids.check_id(organization_id, ids.ORGANIZATION, field="organization_id")
+        if principal.organization_id not in (None, organization_id):
+            # Another organization answers as one that does not exist.
+            raise NotFound(
+                f"organization {organization_id} does not exist",
+                reason="ORGANIZATION_NOT_FOUND",
+                metadata={"organization_id": organization_id},
+            )
+        await self._ledger.get_organization(organization_id)
+        return organization_id
+
+
+def _repeated(wanted: PriceBook, existing: PriceBook | None, *, id_chosen: bool) -> PriceBook:
+    """The book that an equal request created before. Raises AlreadyExists if that was another one."""
+    same = (
+        existing is not None
+        and (existing.owner_id, existing.currency_code, existing.display_name)
+        == (wanted.owner_id, wanted.currency_code, wanted.display_name)
+        and (not id_chosen or existing.price_book_id == wanted.price_book_id)
+    )
+    if existing is not None and same:
+        return existing
+    resource_id = wanted.price_book_id if existing is None else existing.price_book_id
+    raise AlreadyExists(
+        f"price book {resource_id} exists with other content; an owner has one book per currency",
+        metadata={"resource_id": resource_id},
+    )
+
+
+def _found(book: PriceBook | None, price_book_id: str) -> PriceBook:
+    if book is None:
+        raise NotFound(
+            f"price book {price_book_id} does not exist",
+            reason="PRICE_BOOK_NOT_FOUND",
+            metadata={"price_book_id": price_book_id},
+        )
+    return book
+
+
+def _found_version(version: PriceVersion | None, price_version_id: str) -> PriceVersion:
+    if version is None:
+        raise NotFound(
+            f"price version {price_version_id} does not exist",
+            reason="PRICE_VERSION_NOT_FOUND",
+            metadata={"price_version_id": price_version_id},
+        )
+    return version
+
+
+def _already_published(price_version_id: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"price version {price_version_id} is published and never changes; create a new one",
+        reason="PRICE_VERSION_PUBLISHED",
+        metadata={"price_version_id": price_version_id},
+        precondition_violations=[
+            PreconditionViolation("PRICE_VERSION_PUBLISHED", price_version_id, "must be a draft")
+        ],
+    )
+
+
+def _checked_prices(prices: tuple[Price, ...]) -> tuple[Price, ...]:
+    check_prices(prices)
+    return prices
+
+
+def _effective_time(request: pb.PublishPriceVersionRequest) -> datetime | None:
+    if not request.HasField("effective_time"):
+        return None
+    try:
+        return request.effective_time.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument.of("effective_time", "is not a valid time") from None
+
+
+def _check_text(text: str, field: str, minimum: int, maximum: int) -> str:
+    if not minimum <= len(text) <= maximum or not text.isprintable():
+        raise InvalidArgument.of(field, f"must be {minimum} to {maximum} printable characters")
+    return text

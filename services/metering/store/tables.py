@@ -1,0 +1,72 @@
+"""The tables of schema `metering`, for ordinary queries. The migrations own their definition."""
+
+from sqlalchemy import BigInteger, Column, DateTime, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(schema="metering")
+
+price_book = Table(
+    "price_book",
+    metadata,
+    Column("price_book_id", Text, primary_key=True),
+    Column("owner_id", Text, nullable=False),
+    Column("currency_code", Text, nullable=False),
+    Column("display_name", Text, nullable=False),
+    Column("version_count", Integer, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+price_version = Table(
+    "price_version",
+    metadata,
+    Column("price_version_id", Text, primary_key=True),
+    Column("price_book_id", Text, nullable=False),
+    Column("owner_id", Text, nullable=False),
+    Column("currency_code", Text, nullable=False),
+    Column("version_number", Integer, nullable=False),
+    Column("prices", JSONB, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("effective_time", DateTime(timezone=True)),
+    Column("publish_time", DateTime(timezone=True)),
+    Column("publisher_api_key_id", Text),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("owner_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+usage_event = Table(
+    "usage_event",
+    metadata,
+    Column("customer_id", Text, primary_key=True),
+    Column("workflow_id", Text, primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("organization_id", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("occur_time", DateTime(timezone=True), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("evidence_ref", Text, nullable=False),
+    Column("evidence_hash", LargeBinary, nullable=False),
+    Column("price_version_id", Text, nullable=False),
+    Column("currency_code", Text, nullable=False),
+    Column("amount_micros", BigInteger, nullable=False),
+    Column("lines", JSONB, nullable=False),
+    Column("create_time", DateTime(timezone=True), nullable=False),
+)
+
+pending_charge = Table(
+    "pending_charge",
+    metadata,
+    Column("customer_id", Text, primary_key=True),
+    Column("workflow_id", Text, primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("next_attempt_time", DateTime(timezone=True), nullable=False),
+    Column("attempt_count", Integer, nullable=False),
+    Column("last_error", Text, nullable=False),
+)

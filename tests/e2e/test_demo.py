@@ -1,0 +1,233 @@
+"""`python -m sandbox.demo`: what it reports is what the input files alone say it must be."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "sandbox" / "data"
+# A stack that starts on a busy machine and a replay of all bundled data; nothing here takes a fraction of it.
+TIMEOUT_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A finished run of the demo."""
+
+    status: int
+    output: str
+    errors: str
+    result: dict[str, Any]
+
+
+def run_demo(directory: Path, runs: Path, trace: Path, *flags: str, stores: Mapping[str, str]) -> Demo:
+    json_path = directory / "out.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "sandbox.demo", "--runs", runs, "--trace", trace, "--json", json_path, *flags],
+        cwd=ROOT,
+        env={**os.environ, **stores},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    content = json_path.read_text()
+    return Demo(done.returncode, done.stdout, done.stderr, json.loads(content) if content else {})
+
+
+@pytest.fixture
+def given_stores(empty_database_url: str, redis_url: str) -> dict[str, str]:
+    """Stores that run already, as DATABASE_URL and REDIS_URL name them."""
+    return {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url}
+
+
+# Empty is as good as unset: the demo starts its own.
+EMBEDDED_STORES = {"DATABASE_URL": "", "REDIS_URL": ""}
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What one good line must cost, and who pays."""
+
+    customer: str
+    gross: int
+
+
+def priced(workflow_id: str, gross: Fraction) -> Priced:
+    bucket = int.from_bytes(hashlib.sha256(workflow_id.encode()).digest()[:8], "big") % 25
+    # round() of a Fraction rounds half to even.
+    return Priced("cus_one-dollar" if bucket == 24 else f"cus_replay-{bucket:02}", round(gross))
+
+
+def priced_run(run: Mapping[str, Any]) -> Priced:
+    """0.005 USD + 0.60 and 2.40 USD per million tokens + 0.20 USD on success, in micros."""
+    gross = Fraction(5_000)
+    gross += Fraction(60, 100) * (run["tokens_input"] or 0) + Fraction(240, 100) * (run["tokens_output"] or 0)
+    gross += 200_000 if run["outcome"] == "success" else 0
+    return priced(run["run_id"], gross)
+
+
+def priced_request(number: int, row: str) -> Priced:
+    """0.50 and 1.50 USD per million tokens, in micros."""
+    _, tokens_input, tokens_output, _ = row.split(",")
+    return priced(
+        f"trace/{number}", Fraction(50, 100) * int(tokens_input) + Fraction(150, 100) * int(tokens_output)
+    )
+
+
+def expected(charges: Iterable[Priced]) -> dict[str, int]:
+    charges = list(charges)
+    gross = sum(charge.gross for charge in charges)
+    platform_fee = sum(charge.gross * 1500 // 10_000 for charge in charges)
+    processing = sum(charge.gross * 290 // 10_000 for charge in charges)
+    one_dollar = sum(charge.gross for charge in charges if charge.customer == "cus_one-dollar")
+    return {
+        "charges": len(charges),
+        "gross": gross,
+        "platform_fee": platform_fee,
+        "processing": processing,
+        "net": gross - platform_fee - processing,
+        "paid_from_credits": gross,
+        "unpaid_before_top_up": max(0, one_dollar - 1_000_000),
+        "unpaid": 0,
+    }
+
+
+def some_run(number: int, chance: random.Random) -> dict[str, Any]:
+    return {
+        "run_id": f"run-{number}",
+        "publisher": chance.choice(["sierra-research", "Ünïted Ägents/2", "a_b", "azure"]),
+        "model": chance.choice(["gpt-4.1", "xai/grok-3", "mixed", "azure2023-conv"]),
+        # Over two years, which is more than metering takes unshifted.
+        "started_at": f"202{4 + number % 3}-0{1 + number % 9}-11T16:20:44.298854+00:00",
+        "duration_ms": chance.randrange(100_000),
+        "outcome": chance.choice(["success", "failure", "partial", "unknown"]),
+        "tokens_input": chance.choice([None, 0, chance.randrange(2_000_000)]),
+        "tokens_output": chance.choice([None, 1, chance.randrange(50_000)]),
+        "steps": [],
+    }
+
+
+def some_rows(count: int, chance: random.Random) -> list[str]:
+    sources = ["azure2023-conv", "azure2023-code"]
+    return [
+        f"{7 * number},{chance.randrange(9000)},{chance.randrange(2000)},{chance.choice(sources)}"
+        for number in range(count)
+    ]
+
+
+def assert_invariants_hold(demo: Demo) -> None:
+    failed = [name for name, holds in demo.result["invariants"].items() if not holds]
+    assert not failed, demo.output + demo.errors
+    assert demo.status == 0, demo.output + demo.errors
+
+
+def figures(demo: Demo, names: Iterable[str]) -> dict[str, int]:
+    return {name: demo.result[name] for name in names}
+
+
+def test_plain_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cost(
+    tmp_path: Path, given_stores: dict[str, str]
+) -> None:
+    chance = random.Random(1)
+    good = [some_run(number, chance) for number in range(150)]
+    # Of two that differ the first counts, and the other is bad; of two that agree the other is a duplicate.
+    changed = good[3] | {"tokens_input": 5_000_000}
+    bad = [
+        "{",
+        "[1]",
+        *(json.dumps(good[0] | change) for change in ({"tokens_input": -5}, {"outcome": "so-so"})),
+    ]
+    bad += [json.dumps({"run_id": "r"}), json.dumps(good[1] | {"started_at": "later"})]
+    lines = [*map(json.dumps, good[:100]), *bad, "", json.dumps(changed), json.dumps(good[4])]
+    lines += map(json.dumps, good[100:])
+    runs = tmp_path / "runs.jsonl"
+    runs.write_text("\n".join(lines) + "\n")
+    rows = some_rows(1200, chance)
+    rows[7], rows[8], rows[9] = "1,2,3", "1,2,-3,azure2023-conv", "1,x,3,azure2023-conv"
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["offset_ms,tokens_input,tokens_output,source", *rows]))
+
+    demo = run_demo(tmp_path, runs, trace, stores=given_stores)
+
+    assert_invariants_hold(demo)
+    requests = [
+        priced_request(number, row) for number, row in enumerate(rows, start=1) if number not in (8, 9, 10)
+    ]
+    wanted = expected([*map(priced_run, good), *requests])
+    assert wanted["unpaid_before_top_up"] > 0
+    wanted |= {"runs": len(lines) - 1, "requests": 1200, "bad_lines": len(bad) + 1 + 3, "duplicates": 1}
+    assert figures(demo, wanted) == wanted
+    for number in (*range(101, 107), 108):
+        assert f"{runs}:{number}: " in demo.errors
+    for number in (9, 10, 11):
+        assert f"{trace}:{number}: " in demo.errors
+    assert len(demo.errors.splitlines()) >= demo.result["bad_lines"]
+    assert demo.result["seconds"].keys() == {"start", "setup", "replay", "top_up", "verify", "total"}
+
+
+def test_gzip_files_replayed_twice_are_all_duplicates_and_change_nothing(
+    tmp_path: Path, given_stores: dict[str, str]
+) -> None:
+    chance = random.Random(2)
+    good = [some_run(number, chance) for number in range(60)]
+    runs = tmp_path / "runs.jsonl.gz"
+    runs.write_bytes(gzip.compress("\n".join(["nonsense", *map(json.dumps, good)]).encode()))
+    rows = some_rows(700, chance)
+    trace = tmp_path / "trace.csv.gz"
+    trace.write_bytes(
+        gzip.compress("\n".join(["offset_ms,tokens_input,tokens_output,source", *rows]).encode())
+    )
+
+    demo = run_demo(tmp_path, runs, trace, "--twice", stores=given_stores)
+
+    assert_invariants_hold(demo)
+    assert demo.result["invariants"].keys() >= {
+        "second_replay_all_duplicates",
+        "second_replay_changes_nothing",
+    }
+    requests = [priced_request(number, row) for number, row in enumerate(rows, start=1)]
+    wanted = expected([*map(priced_run, good), *requests])
+    wanted |= {"runs": 61, "requests": 700, "bad_lines": 1, "duplicates": 760}
+    assert figures(demo, wanted) == wanted
+
+
+def test_the_bundled_recordings_come_to_the_documented_total(tmp_path: Path) -> None:
+    demo = run_demo(tmp_path, DATA / "runs.jsonl.gz", DATA / "trace.csv.gz", stores=EMBEDDED_STORES)
+
+    assert_invariants_hold(demo)
+    with gzip.open(DATA / "runs.jsonl.gz", "rt") as file:
+        charges = [priced_run(json.loads(line)) for line in file]
+    with gzip.open(DATA / "trace.csv.gz", "rt") as file:
+        rows = file.read().splitlines()[1:]
+    charges += [priced_request(number, row) for number, row in enumerate(rows, start=1)]
+    wanted = expected(charges) | {"runs": 729, "requests": 28_185, "bad_lines": 0, "duplicates": 0}
+    assert wanted["gross"] == 159_728_332
+    assert figures(demo, wanted) == wanted
+
+
+@pytest.mark.parametrize("flag", ["--runs", "--trace"])
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, flag: str) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    missing = tmp_path / "missing"
+
+    files = (missing, empty) if flag == "--runs" else (empty, missing)
+    demo = run_demo(tmp_path, *files, stores=EMBEDDED_STORES)
+
+    assert demo.status == 1
+    assert f"cannot read {missing}" in demo.errors
+    assert demo.result == {}

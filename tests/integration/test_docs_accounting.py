@@ -1,0 +1,321 @@
+"""docs/accounting.md tells the truth: every example in it is executed, and compared entry for entry.
+
+An example is a heading, a fenced block `story`, and tables. The first cell of a table's header says what it
+shows: a transaction type, `customer` or `organization`.
+"""
+
+import asyncio
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, transaction_pb2
+from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1 import ledger_service_pb2 as ledger
+from tests.support.ledger_server import LedgerServer, running_ledger
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "accounting.md"
+TRANSACTION_TYPES = ("charge", "collection", "purchase", "promotion", "adjustment")
+# Work and its charge are on different days in the examples.
+WORK_TO_CHARGE = timedelta(days=3)
+# What the folder and the sequencer get, before something is wrong with them.
+ATTEMPTS = 600
+PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the document: the first cell of its header, and its rows."""
+
+    subject: str
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of the document."""
+
+    title: str
+    given: tuple[str, ...]
+    when: tuple[str, ...]
+    tables: tuple[Table, ...]
+
+    @property
+    def transactions(self) -> list[Table]:
+        return [table for table in self.tables if table.subject in TRANSACTION_TYPES]
+
+
+def read_examples(text: str) -> Iterator[Example]:
+    for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        story = re.search(r"^```story\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+        if story is None:
+            continue
+        lines = story[1].splitlines()
+        given = tuple(line.removeprefix("given ") for line in lines if line.startswith("given "))
+        when = tuple(line.removeprefix("when ") for line in lines if line.startswith("when "))
+        assert len(given) + len(when) == len(lines), f"{section.splitlines()[0]}: neither given nor when"
+        # The chapter that follows the last example is not part of it.
+        tables = tuple(read_tables(section.partition("\n## ")[0]))
+        yield Example(section.splitlines()[0], given, when, tables)
+
+
+def read_tables(section: str) -> Iterator[Table]:
+    for block in re.findall(r"(?:^\|.*\|\n)+", section, flags=re.MULTILINE):
+        rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in block.splitlines()]
+        yield Table(rows[0][0], tuple(rows[2:]))
+
+
+EXAMPLES = list(read_examples(DOCUMENT.read_text()))
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def usd(amount: int) -> money_pb2.Money:
+    return money_pb2.Money(currency_code="USD", amount_micros=amount)
+
+
+@dataclass
+class Play:
+    """Carries out the lines of a story, and remembers what they were about."""
+
+    server: LedgerServer
+    owners: list[str] = field(default_factory=lambda: ["platform"])
+    charges: dict[str, charge_pb2.Charge] = field(default_factory=dict)
+    _keys: Iterator[int] = field(default_factory=itertools.count)
+
+    async def carry_out(self, line: str) -> None:
+        for pattern, step in (
+            (
+                r"organization (\S+): platform (\d+) bps, processing (\d+) bps, hold (\d+) days",
+                self._organization,
+            ),
+            (r"customer (\S+?)(?:, may owe ([\d,]+))?", self._customer),
+            (r"(purchase) of ([\d,]+) by (\S+)", self._grant),
+            (r"(promotion) of ([\d,]+) to (\S+)", self._grant),
+            (r"charge (\S+) of ([\d,]+) to (\S+) for (.+)", self._charge),
+            (r"adjustment of (.+)", self._adjust),
+        ):
+            if match := re.fullmatch(pattern, line):
+                await step(*match.groups())
+                return
+        pytest.fail(f"the story says nothing that can be done: {line}")
+
+    async def _organization(self, owner_id: str, platform: str, processing: str, days: str) -> None:
+        await self.server.create_organization(owner_id, int(platform), int(processing), int(days))
+        self.owners.append(owner_id)
+
+    async def _customer(self, owner_id: str, limit: str | None) -> None:
+        limits = [usd(number(limit))] if limit else []
+        await self.server.operator.directory.CreateCustomer(
+            directory.CreateCustomerRequest(customer_id=owner_id, credit_limits=limits)
+        )
+        self.owners.append(owner_id)
+
+    async def _grant(self, what: str, amount: str, customer_id: str) -> None:
+        sources = {
+            "purchase": ledger.CREDIT_SOURCE_PURCHASE,
+            "promotion": ledger.CREDIT_SOURCE_PLATFORM_PROMOTION,
+        }
+        await self.server.operator.ledger.GrantCredits(
+            ledger.GrantCreditsRequest(
+                customer_id=customer_id,
+                amount=usd(number(amount)),
+                source=sources[what],
+                idempotency_key=f"story-{next(self._keys)}",
+            )
+        )
+
+    async def _charge(self, workflow_id: str, gross: str, customer_id: str, payees: str) -> None:
+        occur_time = Timestamp()
+        occur_time.FromDatetime(datetime.now(UTC) - WORK_TO_CHARGE)
+        intent = charge_pb2.ChargeIntent(
+            customer_id=customer_id,
+            workflow_id=workflow_id,
+            component=charge_pb2.CHARGE_COMPONENT_BASE,
+            gross=usd(number(gross)),
+            payees=[payee(text) for text in payees.split(", ")],
+            occur_time=occur_time,
+            price_version_id="pv_story",
+        )
+        posted = await self.server.service.ledger.PostCharge(ledger.PostChargeRequest(intent=intent))
+        self.charges[posted.posted.charge.charge_id] = posted.posted.charge
+
+    async def _adjust(self, postings: str) -> None:
+        await self.server.operator.ledger.AdjustBalances(
+            ledger.AdjustBalancesRequest(
+                postings=[posting(*text.split()) for text in postings.split("; ")],
+                reason="as docs/accounting.md tells it",
+                idempotency_key=f"story-{next(self._keys)}",
+            )
+        )
+
+    async def posted(self) -> list[transaction_pb2.Transaction]:
+        """Everything posted so far, in the order of the journal."""
+        wanted: set[str] = set()
+        for owner_id in self.owners:
+            request = ledger.ListTransactionsRequest(owner_id=owner_id, page_size=1000)
+            answer = await self.server.operator.ledger.ListTransactions(request)
+            wanted |= {transaction.transaction_id for transaction in answer.transactions}
+        for _ in range(ATTEMPTS):
+            journal = [
+                item.transaction
+                async for batch in self.server.operator.ledger.ReadJournal(ledger.ReadJournalRequest())
+                for item in batch.transactions
+            ]
+            if {transaction.transaction_id for transaction in journal} == wanted:
+                return journal
+            await asyncio.sleep(PAUSE_SECONDS)
+        pytest.fail("what was posted did not come into the journal")
+
+
+def payee(text: str) -> charge_pb2.Payee:
+    """`org_lark`, or with a weight `org_lark (2)`."""
+    organization_id, _, weight = text.removesuffix(")").partition(" (")
+    return charge_pb2.Payee(
+        organization_id=organization_id,
+        agent_id=organization_id.replace("org_", "agt_"),
+        weight=int(weight or 1),
+    )
+
+
+def posting(owner_id: str, kind: str, amount: str) -> ledger.Posting:
+    account = account_pb2.AccountRef(
+        owner_id=owner_id,
+        kind=account_pb2.AccountKind.Value(f"ACCOUNT_KIND_{kind.upper()}"),
+        currency_code="USD",
+    )
+    return ledger.Posting(account=account, amount=usd(number(amount)))
+
+
+def shown(transaction: transaction_pb2.Transaction, charge: charge_pb2.Charge | None) -> Table:
+    """A transaction as the document would show it."""
+    return Table(
+        subject=transaction_pb2.TransactionType.Name(transaction.type)
+        .removeprefix("TRANSACTION_TYPE_")
+        .lower(),
+        rows=tuple(
+            (
+                str(entry.entry_number),
+                entry.account.owner_id,
+                account_pb2.AccountKind.Name(entry.account.kind).removeprefix("ACCOUNT_KIND_").lower(),
+                f"{entry.amount.amount_micros:,}",
+                shown_bucket(entry.bucket, transaction, charge) if entry.HasField("bucket") else "",
+            )
+            for entry in transaction.entries
+        ),
+    )
+
+
+def shown_bucket(
+    bucket: transaction_pb2.EarningsBucket,
+    transaction: transaction_pb2.Transaction,
+    charge: charge_pb2.Charge | None,
+) -> str:
+    """The bucket with its dates told from the days that the document names."""
+    days = {"T": day(transaction.create_time.ToDatetime(tzinfo=UTC))}
+    if charge is not None:
+        days |= {
+            "W": day(charge.occur_time.ToDatetime(tzinfo=UTC)),
+            "P": day(charge.create_time.ToDatetime(tzinfo=UTC)),
+        }
+    # A posting of a charge is on the day of its charge; a receivable goes out of the bucket it went into, and
+    # into one that counts from now.
+    posted_on = (
+        "P" if transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE or not bucket.collected else "T"
+    )
+    earned_on = "W" if charge is not None else "T"
+    assert date.fromisoformat(bucket.earned_on) == days[earned_on]
+    held = (date.fromisoformat(bucket.available_on) - days[posted_on]).days
+    state = "collected" if bucket.collected else "uncollected"
+    return f"{state}, earned {earned_on}, available {posted_on}+{held}"
+
+
+def day(moment: datetime) -> date:
+    return moment.date()
+
+
+async def balances(server: LedgerServer, table: Table) -> tuple[tuple[str, ...], ...]:
+    """The rows of a table of balances, as the ledger says now."""
+    read = customer_row if table.subject == "customer" else organization_row
+    return tuple([await read(server, row[0]) for row in table.rows])
+
+
+async def customer_row(server: LedgerServer, customer_id: str) -> tuple[str, ...]:
+    request = ledger.GetCustomerBalanceRequest(customer_id=customer_id)
+    balance = (await server.operator.ledger.GetCustomerBalance(request)).balance
+    return row(customer_id, balance.available, balance.receivable, balance.unpaid)
+
+
+async def organization_row(server: LedgerServer, organization_id: str) -> tuple[str, ...]:
+    request = ledger.GetEarningsBalanceRequest(organization_id=organization_id)
+    balance = (await server.operator.ledger.GetEarningsBalance(request)).balance
+    return row(
+        organization_id,
+        balance.available,
+        balance.pending,
+        balance.uncollected,
+        balance.platform_fees,
+        balance.processing_fees,
+    )
+
+
+def row(owner_id: str, *amounts: money_pb2.Money) -> tuple[str, ...]:
+    return (owner_id, *(f"{amount.amount_micros:,}" for amount in amounts))
+
+
+async def play(server: LedgerServer, lines: Sequence[str], stage: Play) -> list[transaction_pb2.Transaction]:
+    for line in lines:
+        await stage.carry_out(line)
+    return await stage.posted()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.title)
+async def test_the_ledger_posts_what_the_document_shows(example: Example, database_url: str) -> None:
+    async with running_ledger(database_url) as server:
+        stage = Play(server)
+        before = await play(server, example.given, stage)
+        after = await play(server, example.when, stage)
+        told = [
+            shown(transaction, stage.charges.get(transaction.charge_id))
+            for transaction in after[len(before) :]
+        ]
+        assert told == example.transactions
+        for table in example.tables:
+            if table.subject in ("customer", "organization"):
+                await agree(server, table)
+
+
+async def agree(server: LedgerServer, table: Table) -> None:
+    """The balances come to be those of the table: what was posted an instant ago has yet to be folded."""
+    for _ in range(ATTEMPTS):
+        if await balances(server, table) == table.rows:
+            return
+        await asyncio.sleep(PAUSE_SECONDS)
+    assert await balances(server, table) == table.rows
+
+
+def names(enum: EnumDescriptor, prefix: str) -> set[str]:
+    """The values of an enum as the document writes them."""
+    return {value.name.removeprefix(prefix).lower() for value in enum.values if value.number}
+
+
+def test_every_transaction_type_has_an_example() -> None:
+    types = names(transaction_pb2.TransactionType.DESCRIPTOR, "TRANSACTION_TYPE_")
+    assert types == set(TRANSACTION_TYPES)
+    assert types == {table.subject for example in EXAMPLES for table in example.transactions}
+
+
+def test_the_chart_of_accounts_is_complete() -> None:
+    kinds = names(account_pb2.AccountKind.DESCRIPTOR, "ACCOUNT_KIND_")
+    charts = [table for table in read_tables(DOCUMENT.read_text()) if table.subject == "Account"]
+    assert [{row[0].strip("`") for row in chart.rows} for chart in charts] == [kinds]

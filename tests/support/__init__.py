@@ -1,0 +1,1 @@
+"""What several tests share: servers in the test's own process, and oracles."""

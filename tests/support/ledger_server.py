@@ -1,0 +1,139 @@
+"""A real ledger server in the test's own process, on a free port, with keys to call it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import grpc
+
+from services.kit.client import connect
+from services.kit.server import build_server
+from services.ledger.app import open_app
+from services.ledger.config import LedgerConfig
+from services.ledger.create_key import CreateKeyConfig, create_key
+from tallystick.common.v1 import access_pb2
+from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
+from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
+
+if TYPE_CHECKING:
+    # The stubs' types of calls on an aio channel; at run time there is one class for both.
+    from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceAsyncStub
+    from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody with an API key, and the services as that key reaches them."""
+
+    key: str
+    ledger: LedgerServiceAsyncStub
+    directory: DirectoryServiceAsyncStub
+
+
+@dataclass
+class LedgerServer:
+    """A ledger that runs, and its platform's callers."""
+
+    address: str
+    database_url: str
+    operator: Caller
+    service: Caller
+    _channels: list[grpc.aio.Channel]
+
+    def caller(self, key: str) -> Caller:
+        """The services as the bearer of another key reaches them."""
+        channel = connect(self.address, key)
+        self._channels.append(channel)
+        return Caller(key, LedgerServiceStub(channel), DirectoryServiceStub(channel))
+
+    async def create_caller(
+        self,
+        role: access_pb2.Role.ValueType,
+        name: str,
+        *,
+        organization_id: str = "",
+        customer_id: str = "",
+    ) -> Caller:
+        """Somebody with a new key."""
+        created = await self.operator.directory.CreateApiKey(
+            directory.CreateApiKeyRequest(
+                role=role, organization_id=organization_id, customer_id=customer_id, idempotency_key=name
+            )
+        )
+        return self.caller(created.secret)
+
+    async def create_organization(
+        self,
+        organization_id: str,
+        platform_fee_bps: int = 1500,
+        processing_fee_bps: int = 290,
+        hold_days: int = 0,
+    ) -> str:
+        """An organization with one agent of the same name; answers the agent's id."""
+        await self.operator.directory.CreateOrganization(
+            directory.CreateOrganizationRequest(
+                organization_id=organization_id,
+                display_name=organization_id,
+                platform_fee_bps=platform_fee_bps,
+                processing_fee_bps=processing_fee_bps,
+                settlement_hold_days=hold_days,
+            )
+        )
+        agent_id = organization_id.replace("org_", "agt_")
+        await self.operator.directory.CreateAgent(
+            directory.CreateAgentRequest(
+                agent_id=agent_id, organization_id=organization_id, display_name=agent_id
+            )
+        )
+        return agent_id
+
+    async def create_customer(self, customer_id: str) -> None:
+        await self.operator.directory.CreateCustomer(directory.CreateCustomerRequest(customer_id=customer_id))
+
+
+async def platform_key(database_url: str, role: str) -> str:
+    """A new key of the platform, made as an operator makes the first one."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "key"
+        await create_key(CreateKeyConfig(database_url=database_url, role=role, out=out))
+        return out.read_text().strip()
+
+
+@asynccontextmanager
+async def running_ledger(database_url: str) -> AsyncIterator[LedgerServer]:
+    """Serve a ledger on this database until the end of the `async with`, with its workers."""
+    config = LedgerConfig(database_url=database_url, sequence_interval=timedelta(milliseconds=10))
+    channels: list[grpc.aio.Channel] = []
+    async with open_app(config) as app:
+        server = build_server(services=app.services, authenticator=app.authenticator)
+        address = server.listen("127.0.0.1:0")
+        await server.start()
+        for worker in app.workers:
+            worker.start()
+
+        def caller(key: str) -> Caller:
+            channel = connect(address, key)
+            channels.append(channel)
+            return Caller(key, LedgerServiceStub(channel), DirectoryServiceStub(channel))
+
+        try:
+            yield LedgerServer(
+                address=address,
+                database_url=database_url,
+                operator=caller(await platform_key(database_url, "operator")),
+                service=caller(await platform_key(database_url, "service")),
+                _channels=channels,
+            )
+        finally:
+            for channel in channels:
+                await channel.close()
+            await server.stop(timedelta(seconds=2))
+            for worker in app.workers:
+                await worker.stop(timedelta(seconds=2))

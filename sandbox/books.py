@@ -222,14 +222,16 @@ class Books:
     async def catch_up(self, complete: Callable[[Journal], bool]) -> None:
         """Read the journal until it is `complete`: transactions get their positions just after being posted.
 
-        Gives up after CATCH_UP_SECONDS; whoever compares then finds what is missing.
+        Gives up when nothing comes for CATCH_UP_SECONDS; whoever compares then finds what is missing.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + CATCH_UP_SECONDS
         await self.journal.read(self._ledger)
-        while not complete(self.journal) and loop.time() < deadline:
+        last_position, last_time = self.journal.last_position, loop.time()
+        while not complete(self.journal) and loop.time() < last_time + CATCH_UP_SECONDS:
             await asyncio.sleep(_POLL_SECONDS)
             await self.journal.read(self._ledger)
+            if self.journal.last_position > last_position:
+                last_position, last_time = self.journal.last_position, loop.time()
 
     def of_journal(self) -> Standing:
         """Every balance as the journal read so far has it."""

@@ -112,11 +112,11 @@ def show_invariants(console: Console, invariants: Mapping[str, bool]) -> None:
 
 
 class _Rate(ProgressColumn):
-    """How many pieces of work a second."""
+    """How many pieces of work a second, since the beginning: batches would make it jump."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
+        rate = task.completed / task.elapsed if task.elapsed else 0
+        return Text(f"{rate:,.0f}/s", style="progress.data.speed")
 
 
 class _Lines:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 import psycopg
 import pytest
@@ -25,6 +26,8 @@ from sandbox.servers import Stores, stores
 # how long an example takes says more about the machine than about the code.
 settings.register_profile("ci", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("ci")
+
+FreshDatabase = Callable[[], AbstractContextManager[str]]
 
 _numbers = itertools.count()
 
@@ -54,13 +57,25 @@ def template_database(session_stores: Stores) -> Iterator[str]:
     _drop_database(session_stores.database_url, name)
 
 
+@pytest.fixture(scope="session")
+def fresh_database(session_stores: Stores, template_database: str) -> FreshDatabase:
+    """Makes migrated databases for fixtures of a wider scope: `with fresh_database() as url`."""
+
+    @contextmanager
+    def fresh() -> Iterator[str]:
+        name = _fresh_name("test")
+        _create_database(session_stores.database_url, name, template=template_database)
+        yield _with_database(session_stores.database_url, name)
+        _drop_database(session_stores.database_url, name)
+
+    return fresh
+
+
 @pytest.fixture
-def database_url(session_stores: Stores, template_database: str) -> Iterator[str]:
+def database_url(fresh_database: FreshDatabase) -> Iterator[str]:
     """URL of a migrated database that this test has for itself."""
-    name = _fresh_name("test")
-    _create_database(session_stores.database_url, name, template=template_database)
-    yield _with_database(session_stores.database_url, name)
-    _drop_database(session_stores.database_url, name)
+    with fresh_database() as url:
+        yield url
 
 
 @pytest.fixture
@@ -115,9 +130,10 @@ def _execute(url: str, statement: sql.SQL, *names: str) -> None:
 def _own_redis_database(url: str) -> str:
     """A database of this worker's own on the server that REDIS_URL names, counted from the one it names."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    parts = urlsplit(url)
-    number = int(parts.path.strip("/") or 0) + worker
-    own = urlunsplit(parts._replace(path=f"/{number}"))
+    number = int(redis.Redis.from_url(url).connection_pool.connection_kwargs.get("db", 0)) + worker
+    # In the query it wins over one in the path, and for a unix socket it is the only way.
+    address, _, query = url.partition("?")
+    own = f"{address}?{urlencode({**dict(parse_qsl(query)), 'db': number})}"
     with redis.Redis.from_url(own) as client:
         if client.dbsize():
             pytest.exit(f"database {number} of REDIS_URL holds keys, and the tests would delete them", 2)

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy.exc import DBAPIError
+
 from services.kit import ids
 from services.kit.auth import Role, generate_api_key, hash_api_key, visible_prefix
 from services.kit.clock import Clock, SystemClock
@@ -45,22 +47,28 @@ class CreateKeyConfig(Config):
 async def create_key(config: CreateKeyConfig) -> None:
     """Make the key and write its secret to `config.out`, which only this user may read.
 
-    Exits with 1 and a message if the file exists, or whom the key belongs to does not.
+    Exits with 1 and a message if the file exists, if whom the key belongs to does not, or without a database.
     """
+    try:
+        await _create_key(config)
+    except OSError as error:
+        raise SystemExit(f"error: cannot create {config.out}: {error.strerror}") from None
+    except TallystickError as error:
+        raise SystemExit(f"error: {error.message}") from None
+    except DBAPIError as error:
+        raise SystemExit(f"error: {error.orig}") from None
+
+
+async def _create_key(config: CreateKeyConfig) -> None:
     key = _new_key(config, SystemClock())
     secret = generate_api_key(key.api_key_id)
     # The file first: of a key without its secret nobody would know, and it would be valid for ever.
-    try:
-        _write_secret(config.out, secret)
-    except OSError as error:
-        raise SystemExit(f"error: cannot create {config.out}: {error.strerror}") from None
+    _write_secret(config.out, secret)
     try:
         await _store(config.database_url, key, hash_api_key(secret))
-    except BaseException as error:
+    except BaseException:
         # What is left must not look like a key.
         config.out.unlink()
-        if isinstance(error, TallystickError):
-            raise SystemExit(f"error: {error.message}") from None
         raise
 
 

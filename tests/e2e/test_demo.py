@@ -7,15 +7,24 @@ import hashlib
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import grpc
+import psycopg
 import pytest
+
+from tallystick.ledger.v1.directory_service_pb2 import ListCustomersRequest
+from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "sandbox" / "data"
@@ -231,3 +240,72 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, flag: str) -> 
     assert demo.status == 1
     assert f"cannot read {missing}" in demo.errors
     assert demo.result == {}
+
+
+@pytest.fixture
+def small_files(tmp_path: Path) -> tuple[Path, Path]:
+    """A run and a request."""
+    runs, trace = tmp_path / "runs.jsonl", tmp_path / "trace.csv"
+    runs.write_text(json.dumps(some_run(1, random.Random(3))))
+    trace.write_text("0,5,6,azure2023-conv\n")
+    return runs, trace
+
+
+def test_an_unsound_ledger_fails_the_demo_and_a_used_one_is_refused(
+    tmp_path: Path, small_files: tuple[Path, Path], database_url: str, redis_url: str
+) -> None:
+    stores = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    with psycopg.connect(database_url) as connection:
+        # A fee that no transaction posted.
+        connection.execute(
+            "INSERT INTO ledger.balance_delta (owner_id, kind, currency_code, credits, debits)"
+            " VALUES ('org_nobody', 'platform_fees', 'USD', 1, 0)"
+        )
+
+    failing = run_demo(tmp_path, *small_files, stores=stores)
+
+    assert failing.status == 1
+    assert [name for name, holds in failing.result["invariants"].items() if not holds] == ["audit_clean"]
+    assert "FAILS  audit clean" in failing.output
+    assert "org_nobody" in failing.errors
+
+    refused = run_demo(tmp_path, *small_files, stores=stores)
+
+    assert refused.status == 1
+    assert refused.result == {}
+    assert "this ledger was used before" in refused.errors
+
+
+def test_a_kept_stack_answers_with_the_keys_it_names_until_interrupted(
+    small_files: tuple[Path, Path], given_stores: dict[str, str]
+) -> None:
+    runs, trace = small_files
+    with subprocess.Popen(
+        [sys.executable, "-m", "sandbox.demo", "--runs", runs, "--trace", trace, "--keep"],
+        cwd=ROOT,
+        env={**os.environ, **given_stores},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        # Ends the wait for a line that never comes.
+        watchdog = threading.Timer(TIMEOUT_SECONDS, demo.terminate)
+        watchdog.start()
+        try:
+            assert demo.stdout is not None
+            output = "".join(takewhile(lambda line: "Ctrl-C" not in line, demo.stdout))
+            named = re.search(r"^ledger (\S+), metering \S+\nkeys in (\S+)$", output, re.MULTILINE)
+            assert named is not None, output
+            address, secrets = named.groups()
+            key = Path(secrets, "operator.key").read_text().strip()
+            with grpc.insecure_channel(address) as channel:
+                listed = DirectoryServiceStub(channel).ListCustomers(
+                    ListCustomersRequest(page_size=1000), metadata=(("authorization", f"Bearer {key}"),)
+                )
+            assert len(listed.customers) == 25
+            assert Path(secrets, "host.key").stat().st_mode & 0o777 == 0o600
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait() == 0
+        finally:
+            watchdog.cancel()
+            demo.terminate()
+    assert not Path(secrets).exists()

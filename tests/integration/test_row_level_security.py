@@ -7,15 +7,6 @@ import pytest
 from psycopg import sql
 
 SCHEMAS = ("ledger", "metering")
-APPEND_ONLY = (
-    ("ledger", "transaction"),
-    ("ledger", "entry"),
-    ("ledger", "charge"),
-    ("ledger", "journal_position"),
-    ("ledger", "idempotency"),
-    ("ledger", "revenue_share_agreement"),
-    ("metering", "usage_event"),
-)
 # Alembic's own, of which no service role sees anything.
 VERSION_TABLE = "alembic_version"
 
@@ -83,34 +74,3 @@ def test_the_reader_can_only_read(admin: psycopg.Connection) -> None:
                 "SELECT has_table_privilege(%s, %s, %s)", (f"{schema}_reader", f"{schema}.{table}", privilege)
             ).fetchone()
             assert granted == (False,), f"{schema}_reader may {privilege} {schema}.{table}"
-
-
-@pytest.mark.parametrize(("schema", "table"), APPEND_ONLY)
-@pytest.mark.parametrize("role", ["owner", "writer", "reader", None])
-@pytest.mark.parametrize("attempt", ["UPDATE {} SET {} = {}", "DELETE FROM {}", "TRUNCATE {}"])
-def test_nobody_changes_the_past(
-    posted: psycopg.Connection, schema: str, table: str, role: str | None, attempt: str
-) -> None:
-    """Neither the service roles, nor the tables' owner, nor a superuser by accident."""
-    column = posted.execute(
-        "SELECT column_name FROM information_schema.columns WHERE table_schema = %s AND table_name = %s"
-        " AND is_identity = 'NO' ORDER BY ordinal_position LIMIT 1",
-        (schema, table),
-    ).fetchone()
-    assert column is not None
-    name, field = sql.Identifier(schema, table), sql.Identifier(column[0])
-    rows = sql.SQL("SELECT count(*) FROM {}").format(name)
-    before = posted.execute(rows).fetchone()
-    assert before is not None
-    assert before[0] > 0, f"nothing in {schema}.{table}: the test would prove nothing"
-
-    def change() -> None:
-        with posted.transaction():
-            if role is not None:
-                posted.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(f"{schema}_{role}")))
-            posted.execute("SELECT set_config('tallystick.platform', 'on', true)")
-            posted.execute(sql.SQL(attempt).format(name, field, field))
-
-    with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.RestrictViolation)):
-        change()
-    assert posted.execute(rows).fetchone() == before

@@ -88,6 +88,20 @@ def test_make_targets_exist(page: Path) -> None:
     assert named <= targets
 
 
+def test_the_way_of_a_charge_is_as_the_readme_says() -> None:
+    steps = re.findall(r"^\| .* \| \[(\S+)\]\(\1\) \| (`.*`) \|$", README, flags=re.MULTILINE)
+    assert len(steps) >= 10
+    missing = []
+    for path, names in steps:
+        text = (ROOT / path).read_text()
+        for name in re.findall(r"`([^`]+)`", names):
+            # "rpc Meter", "RpcInterceptor._serve" or "ledger.post_charges": what is defined comes last.
+            defined = re.split(r"[ .]", name)[-1]
+            if not re.search(rf"\b(def|class|rpc|message|FUNCTION|TABLE) (\w+\.)?{defined}\b", text):
+                missing.append(f"{name} in {path}")
+    assert missing == []
+
+
 def port(config: type[ServerConfig], setting: str) -> int:
     (default,) = [field.default for field in fields(config) if field.name == setting]
     assert isinstance(default, str)

@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from services.kit.errors import FieldViolation, InvalidArgument
-from services.kit.money import MAX_AMOUNT_MICROS, MINOR_UNIT_DIGITS
+from services.kit.money import check_amount, check_currency
 from services.ledger.domain.accounts import OWNER_PREFIX, PLATFORM_OWNER, AccountKind, AccountRef
+from services.ledger.domain.violations import Violations
 
 MAX_POSTINGS = 100
 MIN_REASON_LENGTH = 10
@@ -20,41 +20,27 @@ _NOT_ADJUSTABLE = {
 
 def check(postings: Sequence[tuple[AccountRef, int]]) -> None:
     """Raise InvalidArgument with everything that is wrong with an adjustment."""
-    violations: list[FieldViolation] = []
-    if not 2 <= len(postings) <= MAX_POSTINGS:
-        violations.append(FieldViolation("postings", f"must be two to {MAX_POSTINGS}"))
+    violations = Violations()
+    violations.require(2 <= len(postings) <= MAX_POSTINGS, "postings", f"must be two to {MAX_POSTINGS}")
     totals: defaultdict[str, int] = defaultdict(int)
     seen: set[AccountRef] = set()
     for number, (account, amount) in enumerate(postings):
         path = f"postings[{number}]"
         totals[account.currency_code] += amount
-        if account in seen:
-            violations.append(FieldViolation(f"{path}.account", "comes twice"))
+        violations.require(account not in seen, f"{path}.account", "comes twice")
         seen.add(account)
-        if account.kind in _NOT_ADJUSTABLE:
-            violations.append(FieldViolation(f"{path}.account.kind", "cannot be adjusted"))
-        if not _may_own(account.owner_id, account.kind):
-            violations.append(FieldViolation(f"{path}.account.owner_id", f"cannot own {account.kind}"))
-        if account.currency_code not in MINOR_UNIT_DIGITS:
-            violations.append(
-                FieldViolation(f"{path}.account.currency_code", "is not an active ISO 4217 currency code")
-            )
-        if not 0 < abs(amount) <= MAX_AMOUNT_MICROS:
-            violations.append(
-                FieldViolation(
-                    f"{path}.amount.amount_micros", f"must be from 1 to {MAX_AMOUNT_MICROS}, signed"
-                )
-            )
-    violations.extend(
-        FieldViolation("postings", f"must add up to zero in {currency}, not to {total} micros")
-        for currency, total in totals.items()
-        if total != 0
-    )
-    if violations:
-        raise InvalidArgument(
-            "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
-            field_violations=violations,
+        violations.require(account.kind not in _NOT_ADJUSTABLE, f"{path}.account.kind", "cannot be adjusted")
+        violations.require(
+            _may_own(account.owner_id, account.kind), f"{path}.account.owner_id", f"cannot own {account.kind}"
         )
+        violations.check(check_currency, account.currency_code, field=f"{path}.account.currency_code")
+        # Signed: a debit is as large as its opposite.
+        violations.check(check_amount, abs(amount), field=f"{path}.amount.amount_micros")
+    for currency, total in totals.items():
+        violations.require(
+            total == 0, "postings", f"must add up to zero in {currency}, not to {total} micros"
+        )
+    violations.raise_if_any()
 
 
 def _may_own(owner_id: str, kind: AccountKind) -> bool:

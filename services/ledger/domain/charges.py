@@ -3,20 +3,21 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 
 from services.kit import ids
-from services.kit.errors import FieldViolation, InvalidArgument
-from services.kit.money import MAX_AMOUNT_MICROS, check_currency
+from services.kit.money import check_amount, check_currency
 from services.ledger.domain.accounts import CustomerBalance
+from services.ledger.domain.violations import Violations
 
 MAX_CHARGES_PER_CALL = 1000
 MAX_PAYEES = 16
 MAX_WEIGHT = 1_000_000
 MAX_ORDINAL = 2**31 - 1
-MAX_PRICE_VERSION_ID_LENGTH = 64
 SHA256_LENGTH = 32
+# How far the clock of another service may be ahead of ours before we call its time the future.
+MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class ChargeComponent(IntEnum):
@@ -83,46 +84,35 @@ class ChargeIntent:
 
 def check(intent: ChargeIntent, now: datetime) -> None:
     """Raise InvalidArgument with every malformed field of an intent."""
-    violations: list[FieldViolation] = []
-
-    def require(holds: bool, name: str, description: str) -> None:
-        if not holds:
-            violations.append(FieldViolation(name, description))
-
-    try:
-        ids.check_id(intent.customer_id, ids.CUSTOMER, field="customer_id")
-        ids.check_workflow_id(intent.workflow_id)
-        check_currency(intent.currency_code, field="gross.currency_code")
-        for number, payee in enumerate(intent.payees):
-            ids.check_id(payee.organization_id, ids.ORGANIZATION, field=f"payees[{number}].organization_id")
-            ids.check_id(payee.agent_id, ids.AGENT, field=f"payees[{number}].agent_id")
-            require(
-                1 <= payee.weight <= MAX_WEIGHT,
-                f"payees[{number}].weight",
-                f"must be from 1 to {MAX_WEIGHT}",
-            )
-    except InvalidArgument as error:
-        violations.extend(error.field_violations)
-    require(0 <= intent.ordinal <= MAX_ORDINAL, "ordinal", "must not be negative")
-    require(
-        0 <= intent.gross <= MAX_AMOUNT_MICROS,
-        "gross.amount_micros",
-        f"must be from 0 to {MAX_AMOUNT_MICROS}",
+    violations = Violations()
+    violations.check(ids.check_id, intent.customer_id, ids.CUSTOMER, field="customer_id")
+    violations.check(ids.check_workflow_id, intent.workflow_id)
+    violations.require(0 <= intent.ordinal <= MAX_ORDINAL, "ordinal", "must not be negative")
+    violations.check(check_currency, intent.currency_code, field="gross.currency_code")
+    violations.check(check_amount, intent.gross, field="gross.amount_micros", minimum=0)
+    _check_payees(violations, intent.payees)
+    violations.require(intent.occur_time <= now + MAX_CLOCK_SKEW, "occur_time", "must not be in the future")
+    violations.check(ids.check_id, intent.price_version_id, ids.PRICE_VERSION, field="price_version_id")
+    violations.require(
+        len(intent.evidence_hash) in (0, SHA256_LENGTH), "evidence_hash", "must be a SHA-256, or empty"
     )
-    require(1 <= len(intent.payees) <= MAX_PAYEES, "payees", f"must be one to {MAX_PAYEES}")
-    organizations = {payee.organization_id for payee in intent.payees}
-    require(len(organizations) == len(intent.payees), "payees", "must name each organization at most once")
-    require(intent.occur_time <= now, "occur_time", "must not be in the future")
-    require(
-        len(intent.price_version_id) <= MAX_PRICE_VERSION_ID_LENGTH,
-        "price_version_id",
-        f"must have at most {MAX_PRICE_VERSION_ID_LENGTH} characters",
+    violations.raise_if_any()
+
+
+def _check_payees(violations: Violations, payees: tuple[Payee, ...]) -> None:
+    violations.require(1 <= len(payees) <= MAX_PAYEES, "payees", f"must be one to {MAX_PAYEES}")
+    organizations = {payee.organization_id for payee in payees}
+    violations.require(
+        len(organizations) == len(payees), "payees", "must name each organization at most once"
     )
-    require(len(intent.evidence_hash) in (0, SHA256_LENGTH), "evidence_hash", "must be a SHA-256, or empty")
-    if violations:
-        raise InvalidArgument(
-            "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
-            field_violations=violations,
+    for number, payee in enumerate(payees):
+        path = f"payees[{number}]"
+        violations.check(
+            ids.check_id, payee.organization_id, ids.ORGANIZATION, field=f"{path}.organization_id"
+        )
+        violations.check(ids.check_id, payee.agent_id, ids.AGENT, field=f"{path}.agent_id")
+        violations.require(
+            1 <= payee.weight <= MAX_WEIGHT, f"{path}.weight", f"must be from 1 to {MAX_WEIGHT}"
         )
 
 

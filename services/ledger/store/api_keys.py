@@ -63,8 +63,9 @@ async def create_key(
         member = await lock_active_member(connection, new.member_id, new.organization_id)
         if member.role is not new.role:
             raise InvalidArgument.of("role", f"must be the member's, which is {member.role}")
-    await require_agents(connection, new.agent_ids, new.organization_id)
-    if customers_visible:
+    if new.agent_ids:
+        await require_agents(connection, new.agent_ids, new.organization_id)
+    if new.customer_ids and customers_visible:
         await require_customers(connection, new.customer_ids)
     await connection.execute(
         insert(api_key).values(

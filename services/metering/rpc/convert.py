@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.kit.errors import FieldViolation, InvalidArgument
 from services.metering.domain.rating import RatedLine
 from services.metering.domain.usage_event import EventKey, Outcome, Usage, UsageEvent, violations
-from services.metering.domain.usage_record import IntendedCharge, UsageRecord, charge_id, outcome_id
+from services.metering.domain.usage_record import IntendedCharge, UsageRecord, outcome_id
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2
 from tallystick.metering.v1 import charge_line_pb2, metering_service_pb2, price_book_pb2, usage_pb2
@@ -111,24 +111,23 @@ def intent_to_proto(charge: IntendedCharge) -> charge_pb2.ChargeIntent:
 
 def metered_to_proto(
     record: UsageRecord,
-    payment: charge_pb2.ChargePayment,
+    charge: charge_pb2.Charge,
     available: money_pb2.Money,
     *,
     duplicate: bool = False,
     evidence_differs: bool = False,
 ) -> metering_service_pb2.MeteredEvent:
-    """A recorded event, what it cost, and how the ledger says that this is paid."""
-    charge = record.charge
-    id_ = charge_id(charge.key)
+    """A recorded event, what it cost, and how the ledger says that its charge is paid."""
+    intended = record.charge
     return metering_service_pb2.MeteredEvent(
-        charge_id=id_,
-        outcome_id=outcome_id(id_),
-        price_charged=_money(charge.currency_code, charge.amount_micros),
-        lines=[_line_to_proto(line, charge.currency_code) for line in record.lines],
-        price_version_id=charge.price_version_id,
-        from_credits=payment.from_credits,
-        from_receivable=payment.from_receivable,
-        unpaid=payment.unpaid,
+        charge_id=charge.charge_id,
+        outcome_id=outcome_id(charge.charge_id),
+        price_charged=_money(intended.currency_code, intended.amount_micros),
+        lines=[_line_to_proto(line, intended.currency_code) for line in record.lines],
+        price_version_id=intended.price_version_id,
+        from_credits=charge.payment.from_credits,
+        from_receivable=charge.payment.from_receivable,
+        unpaid=charge.payment.unpaid,
         available_balance=available,
         duplicate=duplicate,
         evidence_differs=evidence_differs,

@@ -33,11 +33,10 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
         self._reader = reader
         self._ledger = ledger
         self._clock = clock
-        # Several at once, because a batch waits for the ledger most of its time.
-        self._singles = Coalescer[Report, metering_service_pb2.MeteredEvent](
-            pipeline.run, concurrency=_BATCHES_AT_ONCE
-        )
-        # Batches are as large as they may be: they are not gathered, only bounded.
+        # One run at a time: the more gather in a run, the less each of them costs.
+        self._singles = Coalescer[Report, metering_service_pb2.MeteredEvent](pipeline.run)
+        # Batches are not gathered, only bounded; several at once, because each waits for PostgreSQL, then for
+        # the ledger.
         self._batches = Coalescer[list[Report], list[Verdict]](
             self._run_batch, max_batch=1, max_queue=_BATCHES_WAITING, concurrency=_BATCHES_AT_ONCE
         )
@@ -136,7 +135,7 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
             if answer.code is Code.NOT_FOUND:
                 return None
             raise answer from error
-        return metered_to_proto(record, charge.payment, balance.available)
+        return metered_to_proto(record, charge, balance.available)
 
 
 def _verdict_to_proto(verdict: Verdict) -> metering_service_pb2.MeterVerdict:

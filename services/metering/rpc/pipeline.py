@@ -162,17 +162,17 @@ class Pipeline:
         if isinstance(judged, TallystickError):
             _VERDICTS.labels("refused").inc()
             return judged
-        charge = posted[judged.charge.key]
-        if isinstance(charge, TallystickError):
+        verdict = posted[judged.charge.key]
+        if isinstance(verdict, TallystickError):
             _VERDICTS.labels("pending").inc()
-            return charge
+            return verdict
         duplicate = judged.charge.key not in fresh
         fresh.discard(judged.charge.key)
         _VERDICTS.labels("duplicate" if duplicate else "recorded").inc()
         return metered_to_proto(
             judged,
-            charge.charge.payment,
-            charge.balance.available,
+            verdict.charge,
+            verdict.balance.available,
             duplicate=duplicate,
             evidence_differs=judged.evidence_differs(report.event),
         )

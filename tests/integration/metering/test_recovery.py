@@ -146,6 +146,7 @@ async def post_directly(world: World, workflow_id: str, customer_id: str = "cus_
                     gross=money_pb2.Money(currency_code="USD", amount_micros=1),
                     payees=[charge_pb2.Payee(organization_id="org_a", agent_id="agt_a", weight=1)],
                     occur_time={"seconds": 1_700_000_000},  # type: ignore[arg-type]
+                    price_version_id="pv_other",
                 )
             ]
         )

@@ -1,0 +1,125 @@
+"""The README's tour: its commands run as printed, and answer what is printed below them.
+
+A block `sh` holds commands; where a block `text` follows at once, it shows what they print, with `…` for what
+is left out. Ids that are made anew may differ.
+"""
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from sandbox.servers import Stores
+from sandbox.stack import Endpoints, Stack
+
+README = Path(__file__).parents[2] / "README.md"
+ENDS = "end-of-answer"
+# What is folded a moment later is asked for again.
+ATTEMPTS = 50
+# For the whole tour, which takes seconds.
+DEADLINE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Commands of the tour, and the lines that the README shows of what they print, if it does."""
+
+    commands: str
+    shown: tuple[str, ...] | None
+
+
+def steps() -> list[Step]:
+    found = re.findall(
+        r"^```sh\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", README.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    return [Step(commands, tuple(shown.splitlines()) if shown else None) for commands, shown in found]
+
+
+def localized(text: str, endpoints: Endpoints, stack: Stack) -> str:
+    """The commands for this stack: a Python environment, ports and secrets of its own."""
+    text = text.replace(".venv/bin/grpcurl", str(Path(sys.executable).parent / "grpcurl"))
+    text = text.replace(".sandbox/secrets", str(stack.operator_key.path.parent))
+    ports = {"50051": endpoints.ledger, "50052": endpoints.metering}
+    return re.sub(r"\bcall (5005[12])\b", lambda found: f"call {port(ports[found[1]])}", text)
+
+
+def port(endpoint: str) -> str:
+    return endpoint.rpartition(":")[2]
+
+
+def masked(line: str) -> str:
+    """Without what differs each time: ids that the server makes from the time."""
+    return re.sub(r'"(txn|pv)_[0-9a-z]+"', r'"\1_"', line.rstrip())
+
+
+def answers(printed: list[str], step: Step) -> bool:
+    """Whether the lines shown are among those printed, in order, and without gaps but where `…` says so."""
+    lines = [masked(line) for line in printed]
+    if step.shown is None:
+        return "ERROR:" not in lines
+    at, gap = 0, False
+    for line in map(masked, step.shown):
+        if line == "…":
+            gap = True
+            continue
+        where = [index for index in range(at, len(lines)) if lines[index] == line]
+        if not where or (not gap and where[0] != at):
+            return False
+        at, gap = where[0] + 1, False
+    return gap or at == len(lines)
+
+
+class Shell:
+    """One bash for the whole tour, since its commands set variables. It ends at the deadline."""
+
+    def __init__(self) -> None:
+        self._bash = subprocess.Popen(
+            ["/bin/bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._deadline = threading.Timer(DEADLINE_SECONDS, self._bash.kill)
+        self._deadline.start()
+
+    def run(self, command: str) -> list[str]:
+        assert self._bash.stdin is not None
+        assert self._bash.stdout is not None
+        self._bash.stdin.write(f"{command}\nprintf '\\n{ENDS}\\n'\n")
+        self._bash.stdin.flush()
+        printed: list[str] = []
+        for line in self._bash.stdout:
+            if line.strip() == ENDS:
+                break
+            printed.append(line)
+        return [line for line in printed if line.strip()]
+
+    def close(self) -> None:
+        self._deadline.cancel()
+        self._bash.kill()
+        self._bash.communicate()
+
+
+@pytest.fixture
+def stack(session_stores: Stores, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
+    own = replace(session_stores, database_url=database_url, redis_url=redis_url)
+    with Stack(tmp_path, own) as running:
+        yield running
+
+
+def test_the_tour_goes_as_the_readme_shows(stack: Stack) -> None:
+    tour = steps()
+    assert len(tour) > 5
+    shell = Shell()
+    try:
+        for step in tour:
+            commands = localized(step.commands, stack.endpoints, stack)
+            for _ in range(ATTEMPTS):
+                printed = shell.run(commands)
+                if answers(printed, step) or "Service/Get" not in commands:
+                    break
+            assert answers(printed, step), f"{step.commands}\nanswered\n{''.join(printed)}"
+    finally:
+        shell.close()

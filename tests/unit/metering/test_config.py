@@ -1,0 +1,64 @@
+"""The configuration of metering."""
+
+from pathlib import Path
+
+import pytest
+
+from services.kit.config import ConfigError, resolve
+from services.metering.__main__ import main
+from services.metering.config import ENV_PREFIX, MeteringConfig
+
+ENVIRONMENT = {"DATABASE_URL": "postgresql://u:secret@h/d", "METERING_LEDGER_API_KEY": "tsk_x_secret"}
+
+
+def test_defaults_are_safe_and_secrets_do_not_show() -> None:
+    config = resolve(MeteringConfig, ENV_PREFIX, [], ENVIRONMENT)
+
+    assert config.listen_address.startswith("127.0.0.1:")
+    assert config.redis_url is None
+    assert "secret" not in repr(config)
+
+
+def test_the_key_of_the_ledger_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("tsk_x_secret\n")
+
+    config = resolve(
+        MeteringConfig,
+        ENV_PREFIX,
+        [],
+        {"DATABASE_URL": "postgresql://h/d", "METERING_LEDGER_API_KEY_FILE": str(file)},
+    )
+
+    assert config.ledger_api_key == "tsk_x_secret"
+
+
+def test_no_key_is_sent_to_another_machine_in_plaintext() -> None:
+    with pytest.raises(ConfigError, match="ledger_address"):
+        resolve(MeteringConfig, ENV_PREFIX, ["--ledger-address", "10.0.0.1:50051"], ENVIRONMENT)
+
+
+def test_a_missing_file_of_roots_is_named() -> None:
+    with pytest.raises(ConfigError, match="ledger_tls_ca_file"):
+        resolve(MeteringConfig, ENV_PREFIX, ["--ledger-tls-ca-file", "/nonexistent.pem"], ENVIRONMENT)
+
+
+def test_check_config_prints_it_and_serves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--check-config"])
+
+    assert ended.value.code == 0
+    assert '"ledger_address"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("argv", "status"), [([], 0), (["--help"], 0), (["dance"], 2)])
+def test_without_a_command_it_says_what_there_is(
+    argv: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == status
+    assert "python -m services.metering COMMAND" in capsys.readouterr().err

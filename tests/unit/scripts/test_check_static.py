@@ -25,7 +25,7 @@ def test_the_repository_has_none() -> None:
         ("# a comment\n\n", None),
         ("rich==15.0.0\n", "is not a pin with hashes: rich==15.0.0"),
         (f"rich>=15 {HASH}\n", "is not a pin with hashes: rich>=15"),
-        ("--index-url somewhere\n", "sets an option: --index-url"),
+        ("--trusted-host somewhere\n", "sets an option: --trusted-host"),
         ("--find-links https://example.org/wheels\n", "names an address: --find-links"),
         (f"rich @ https://example.org/rich.whl {HASH}\n", "names an address: rich"),
     ],

@@ -128,6 +128,8 @@ def connection_parameters(url: str, *, role: str, schema: str) -> dict[str, Any]
         "lock_timeout": "5s",
         "statement_timeout": "30s",
         "idle_in_transaction_session_timeout": "60s",
+        # Requests are many and short: starting helpers for one of them costs the others more than it saves.
+        "max_parallel_workers_per_gather": "0",
     }
     options = [str(given.get("options") or ""), *(f"-c {name}={value}" for name, value in settings.items())]
     return {

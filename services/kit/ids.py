@@ -6,7 +6,6 @@ time (the layout of a ULID, in lower case), or derives one from a business key, 
 same id, always.
 """
 
-import base64
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ OUTCOME = "out"
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}")
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
-_DERIVED_LENGTH = 26
+_DERIVED_DIGITS = 32
 _SYSTEM_CLOCK = SystemClock()
 
 
@@ -72,11 +71,10 @@ def check_workflow_id(value: str, *, field: str = "workflow_id") -> str:
 def derive_id(prefix: str, *key: str | int) -> str:
     """The id of whatever has this business key: the same key, the same id, always.
 
-    130 bits of a SHA-256 over the JSON array of the parts, which no two different keys share.
+    128 bits of a SHA-256 over the JSON array of the parts, which no two different keys share.
     """
     canonical = json.dumps(key, separators=(",", ":"), ensure_ascii=True).encode()
-    digest = base64.b32encode(hashlib.sha256(canonical).digest()).decode().lower()
-    return f"{prefix}_{digest[:_DERIVED_LENGTH]}"
+    return f"{prefix}_{hashlib.sha256(canonical).hexdigest()[:_DERIVED_DIGITS]}"
 
 
 def charge_id(customer_id: str, workflow_id: str, component: str, ordinal: int) -> str:

@@ -35,28 +35,34 @@ _ENTRIES = text(
     f"SELECT {_ENTRY_COLUMNS} FROM ledger.entry e"
     " WHERE e.transaction_id = ANY (:transaction_ids) ORDER BY e.transaction_id, e.entry_number"
 )
+# Page by page down the index (owner_id, transaction_id), however few of all transactions the owner has.
 _BY_OWNER = text(f"""
     SELECT {_TRANSACTION_COLUMNS}
-    FROM ledger.transaction t
-    WHERE EXISTS (
-        SELECT FROM ledger.entry e WHERE e.owner_id = :owner_id AND e.transaction_id = t.transaction_id)
-      AND (CAST(:type AS text) IS NULL OR t.type::text = :type)
-      AND (CAST(:after AS text) IS NULL OR t.transaction_id < :after)
+    FROM (
+        SELECT DISTINCT e.transaction_id, e.partition_id
+        FROM ledger.entry e
+        JOIN ledger.transaction x USING (transaction_id, partition_id)
+        WHERE e.owner_id = :owner_id AND e.transaction_id < :before
+          AND (CAST(:type AS text) IS NULL OR x.type::text = :type)
+        ORDER BY e.transaction_id DESC
+        LIMIT :limit
+    ) AS page
+    JOIN ledger.transaction t USING (transaction_id, partition_id)
     ORDER BY t.transaction_id DESC
-    LIMIT :limit
 """)
 _ENTRIES_BY_OWNER = text(f"""
     SELECT {_ENTRY_COLUMNS}, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id, t.create_time
     FROM ledger.entry e
     JOIN ledger.transaction t USING (transaction_id, partition_id)
     WHERE e.owner_id = :owner_id
+      AND (e.transaction_id, e.entry_number) < (:before_id, CAST(:before_number AS integer))
       AND (CAST(:kind AS text) IS NULL OR e.kind::text = :kind)
       AND (CAST(:currency_code AS text) IS NULL OR e.currency_code = :currency_code)
-      AND (CAST(:after_id AS text) IS NULL
-           OR (e.transaction_id, e.entry_number) < (:after_id, CAST(:after_number AS integer)))
     ORDER BY e.transaction_id DESC, e.entry_number DESC
     LIMIT :limit
 """)
+# Sorts behind every transaction id: where the first page of a list that goes back in time begins.
+_NOW = "txn~"
 
 
 async def get_transaction(connection: AsyncConnection, transaction_id: str) -> Transaction:
@@ -80,7 +86,7 @@ async def list_transactions(
         {
             "owner_id": owner_id,
             "type": type,
-            "after": page.after[0] if page.after else None,
+            "before": page.after[0] if page.after else _NOW,
             "limit": page.limit,
         },
     )
@@ -95,15 +101,15 @@ async def list_entries(
     page: Page,
 ) -> list[PostedEntry]:
     """The entries of an owner, newest first, up to `page.limit`."""
-    after_id, after_number = page.after or (None, None)
+    before_id, before_number = page.after or (_NOW, 0)
     rows = await connection.execute(
         _ENTRIES_BY_OWNER,
         {
             "owner_id": owner_id,
             "kind": kind,
             "currency_code": currency_code,
-            "after_id": after_id,
-            "after_number": after_number,
+            "before_id": before_id,
+            "before_number": before_number,
             "limit": page.limit,
         },
     )

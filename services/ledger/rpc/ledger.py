@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from services.kit import ids
-from services.kit.auth import Principal, Role, current_principal
+from services.kit.auth import Principal, current_principal
 from services.kit.clock import Clock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
@@ -395,16 +395,11 @@ def _repeated(intent: ChargeIntent, first: ChargeIntent, verdict: Verdict) -> Ve
 
 
 def _balance_tenants(principal: Principal, customer_id: str) -> Tenants:
-    """Whose rows a caller sees who asks for a customer's balance.
+    """Whose rows a caller sees who asks for a customer's balance: what is its own, within what its key names.
 
-    A host sees the customers that it may charge: all, for a key of the platform without restriction; those
-    that its key names otherwise. Everybody else sees what is theirs.
+    What an organization's key names proves nothing, since the organization itself may have named it.
     """
-    if principal.role is Role.HOST and customer_id in principal.customer_ids:
-        return Tenants(ids=(customer_id,))
-    if not principal.may_use_customer(customer_id):
-        return Tenants()
-    return tenants_of(principal)
+    return tenants_of(principal) if principal.may_use_customer(customer_id) else Tenants()
 
 
 def _owner(owner_id: str, principal: Principal) -> str:

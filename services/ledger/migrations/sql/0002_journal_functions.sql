@@ -50,40 +50,36 @@ CREATE FUNCTION ledger.today() RETURNS date LANGUAGE sql STABLE AS $$
 $$;
 
 
--- The accounts of a customer in a currency. Ascending order, so that two calls never wait for each other in a
--- circle; the lock on customer_credits is what every later step relies on.
+-- Locks the customers' money in these currencies, in ascending order, so that two calls never wait for each other
+-- in a circle; the lock on customer_credits is what every later step relies on.
 CREATE FUNCTION ledger.lock_customers(customer_ids text[], currency_codes text[]) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE
-    wanted integer;
-    locked integer;
 BEGIN
-    SELECT count(*) INTO wanted
-    FROM (SELECT DISTINCT * FROM unnest(customer_ids, currency_codes)) AS pair;
-    FOR attempt IN 1..2 LOOP
-        SELECT count(*) INTO locked FROM (
-            SELECT FROM ledger.account a
-            WHERE (a.owner_id, a.kind, a.currency_code) IN (
-                SELECT DISTINCT p.customer_id, 'customer_credits'::ledger.account_kind, p.currency_code
-                FROM unnest(customer_ids, currency_codes) AS p (customer_id, currency_code)
-            )
-            ORDER BY a.owner_id, a.currency_code
-            FOR NO KEY UPDATE
-        ) AS row;
-        EXIT WHEN locked = wanted;
-        -- First use of a currency by a customer: rare, and then never again.
-        INSERT INTO ledger.account (owner_id, kind, currency_code, lower_bound)
-        SELECT DISTINCT p.customer_id, k.kind, p.currency_code, k.lower_bound
+    -- First use of a currency by a customer: rare, and then never again. All rows are made before the first is
+    -- locked: who waits here for a row that another call is making holds no lock yet.
+    INSERT INTO ledger.account (owner_id, kind, currency_code, lower_bound)
+    SELECT DISTINCT p.customer_id, k.kind, p.currency_code, k.lower_bound
+    FROM unnest(customer_ids, currency_codes) AS p (customer_id, currency_code)
+    CROSS JOIN (VALUES
+        ('customer_credits'::ledger.account_kind, 0::bigint),
+        ('customer_receivable', 0),
+        ('customer_unpaid', NULL),
+        ('unpaid_offset', NULL)
+    ) AS k (kind, lower_bound)
+    WHERE NOT EXISTS (
+        SELECT FROM ledger.account a
+        WHERE a.owner_id = p.customer_id AND a.kind = 'customer_credits' AND a.currency_code = p.currency_code
+    )
+    ORDER BY p.customer_id, p.currency_code, k.kind
+    ON CONFLICT DO NOTHING;
+
+    PERFORM FROM ledger.account a
+    WHERE (a.owner_id, a.kind, a.currency_code) IN (
+        SELECT DISTINCT p.customer_id, 'customer_credits'::ledger.account_kind, p.currency_code
         FROM unnest(customer_ids, currency_codes) AS p (customer_id, currency_code)
-        CROSS JOIN (VALUES
-            ('customer_credits'::ledger.account_kind, 0::bigint),
-            ('customer_receivable', 0),
-            ('customer_unpaid', NULL),
-            ('unpaid_offset', NULL)
-        ) AS k (kind, lower_bound)
-        ORDER BY p.customer_id, p.currency_code, k.kind
-        ON CONFLICT DO NOTHING;
-    END LOOP;
+    )
+    ORDER BY a.owner_id, a.currency_code
+    FOR NO KEY UPDATE;
 END
 $$;
 
@@ -132,7 +128,7 @@ CREATE FUNCTION ledger.post_charges(
     balance_receivable bigint,
     balance_unpaid bigint,
     balance_credit_limit bigint
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     unknown_ids text[];
@@ -522,7 +518,7 @@ CREATE FUNCTION ledger.grant_credits(
     p_request_hash bytea,
     OUT transaction_id text,
     OUT duplicate boolean
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     source ledger.account_kind := CASE p_type WHEN 'purchase' THEN 'stripe_clearing'
                                               WHEN 'promotion' THEN 'promotions' END;
@@ -570,7 +566,7 @@ CREATE FUNCTION ledger.collect(
     p_actor_api_key_id text,
     OUT collected bigint,
     OUT more boolean
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     credits ledger.account;
     receivable ledger.account;
@@ -738,7 +734,7 @@ $$;
 -- Sets how much a customer may owe. Below what it owes already, only more is refused: the bound of the CHECK stays
 -- where the balance is.
 CREATE FUNCTION ledger.set_credit_limit(p_customer_id text, p_currency_code text, p_limit bigint) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 BEGIN
     PERFORM ledger.lock_customers(ARRAY[p_customer_id], ARRAY[p_currency_code]);
     UPDATE ledger.account
@@ -751,25 +747,25 @@ $$;
 -- Moves balance deltas into the totals of their accounts. With owners, it takes all of theirs and waits for a
 -- concurrent fold; without, it takes at most p_limit that nobody else is folding. Answers how many it took.
 CREATE FUNCTION ledger.fold(p_limit integer, p_owner_ids text[] DEFAULT NULL) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     taken ledger.balance_delta[];
 BEGIN
     -- Deleted and added in one transaction: a fold that dies changes nothing.
     IF p_owner_ids IS NULL THEN
         WITH deleted AS (
-            DELETE FROM ledger.balance_delta d
-            USING (
-                SELECT owner_id, delta_id FROM ledger.balance_delta
+            DELETE FROM ledger.balance_delta
+            -- By row address: a join would be planned for the size that the queue had when it was last analyzed.
+            WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM ledger.balance_delta
                 ORDER BY owner_id, delta_id LIMIT p_limit FOR UPDATE SKIP LOCKED
-            ) AS head
-            WHERE d.owner_id = head.owner_id AND d.delta_id = head.delta_id
-            RETURNING d.*
+            ))
+            RETURNING *
         )
         SELECT array_agg(deleted) INTO taken FROM deleted;
     ELSE
         WITH deleted AS (
-            DELETE FROM ledger.balance_delta d WHERE d.owner_id = ANY (p_owner_ids) RETURNING d.*
+            DELETE FROM ledger.balance_delta WHERE owner_id = ANY (p_owner_ids) RETURNING *
         )
         SELECT array_agg(deleted) INTO taken FROM deleted;
     END IF;
@@ -811,7 +807,7 @@ CREATE FUNCTION ledger.adjust(
     p_request_hash bytea,
     OUT transaction_id text,
     OUT duplicate boolean
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     adjustment_id text := ledger.new_transaction_id();
@@ -912,22 +908,24 @@ $$;
 -- sequencers may run: whoever finds the log's row locked leaves the work to its holder. Positions are taken in the
 -- order of commits of this function, never by comparing ids, because ids become visible out of order.
 CREATE FUNCTION ledger.sequence(p_limit integer) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     log ledger.journal_log;
     taken integer;
 BEGIN
-    SELECT * INTO log FROM ledger.journal_log ORDER BY create_time DESC LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    -- The newest log or none: skipping it because it is locked must not lead to an older one.
+    SELECT * INTO log FROM ledger.journal_log
+    WHERE log_id = (SELECT newest.log_id FROM ledger.journal_log newest ORDER BY newest.create_time DESC LIMIT 1)
+    FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
     WITH deleted AS (
-        DELETE FROM ledger.unsequenced u
-        USING (
+        DELETE FROM ledger.unsequenced
+        WHERE unsequenced_id = ANY (ARRAY(
             SELECT unsequenced_id FROM ledger.unsequenced ORDER BY unsequenced_id LIMIT p_limit FOR UPDATE SKIP LOCKED
-        ) AS head
-        WHERE u.unsequenced_id = head.unsequenced_id
-        RETURNING u.*
+        ))
+        RETURNING *
     )
     INSERT INTO ledger.journal_position (log_id, position, partition_id, transaction_id)
     SELECT log.log_id, log.last_position + row_number() OVER (ORDER BY unsequenced_id), partition_id, transaction_id

@@ -101,7 +101,7 @@ CREATE TABLE ledger.entry (
     CHECK ((kind = 'organization_payable') = (collected IS NOT NULL)),
     CHECK ((collected IS NULL) = (earned_on IS NULL) AND (collected IS NULL) = (available_on IS NULL))
 );
-CREATE INDEX entry_owner ON ledger.entry (owner_id, transaction_id);
+CREATE INDEX entry_owner ON ledger.entry (owner_id, transaction_id, entry_number);
 
 -- A charge as it was posted. The arrays have one element per payee, in the order of the request.
 CREATE TABLE ledger.charge (

@@ -148,6 +148,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         parse = _parser(handler)
 
         async def serve(request: Any, context: Context) -> None:
+            authorization, _ = _read_metadata(context)
+
             async def body() -> None:
                 produced = behavior(parse(request), context)
                 if not hasattr(produced, "__aiter__"):
@@ -157,6 +159,9 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                 # Closed for certain, so that what the generator holds (a transaction) ends with the call.
                 async with aclosing(produced) as messages:
                     async for message in messages:
+                        # Before every message, because a stream may outlive its key.
+                        if not method.open:
+                            await self._authorize(method, authorization)
                         await context.write(message)
 
             await self._serve(method, context, body)

@@ -1,6 +1,7 @@
 """LedgerService over real gRPC and PostgreSQL: who sees what, and what is refused how."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -376,6 +377,31 @@ async def test_the_feed_is_gap_free_resumes_filters_and_follows(server: LedgerSe
         batch = await anext(aiter(follower))
     assert [one.position for one in batch.transactions] == [22]
     follower.cancel()
+
+
+async def test_a_stream_does_not_outlive_its_key(server: LedgerServer) -> None:
+    created = await server.operator.directory.CreateApiKey(
+        directory.CreateApiKeyRequest(role=access_pb2.ROLE_SERVICE, idempotency_key="reader")
+    )
+    reader = server.caller(created.secret)
+    follower = aiter(reader.ledger.ReadJournal(pb.ReadJournalRequest(follow=True)))
+    await grant(server, 1, "before")
+    async with asyncio.timeout(20):
+        assert (await anext(follower)).last_position == 1
+    await server.operator.directory.RevokeApiKey(
+        directory.RevokeApiKeyRequest(api_key_id=created.api_key.api_key_id)
+    )
+
+    async def ended() -> bool:
+        # Each grant is a message for whoever still follows.
+        await grant(server, 1, f"after-{time.monotonic_ns()}")
+        try:
+            await anext(follower)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNAUTHENTICATED
+        return False
+
+    await eventually(ended)
 
 
 async def test_lists_come_in_pages_that_neither_skip_nor_repeat(server: LedgerServer) -> None:

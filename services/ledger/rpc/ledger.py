@@ -348,13 +348,15 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
             raise InvalidArgument.of("after_position", "must not be negative")
         if request.after_position > 0 and not request.log_id:
             raise InvalidArgument.of("log_id", "is required with after_position")
-        position = request.after_position
+        position, log_id = request.after_position, request.log_id
         while True:
             # One short transaction per batch: a slow reader holds no snapshot open.
             async with self._reader.begin() as connection:
                 await scope(connection, tenants_of(principal))
-                log_id, _ = await transactions.current_log(connection)
-                transactions.check_log(request.log_id, log_id)
+                current, _ = await transactions.current_log(connection)
+                # Of the log that was read so far, too: a follower must not carry its position into another.
+                transactions.check_log(log_id, current)
+                log_id = current
                 batch = await transactions.read_feed(connection, log_id, position, size, filter)
             if batch.last_position > position:
                 position = batch.last_position

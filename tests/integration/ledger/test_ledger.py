@@ -379,6 +379,19 @@ async def test_the_feed_is_gap_free_resumes_filters_and_follows(server: LedgerSe
     follower.cancel()
 
 
+async def test_a_follower_does_not_carry_its_position_into_another_log(server: LedgerServer) -> None:
+    await grant(server, 1)
+    follower = aiter(server.operator.ledger.ReadJournal(pb.ReadJournalRequest(follow=True)))
+    async with asyncio.timeout(20):
+        assert (await anext(follower)).last_position == 1
+    async with await psycopg.AsyncConnection.connect(server.database_url) as superuser:
+        await superuser.execute("INSERT INTO ledger.journal_log (log_id) VALUES ('log_after_a_restore')")
+    async with asyncio.timeout(20):
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await anext(follower)
+    assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_stream_does_not_outlive_its_key(server: LedgerServer) -> None:
     created = await server.operator.directory.CreateApiKey(
         directory.CreateApiKeyRequest(role=access_pb2.ROLE_SERVICE, idempotency_key="reader")

@@ -141,7 +141,8 @@ def test_a_broken_migration_leaves_the_one_before_and_can_be_mended(
         migrate(empty_database_url, schema=schema, script_dir=scripts)
     assert version(empty_database_url, schema) == [("0002",)]
     assert query(empty_database_url, f"SELECT to_regclass('{schema}.half')") == [(None,)]
-    broken.write_text(BROKEN.replace("1 / 0", "1 / 1"))
+    # Of another length: Python tells by that, and by the second, that what it compiled before is out of date.
+    broken.write_text(BROKEN.replace("1 / 0", "1"))
     migrate(empty_database_url, schema=schema, script_dir=scripts)
     assert version(empty_database_url, schema) == [("0003",)]
 

@@ -34,6 +34,10 @@ up: $(SANDBOX_STAMP) ## Keep the suite up until Ctrl-C; prints endpoints, keys a
 test: $(DEV_STAMP) ## Run all tests (PYTEST_ARGS= for a part of them)
 	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
+.PHONY: bench
+bench: $(SANDBOX_STAMP) ## Measure the services against their floors, about 4 minutes (BENCH_ARGS= for names and flags)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
 .PHONY: check
 check: $(DEV_STAMP) $(PROTOS_STAMP) ## Formatting, lint, types, imports, protos, stubs in sync, static files
 	$(BIN)/ruff format --check .

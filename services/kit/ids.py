@@ -31,6 +31,8 @@ _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _DERIVED_DIGITS = 32
 _SYSTEM_CLOCK = SystemClock()
+# Made once: json.dumps would make an encoder for every call, which takes longer than encoding.
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 def new_id(prefix: str, *, clock: Clock = _SYSTEM_CLOCK) -> str:
@@ -73,7 +75,7 @@ def derive_id(prefix: str, *key: str | int) -> str:
 
     128 bits of a SHA-256 over the JSON array of the parts, which no two different keys share.
     """
-    canonical = json.dumps(key, separators=(",", ":"), ensure_ascii=True).encode()
+    canonical = _to_json(key).encode()
     return f"{prefix}_{hashlib.sha256(canonical).hexdigest()[:_DERIVED_DIGITS]}"
 
 

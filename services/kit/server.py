@@ -1,6 +1,7 @@
 """Server bootstrap: from handlers to a process that serves, and that stops without dropping a call."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -163,6 +164,7 @@ async def serve(
         await server.start()
         for worker in workers:
             worker.start()
+        _spare_the_garbage_collector()
         _log.info("server.listening", address=address, metrics_address=config.metrics_address)
         # Not cancelled when a signal comes first: that would cancel the server's own future of its end.
         terminated = asyncio.create_task(server.wait_for_termination())
@@ -171,6 +173,16 @@ async def serve(
         _log.info("server.stopping", grace_seconds=config.grace.total_seconds())
     await terminated
     _log.info("server.stopped")
+
+
+def _spare_the_garbage_collector() -> None:
+    """Messages live for a call and go by reference counting; what a server was built of stays for ever.
+
+    Looking through all of it for cycles every 700 objects took a tenth of a busy server's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -1,0 +1,1 @@
+"""Measures the suite against its floors: `python -m bench`. See docs/performance.md."""

@@ -1,0 +1,45 @@
+"""What each benchmark must reach, with two cores shared by client, services and PostgreSQL."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Bounds on a result; None where there is none."""
+
+    min_ratio: float | None = None
+    min_value: float | None = None
+    max_value: float | None = None
+
+    def is_met(self, value: float, ratio: float | None) -> bool:
+        """Whether a result is within all bounds. A ratio that is wanted and missing is not."""
+        return (
+            (self.min_ratio is None or (ratio is not None and ratio >= self.min_ratio))
+            and (self.min_value is None or value >= self.min_value)
+            and (self.max_value is None or value <= self.max_value)
+        )
+
+    def __str__(self) -> str:
+        bounds = []
+        if self.min_ratio is not None:
+            bounds.append(f"ratio ≥ {self.min_ratio:g}")
+        if self.min_value is not None:
+            bounds.append(f"≥ {self.min_value:,g}")
+        if self.max_value is not None:
+            bounds.append(f"≤ {self.max_value:,g}")
+        return ", ".join(bounds)
+
+
+BARS: Final[Mapping[str, Bar]] = {
+    "ledger_batch": Bar(min_ratio=0.6, min_value=12_000),
+    "ledger_single": Bar(min_ratio=0.4),
+    "ledger_hot_payer": Bar(min_ratio=0.8),
+    "ledger_hot_org": Bar(min_ratio=0.9),
+    "meter_unary": Bar(min_ratio=0.3, min_value=2_400),
+    "meter_unary_alone": Bar(max_value=4.0),
+    "meter_batch": Bar(min_value=10_000),
+    "ledger_memory": Bar(max_value=200),
+    "metering_memory": Bar(max_value=200),
+}

@@ -1,0 +1,177 @@
+"""From records to results, a table and build/bench.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.table import Table
+
+from bench.bars import BARS
+from bench.runner import Record
+from bench.summary import median, median_ratio, percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A benchmark: which contestant is measured against which, and in what its rate is counted."""
+
+    contestant: str
+    floor: str
+    unit: str
+
+
+# Those whose contestants run in turns stand together; a latency is compared in milliseconds.
+GROUPS: Final[Sequence[Sequence[Comparison]]] = (
+    (
+        Comparison("ledger_batch", "bare_batch", "charges/s"),
+        Comparison("meter_batch", "bare_batch", "events/s"),
+    ),
+    (
+        Comparison("ledger_single", "noop_ledger", "calls/s"),
+        Comparison("ledger_hot_payer", "ledger_single", "calls/s"),
+        Comparison("ledger_hot_org", "ledger_single", "calls/s"),
+    ),
+    (
+        Comparison("meter_unary", "noop_meter", "calls/s"),
+        Comparison("meter_unary_alone", "noop_meter_alone", "ms"),
+    ),
+)
+NAMES: Final = tuple(one.contestant for group in GROUPS for one in group)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of build/bench.json. `conditions` holds what the figures depend on, and the other figures."""
+
+    name: str
+    value: float
+    unit: str
+    floor: float | None
+    ratio: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    conditions: Mapping[str, object]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the benchmark's bar is met; "" if it has none."""
+        bar = BARS.get(self.name)
+        return "" if bar is None else "met" if bar.is_met(self.value, self.ratio) else "SHORT"
+
+
+def compare(
+    comparison: Comparison, records: Mapping[str, Record], conditions: Mapping[str, object]
+) -> Result:
+    """The result of one comparison: medians over the rounds, percentiles over all of their calls."""
+    record, floor = records[comparison.contestant], records[comparison.floor]
+    values, floors = _values(comparison, record), _values(comparison, floor)
+    spread = percentiles([seconds for one in record.rounds for seconds in one.load.latencies])
+    return Result(
+        name=comparison.contestant,
+        value=_rounded(median(values)),
+        unit=comparison.unit,
+        floor=_rounded(median(floors)),
+        ratio=_rounded(median_ratio(values, floors)),
+        p50_ms=_rounded(spread.p50),
+        p99_ms=_rounded(spread.p99),
+        conditions={
+            "p999_ms": _rounded(spread.p999),
+            "floor_name": comparison.floor,
+            "in_flight": record.contestant.in_flight,
+            "batch_size": record.contestant.size,
+            "calls": sum(len(one.load.latencies) for one in record.rounds),
+            "value_by_round": [_rounded(value) for value in values],
+            "floor_by_round": [_rounded(value) for value in floors],
+            "cpu_us_per_operation": cpu_per_operation(record),
+            # How many of the machine's CPUs were busy with programs that have no part in this.
+            "other_cpus": _rounded(median([one.other_cpus for one in record.rounds])),
+            **conditions,
+        },
+    )
+
+
+def memory(name: str, megabytes: float, conditions: Mapping[str, object]) -> Result:
+    """The most memory that a process had."""
+    return Result(name, _rounded(megabytes), "MB", None, None, None, None, conditions)
+
+
+def cpu_per_operation(record: Record) -> dict[str, float]:
+    """Microseconds of CPU per operation, by process."""
+    operations = sum(one.operations for one in record.rounds)
+    names = record.rounds[0].cpu.processes
+    return {
+        name: _rounded(sum(one.cpu.processes[name] for one in record.rounds) / operations * 1e6)
+        for name in names
+    }
+
+
+def _values(comparison: Comparison, record: Record) -> list[float]:
+    if comparison.unit == "ms":
+        return [percentiles(one.load.latencies).p50 for one in record.rounds]
+    return [one.rate for one in record.rounds]
+
+
+def _rounded(value: float) -> float:
+    """To four significant digits: more would be noise."""
+    return float(f"{value:.4g}")
+
+
+def write_json(results: Sequence[Result], path: Path) -> None:
+    """A list of objects with the fields of Result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+
+
+def table(results: Sequence[Result]) -> Table:
+    """The results for a person."""
+    shown = Table(title="Tallystick benchmarks", caption="CPU: µs per operation; ratio: median of the rounds")
+    for heading, justify in (("benchmark", "left"), ("value", "right"), ("unit", "left")):
+        shown.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    for heading in (
+        "floor",
+        "ratio",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "client",
+        "ledger",
+        "metering",
+        "postgres",
+    ):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("bar", no_wrap=True)
+    shown.add_column("", no_wrap=True)
+    for result in results:
+        shown.add_row(*cells(result))
+    return shown
+
+
+def cells(result: Result) -> list[str]:
+    """The texts of one row of the table."""
+    cpu = result.conditions.get("cpu_us_per_operation")
+    cpu = cpu if isinstance(cpu, dict) else {}
+    p999 = result.conditions.get("p999_ms")
+    return [
+        result.name,
+        number(result.value),
+        result.unit,
+        number(result.floor),
+        "" if result.ratio is None else f"{result.ratio:.2f}",
+        number(result.p50_ms),
+        number(result.p99_ms),
+        number(p999 if isinstance(p999, float) else None),
+        *(number(cpu.get(name)) for name in ("client", "ledger", "metering", "postgres")),
+        str(BARS.get(result.name, "")),
+        result.verdict,
+    ]
+
+
+def number(value: float | None) -> str:
+    """Short, for a person: thousands without decimals, small figures with them; "" for None."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

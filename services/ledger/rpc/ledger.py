@@ -103,26 +103,39 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         self, intents: Sequence[ChargeIntent | TallystickError], actor_api_key_id: str
     ) -> list[Verdict]:
         """Verdicts in the order of the intents; an intent that comes again in a batch is a duplicate."""
-        first: dict[str, ChargeIntent] = {}
-        for intent in intents:
-            if isinstance(intent, ChargeIntent):
-                first.setdefault(intent.charge_id, intent)
-        posted: dict[str, Verdict] = {}
-        if first:
-            distinct = list(first.values())
+        verdicts: dict[int, Verdict] = {}
+        waiting = dict(enumerate(intents))
+        while waiting:
+            # A database call judges each charge once. What comes again is judged by the first of its charge,
+            # unless that was refused: the refusal of one content says nothing about another.
+            first: dict[str, ChargeIntent] = {}
+            for intent in waiting.values():
+                if isinstance(intent, ChargeIntent):
+                    first.setdefault(intent.charge_id, intent)
+            posted = await self._post_distinct(list(first.values()), actor_api_key_id)
+            for number, intent in list(waiting.items()):
+                verdict = (
+                    intent
+                    if isinstance(intent, TallystickError)
+                    else _repeated(intent, first[intent.charge_id], posted[intent.charge_id])
+                )
+                if verdict is not None:
+                    verdicts[number] = verdict
+                    del waiting[number]
+        return [verdicts[number] for number in range(len(intents))]
 
-            async def post() -> list[Verdict]:
-                async with self._writer.hot() as connection:
-                    return await charges.post_charges(connection, distinct, actor_api_key_id)
+    async def _post_distinct(self, intents: list[ChargeIntent], actor_api_key_id: str) -> dict[str, Verdict]:
+        """The verdicts on intents of different charges, by charge id."""
+        if not intents:
+            return {}
 
-            # Idempotent by charge id, so it may be repeated even if the connection broke at its commit.
-            posted = dict(zip(first, await retry_transaction(post, idempotent=True), strict=True))
-        return [
-            intent
-            if isinstance(intent, TallystickError)
-            else _repeated(intent, first[intent.charge_id], posted[intent.charge_id])
-            for intent in intents
-        ]
+        async def post() -> list[Verdict]:
+            async with self._writer.hot() as connection:
+                return await charges.post_charges(connection, intents, actor_api_key_id)
+
+        # Idempotent by charge id, so it may be repeated even if the connection broke at its commit.
+        posted = await retry_transaction(post, idempotent=True)
+        return {intent.charge_id: verdict for intent, verdict in zip(intents, posted, strict=True)}
 
     async def GetCharge(
         self, request: ledger_service_pb2.GetChargeRequest, context: Context
@@ -276,6 +289,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         )
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
+            await balances.check_owner(connection, owner_id)
             found = await balances.list_accounts(connection, owner_id, page)
         accounts, next_page_token = page.cut(found, lambda one: (one.ref.kind, one.ref.currency_code))
         return ledger_service_pb2.ListAccountsResponse(
@@ -310,6 +324,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         )
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(principal))
+            await balances.check_owner(connection, owner_id)
             found = await transactions.list_transactions(connection, owner_id, type, page)
         shown, next_page_token = page.cut(found, lambda one: (one.transaction_id,))
         return ledger_service_pb2.ListTransactionsResponse(
@@ -333,6 +348,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         )
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
+            await balances.check_owner(connection, owner_id)
             found = await transactions.list_entries(connection, owner_id, kind, currency, page)
         shown, next_page_token = page.cut(found, lambda one: (one.transaction_id, one.entry.entry_number))
         return ledger_service_pb2.ListEntriesResponse(
@@ -385,11 +401,14 @@ def _verdict_to_proto(verdict: Verdict) -> ledger_service_pb2.ChargeVerdict:
     return ledger_service_pb2.ChargeVerdict(posted=convert.posted_to_proto(verdict))
 
 
-def _repeated(intent: ChargeIntent, first: ChargeIntent, verdict: Verdict) -> Verdict:
-    """The verdict on an intent, given that on the first one of its charge in the batch."""
-    if intent is first or isinstance(verdict, TallystickError):
+def _repeated(intent: ChargeIntent, first: ChargeIntent, verdict: Verdict) -> Verdict | None:
+    """The verdict on an intent, given that on the first of its charge; None if that says nothing of it."""
+    same = intent.content_hash == first.content_hash
+    if isinstance(verdict, TallystickError):
+        return verdict if same else None
+    if intent is first:
         return verdict
-    if intent.content_hash != first.content_hash:
+    if not same:
         return charges.key_reused(intent.charge_id)
     return replace(
         verdict, duplicate=True, evidence_differs=intent.evidence_hash != verdict.charge.evidence_hash
@@ -406,9 +425,19 @@ def _balance_tenants(principal: Principal, customer_id: str) -> Tenants:
 
 def _owner(owner_id: str, principal: Principal) -> str:
     """The owner that a list is about: the one that is named, or the caller itself."""
-    if owner_id:
+    if not owner_id:
+        return principal.organization_id or principal.customer_id or PLATFORM_OWNER
+    return _check_owner(owner_id, "owner_id")
+
+
+def _check_owner(owner_id: str, field: str) -> str:
+    if owner_id == PLATFORM_OWNER:
         return owner_id
-    return principal.organization_id or principal.customer_id or PLATFORM_OWNER
+    prefix = ids.CUSTOMER if owner_id.startswith(f"{ids.CUSTOMER}_") else ids.ORGANIZATION
+    try:
+        return ids.check_id(owner_id, prefix, field=field)
+    except InvalidArgument:
+        raise InvalidArgument.of(field, 'must be "cus_…", "org_…" or "platform"') from None
 
 
 def _feed_filter(request: ledger_service_pb2.ReadJournalRequest) -> transactions.FeedFilter:
@@ -416,7 +445,10 @@ def _feed_filter(request: ledger_service_pb2.ReadJournalRequest) -> transactions
         raise InvalidArgument.of("owner_ids", f"must be at most {_MAX_FEED_OWNERS}")
     return transactions.FeedFilter(
         types=frozenset(convert.type_from_proto(type, "types") for type in request.types),
-        owner_ids=frozenset(request.owner_ids),
+        owner_ids=frozenset(
+            _check_owner(owner_id, f"owner_ids[{number}]")
+            for number, owner_id in enumerate(request.owner_ids)
+        ),
     )
 
 

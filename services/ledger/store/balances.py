@@ -7,6 +7,21 @@ from services.kit.pages import Page
 from services.ledger.domain.accounts import Account, AccountKind, AccountRef, CustomerBalance, EarningsBalance
 from services.ledger.store.charges import unknown_party
 
+_OWNER = text("""
+    SELECT FROM ledger.customer WHERE customer_id = :owner_id
+    UNION ALL
+    SELECT FROM ledger.organization WHERE organization_id = :owner_id
+    UNION ALL
+    SELECT WHERE :owner_id = 'platform' AND ledger.visible('platform')
+""")
+
+
+async def check_owner(connection: AsyncConnection, owner_id: str) -> None:
+    """Raise NotFound unless the owner of accounts is there, and the connection's tenants may see it."""
+    if (await connection.execute(_OWNER, {"owner_id": owner_id})).first() is None:
+        raise unknown_party(owner_id)
+
+
 # Groups by the customer, so that one who is not there, or not visible, gives no row rather than zeros.
 _CUSTOMER_BALANCE = text("""
     SELECT coalesce(sum(credits - debits - held) FILTER (WHERE kind = 'customer_credits'), 0)::bigint

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.kit.errors import AlreadyExists, NotFound, TallystickError
-from services.kit.ids import CUSTOMER, ORGANIZATION
+from services.kit.ids import AGENT, CUSTOMER
 from services.ledger.domain.accounts import CustomerBalance
 from services.ledger.domain.charges import (
     Charge,
@@ -128,7 +128,7 @@ def key_reused(charge_id: str) -> AlreadyExists:
 
 def unknown_party(party_id: str) -> NotFound:
     """The error for a customer, organization or agent that does not exist."""
-    kind = {CUSTOMER: "customer", ORGANIZATION: "organization"}.get(party_id.partition("_")[0], "agent")
+    kind = {CUSTOMER: "customer", AGENT: "agent"}.get(party_id.partition("_")[0], "organization")
     return NotFound(
         f"{kind} {party_id} does not exist",
         reason=f"{kind.upper()}_NOT_FOUND",

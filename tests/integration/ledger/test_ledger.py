@@ -147,11 +147,14 @@ async def test_a_charge_splits_to_the_micro_and_is_seen_by_each_party_its_own_wa
     assert transaction.actor_api_key_id == ""
     entries = await customer.ledger.ListEntries(pb.ListEntriesRequest())
     assert [entry.entry.amount.amount_micros for entry in entries.entries] == [-1_000_001, 5_000_000]
-    assert not (
-        await other.ledger.ListTransactions(pb.ListTransactionsRequest(owner_id="cus_a"))
-    ).transactions
-    assert not (await other.ledger.ListEntries(pb.ListEntriesRequest(owner_id="org_x"))).entries
-    assert not (await other.ledger.ListAccounts(pb.ListAccountsRequest(owner_id="cus_a"))).accounts
+    for listing in (
+        other.ledger.ListTransactions(pb.ListTransactionsRequest(owner_id="cus_a")),
+        other.ledger.ListEntries(pb.ListEntriesRequest(owner_id="org_x")),
+        other.ledger.ListAccounts(pb.ListAccountsRequest(owner_id="platform")),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as hidden:
+            await listing
+        assert hidden.value.code() is grpc.StatusCode.NOT_FOUND
     assert await audit(server.database_url) == 0
 
 
@@ -243,6 +246,27 @@ async def test_verdicts_are_per_item_and_nothing_of_a_bad_item_is_stored(server:
     # What was refused left no trace: the same identity is free.
     (late,) = await post(server, intent("run-4", 4))
     assert not late.posted.duplicate
+
+
+async def test_each_content_of_a_charge_in_a_batch_is_judged_by_itself(server: LedgerServer) -> None:
+    await post(server, intent("run-1", 100))
+    verdicts = await post(
+        server,
+        intent("run-1", 200),
+        intent("run-1", 100),
+        intent("run-2", 5, "org_nobody"),
+        intent("run-2", 5),
+        intent("run-2", 6),
+        intent("run-1", 200),
+    )
+    said = [
+        error_reason_pb2.ErrorReason.Name(verdict.error.reason).removeprefix("ERROR_REASON_")
+        if verdict.HasField("error")
+        else ("duplicate" if verdict.posted.duplicate else "posted")
+        for verdict in verdicts
+    ]
+    reused = "IDEMPOTENCY_KEY_REUSED"
+    assert said == [reused, "duplicate", "ORGANIZATION_NOT_FOUND", "posted", reused, reused]
 
 
 async def test_only_services_post_and_only_operators_grant(server: LedgerServer) -> None:

@@ -1,0 +1,168 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from tallystick import _operations
+from tallystick._buffer import DEFAULT_CAPACITY
+from tallystick._channel import LEDGER_ADDRESS, METERING_ADDRESS, OPTIONS, Access
+from tallystick._delivery import DeliveryTask
+from tallystick._operations import Call, Operation, Wait
+from tallystick._outbox import BufferOptions, BufferStats, Outbox
+from tallystick._retry import RetryPolicy
+from tallystick._status import from_rpc_error
+from tallystick.errors import Cancelled, TallystickError
+from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
+from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
+from tallystick.models import Balance, EventFields, Metered, Refused, UsageEvent
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`tallystick.Client` for asyncio: the same arguments, methods and errors, to be awaited.
+
+    May be made anywhere; it belongs to the event loop that it is first used in. Close it, best with `async
+    with`: when the loop ends, nothing can be delivered any more. What an earlier process left in
+    `buffer_path` is delivered from the beginning of the `async with`, or from the first `record` or
+    `flush`.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        metering: str | grpc.aio.Channel = METERING_ADDRESS,
+        ledger: str | grpc.aio.Channel = LEDGER_ADDRESS,
+        tls_ca: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        retry: RetryPolicy | None = None,
+        buffer_path: str | os.PathLike[str] | None = None,
+        buffer_capacity: int = DEFAULT_CAPACITY,
+        buffer_fsync: bool = False,
+        on_refused: Callable[[Refused], object] | None = None,
+    ) -> None:
+        self._access = Access.of(api_key, tls_ca, insecure)
+        self._retry = retry or RetryPolicy()
+        self._targets = (metering, ledger)
+        self._closed = False
+        self._channels: list[grpc.aio.Channel] = []
+        # Filled at the first call: channels belong to the event loop that is running when they are made.
+        self._methods: dict[str, Any] = {}
+        options = BufferOptions(
+            path=buffer_path, capacity=buffer_capacity, fsync=buffer_fsync, on_refused=on_refused
+        )
+        self._outbox = Outbox(options, self._retry)
+        self._delivery = DeliveryTask(self._outbox, self._call)
+
+    async def meter(self, *, timeout: float | None = None, **event: Unpack[EventFields]) -> Metered:
+        """As `Client.meter`: charge one finished run or action, and learn what it cost."""
+        return await self._run(_operations.meter(UsageEvent(**event), self._retry, timeout))
+
+    async def meter_batch(
+        self, events: Iterable[UsageEvent], *, timeout: float | None = None
+    ) -> list[Metered | TallystickError]:
+        """As `Client.meter_batch`: charge many events, with a verdict for each."""
+        return await self._run(_operations.meter_batch(list(events), self._retry, timeout))
+
+    async def balance(self, customer: str, currency: str = "USD", *, timeout: float | None = None) -> Balance:
+        """As `Client.balance`: what a customer has and owes in one currency."""
+        return await self._run(_operations.balance(customer, currency, self._retry, timeout))
+
+    def record(self, **event: Unpack[EventFields]) -> None:
+        """As `Client.record`: take finished work for later. Nothing to await; call it in the event loop."""
+        self._outbox.add(UsageEvent(**event))
+        self._delivery.notify()
+
+    async def flush(self, timeout: float | None = None) -> int:
+        """As `Client.flush`: wait for what is recorded by now; answers how many events are not delivered."""
+        return await self._delivery.flush(timeout)
+
+    @property
+    def stats(self) -> BufferStats:
+        """What became of the recorded events."""
+        return self._outbox.stats()
+
+    async def close(self, timeout: float | None = 5.0) -> list[UsageEvent]:
+        """As `Client.close`: deliver what is recorded, then close, and answer what is left."""
+        if self._closed:
+            return []
+        await self._delivery.flush(timeout)
+        await self._delivery.stop()
+        self._closed = True
+        for channel in self._channels:
+            await channel.close()
+        return self._outbox.close()
+
+    async def __aenter__(self) -> Self:
+        if len(self._outbox):
+            self._delivery.notify()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _connect(self) -> None:
+        metering, ledger = map(self._channel, self._targets)
+        metering_stub, ledger_stub = MeteringServiceStub(metering), LedgerServiceStub(ledger)
+        self._methods = {
+            **{method: getattr(metering_stub, method) for method in _operations.METERING_METHODS},
+            **{method: getattr(ledger_stub, method) for method in _operations.LEDGER_METHODS},
+        }
+
+    def _channel(self, target: str | grpc.aio.Channel) -> grpc.aio.Channel:
+        if isinstance(target, grpc.aio.Channel):
+            return target
+        credentials = self._access.credentials(target)
+        channel = (
+            grpc.aio.insecure_channel(target, options=OPTIONS)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options=OPTIONS)
+        )
+        self._channels.append(channel)
+        return channel
+
+    async def _run(self, operation: Operation[T]) -> T:
+        """Drive an operation to its end."""
+        answer: object = None
+        while True:
+            if self._closed:
+                raise RuntimeError("the client is closed")
+            try:
+                step = operation.send(answer)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            if isinstance(step, Wait):
+                await asyncio.sleep(step.seconds)
+                answer = None
+            else:
+                answer = await self._call(step)
+
+    async def _call(self, call: Call) -> object:
+        if not self._methods:
+            self._connect()
+        try:
+            return await self._methods[call.method](
+                call.request, timeout=call.timeout, metadata=self._access.metadata(call.request_id)
+            )
+        except grpc.RpcError as error:
+            return from_rpc_error(error, request_id=call.request_id)
+        except asyncio.CancelledError:
+            # What grpc raises when the channel is closed meanwhile, though nobody cancelled this task.
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            return Cancelled("the client is closed", request_id=call.request_id)

@@ -1,0 +1,185 @@
+"""What goes in and what comes out: usage events, what they cost, balances. Frozen and typed.
+
+All are keyword-only, so that fields may be added without breaking anybody.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal, NotRequired, TypedDict, get_args
+
+from tallystick.errors import TallystickError
+from tallystick.money import Money
+
+Outcome = Literal["success", "failure", "partial", "unknown"]
+
+
+class EventFields(TypedDict):
+    """The keyword arguments of `meter` and `record`: the fields of UsageEvent, where each is explained."""
+
+    customer: str
+    agent: str
+    workflow_id: str
+    action: str
+    ordinal: NotRequired[int]
+    agent_version: NotRequired[str]
+    model: NotRequired[str]
+    input_tokens: NotRequired[int]
+    output_tokens: NotRequired[int]
+    tool: NotRequired[str]
+    outcome: NotRequired[Outcome]
+    outcome_candidate: NotRequired[str]
+    occur_time: NotRequired[datetime | None]
+    request_id: NotRequired[str]
+    idempotency_key: NotRequired[str]
+    span_id: NotRequired[str]
+    parent_span_id: NotRequired[str]
+    billable_rule_version: NotRequired[str]
+    evidence_ref: NotRequired[str]
+    evidence_hash: NotRequired[bytes]
+    currency: NotRequired[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageEvent:
+    """One finished run or action of an agent.
+
+    `workflow_id` is required because it is the event's identity: (customer, workflow_id, ordinal) is
+    charged once, however often it is reported. So it has to come from your side and survive your crash: the
+    id of the run, job or ticket that you keep anyway. An id that this library made up would be a new one
+    after a restart, and the work would be charged twice.
+
+    Raises TypeError or ValueError for what cannot be an event; what only the servers can know (does the
+    customer exist?) they answer.
+    """
+
+    customer: str
+    """Who pays: "cus_…"."""
+    agent: str
+    """The agent that did the work: "agt_…". Its organization earns."""
+    workflow_id: str
+    """The run, as you name it: up to 128 letters, digits and "_.:/-". The same for every retry."""
+    action: str
+    """What the agent did, for example "ticket.resolve". Prices are chosen by it."""
+    ordinal: int = 0
+    """Numbers the events of one run, if there are several."""
+    agent_version: str = ""
+    """The agent's release; one that is named must exist."""
+    model: str = ""
+    """The model that was called, as its provider names it; empty when there was none or several."""
+    input_tokens: int = 0
+    """Tokens sent to models, cached ones included."""
+    output_tokens: int = 0
+    """Tokens that models produced, reasoning included."""
+    tool: str = ""
+    """The tool that was used, if any."""
+    outcome: Outcome = "unknown"
+    """How it ended for the customer: "success", "failure", "partial" or "unknown"."""
+    outcome_candidate: str = ""
+    """Names the business outcome that the event may be billed for, for example "ticket.resolved"."""
+    occur_time: datetime | None = None
+    """When the work ended, with a time zone. When left out, the time at which it is reported."""
+    request_id: str = ""
+    """Your own request id, for finding the event in your logs."""
+    idempotency_key: str = ""
+    """Your own idempotency key, recorded as sent; the identity does not depend on it."""
+    span_id: str = ""
+    """OpenTelemetry span of the work: 16 hexadecimal digits."""
+    parent_span_id: str = ""
+    """The span's parent."""
+    billable_rule_version: str = ""
+    """The version of the rule by which you judged the outcome."""
+    evidence_ref: str = ""
+    """Where you keep the evidence, for example a URI. No personal data."""
+    evidence_hash: bytes = b""
+    """SHA-256 of the evidence, 32 bytes."""
+    currency: str = ""
+    """The currency that you expect to be charged in; empty for that of the price book."""
+
+    def __post_init__(self) -> None:
+        for name in ("customer", "agent", "workflow_id", "action"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"{name} is required, and a str")
+        for name in ("ordinal", "input_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} is an int, not {type(value).__name__}")
+        if self.outcome not in get_args(Outcome):
+            raise ValueError(f"outcome is one of {', '.join(get_args(Outcome))}, not {self.outcome!r}")
+        if self.occur_time is not None and self.occur_time.utcoffset() is None:
+            raise ValueError("occur_time needs a time zone, for example datetime.now(timezone.utc)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitPrice:
+    """`amount` units of the price book's currency for every `per_units`: 0.60 for 1,000,000 tokens."""
+
+    amount: Decimal
+    per_units: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeLine:
+    """The part of a charge that comes from one component of its price. Lines add up to the charge exactly."""
+
+    component: str
+    quantity: int
+    unit_price: UnitPrice
+    amount: Money
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """How a charge is paid, now: the three add up to it. A later top-up moves the rest to `from_credits`."""
+
+    from_credits: Money
+    """Paid."""
+    from_receivable: Money
+    """Owed under the customer's credit limit."""
+    unpaid: Money
+    """Neither paid nor covered by the credit limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metered:
+    """What one usage event cost, and how that was paid."""
+
+    charge_id: str
+    outcome_id: str
+    """Names the outcome of this event, for resolving it later."""
+    price_charged: Money
+    """The sum of the lines."""
+    lines: tuple[ChargeLine, ...]
+    price_version_id: str
+    payment: Payment
+    available: Money
+    """What the customer has left to spend."""
+    duplicate: bool
+    """Whether the event had been recorded before, so that this call charged nothing."""
+    evidence_differs: bool
+    """Whether it had been recorded before with other evidence. The first one stands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """What a customer has and owes in one currency, at one moment."""
+
+    customer: str
+    available: Money
+    """Spendable now."""
+    held: Money
+    """Held for work in progress."""
+    receivable: Money
+    """Owed under the credit limit."""
+    unpaid: Money
+    """Finished work beyond credits and credit limit."""
+    credit_limit: Money
+    """How much may be owed as receivable; zero means prepaid only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A recorded event that can never be charged as it is, and why."""
+
+    event: UsageEvent
+    error: TallystickError

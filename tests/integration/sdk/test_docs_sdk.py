@@ -1,0 +1,75 @@
+"""docs/sdk.md tells the truth: its examples run, in order, as a host would run them."""
+
+from __future__ import annotations
+
+import asyncio
+import doctest
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import tallystick
+from tallystick import errors, models, money
+from tallystick.common.v1 import access_pb2, money_pb2
+from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
+from tallystick.metering.v1 import price_book_pb2
+from tests.support.ledger_server import running_ledger
+from tests.support.metering_server import bonus, fee, price, running_metering, tokens
+
+ROOT = Path(__file__).parents[3]
+LIST_PRICES = price(
+    fee("0.005", "run"),
+    tokens(price_book_pb2.TOKEN_KIND_INPUT, "0.60", "input"),
+    tokens(price_book_pb2.TOKEN_KIND_OUTPUT, "2.40", "output"),
+    bonus("0.20", name="success"),
+)
+
+
+def examples() -> str:
+    page = (ROOT / "docs/sdk.md").read_text()
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL))
+
+
+async def test_the_examples_run(database_url: str, tmp_path: Path) -> None:
+    async with running_ledger(database_url) as ledger, running_metering(database_url, ledger) as metering:
+        await ledger.create_organization("org_helper")
+        await ledger.create_customer("cus_ada")
+        await ledger.operator.ledger.GrantCredits(
+            ledger_service_pb2.GrantCreditsRequest(
+                customer_id="cus_ada",
+                amount=money_pb2.Money(currency_code="USD", amount_micros=10_000_000),
+                source=ledger_service_pb2.CREDIT_SOURCE_PURCHASE,
+                idempotency_key="first",
+            )
+        )
+        created = await ledger.operator.directory.CreateApiKey(
+            directory_service_pb2.CreateApiKeyRequest(role=access_pb2.ROLE_HOST, idempotency_key="host")
+        )
+        await metering.publish(LIST_PRICES)
+
+        # The defaults, for where these servers listen.
+        program = (
+            "from tallystick import AsyncClient, Client\n"
+            "for kind in (AsyncClient, Client):\n"
+            "    kind.__init__.__kwdefaults__.update(\n"
+            f"        metering={metering.address!r}, ledger={ledger.address!r}\n"
+            "    )\n"
+        )
+        host = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-c", program + examples()),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.fspath(ROOT), "TALLYSTICK_API_KEY": created.secret},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(120):
+            _, said = await host.communicate()
+    assert host.returncode == 0, said.decode()
+
+
+@pytest.mark.parametrize("module", [tallystick, money, models, errors], ids=lambda module: module.__name__)
+def test_the_examples_in_docstrings_run(module: object) -> None:
+    failed, _ = doctest.testmod(module)  # type: ignore[arg-type]
+    assert failed == 0

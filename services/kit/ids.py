@@ -40,14 +40,6 @@ def new_id(prefix: str, *, clock: Clock = _SYSTEM_CLOCK) -> str:
     return f"{prefix}_{_ulid(clock.now(), os.urandom(10))}"
 
 
-def make_id(prefix: str, suffix: str, *, field: str, clock: Clock = _SYSTEM_CLOCK) -> str:
-    """The id for a resource whose suffix the caller may choose: `suffix` if given, a fresh one if empty.
-
-    Raises InvalidArgument naming `field` if the suffix is malformed.
-    """
-    return check_id(f"{prefix}_{suffix}", prefix, field=field) if suffix else new_id(prefix, clock=clock)
-
-
 def check_id(value: str, prefix: str, *, field: str) -> str:
     """`value`, if it is a well-formed id of this prefix; raises InvalidArgument naming `field` otherwise."""
     head, _, suffix = value.partition("_")

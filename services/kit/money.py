@@ -1,6 +1,5 @@
 """Exact money: integers of millionths of a currency's unit. Never a float."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -90,25 +89,6 @@ def check_amount(amount_micros: int, *, field: str, minimum: int = 1) -> int:
     if not minimum <= amount_micros <= MAX_AMOUNT_MICROS:
         raise InvalidArgument.of(field, f"must be from {minimum} to {MAX_AMOUNT_MICROS} micros")
     return amount_micros
-
-
-def allocate(amount: int, weights: Sequence[int]) -> list[int]:
-    """Shares of `amount` in proportion to `weights`, by largest remainder: they add up to it exactly.
-
-    Of equal remainders the lower index is served first. A negative amount is split like its opposite. Raises
-    ValueError if a weight is negative or all are zero.
-    """
-    total = sum(weights)
-    if total <= 0 or min(weights) < 0:
-        raise ValueError("weights must not be negative, nor all be zero")
-    sign = -1 if amount < 0 else 1
-    portions = [divmod(abs(amount) * weight, total) for weight in weights]
-    shares = [quotient for quotient, _ in portions]
-    left = abs(amount) - sum(shares)
-    # sorted() is stable, so ties stay in the order of their index.
-    for index in sorted(range(len(weights)), key=lambda index: -portions[index][1])[:left]:
-        shares[index] += 1
-    return [sign * share for share in shares]
 
 
 def round_half_even(numerator: int, denominator: int) -> int:

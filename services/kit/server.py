@@ -34,8 +34,8 @@ STREAM_GRACE: Final = timedelta(seconds=1)
 _OPTIONS: Final = (
     # By default two servers may share a port, each getting some of the calls: never what is meant.
     ("grpc.so_reuseport", 0),
-    # A burst reaches our own bound, which answers with a reason and a time to retry. gRPC's, of 1,000 calls that
-    # wait for a handler, answers a bare CANCELLED.
+    # A burst reaches our own bound, which answers with a reason and a time to retry. gRPC's, of 1,000 calls
+    # that wait for a handler, answers a bare CANCELLED.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -7,7 +7,6 @@ from services.kit.money import (
     MAX_AMOUNT_MICROS,
     MINOR_UNIT_DIGITS,
     Money,
-    allocate,
     check_amount,
     check_currency,
     round_half_even,
@@ -68,33 +67,6 @@ def test_an_amount_is_bounded() -> None:
     for wrong in (0, -1, MAX_AMOUNT_MICROS + 1):
         with pytest.raises(InvalidArgument):
             check_amount(wrong, field="amount")
-
-
-def test_the_largest_remainder_is_served_first_and_ties_go_to_the_lower_index() -> None:
-    assert allocate(100, [1, 1, 1]) == [34, 33, 33]
-    assert allocate(10, [1, 2, 3]) == [2, 3, 5]
-    assert allocate(2, [1, 1, 1, 1]) == [1, 1, 0, 0]
-    assert allocate(-100, [1, 1, 1]) == [-34, -33, -33]
-    assert allocate(7, [0, 5, 0]) == [0, 7, 0]
-
-
-@pytest.mark.parametrize("weights", [[], [0, 0], [3, -1]])
-def test_weights_that_share_nothing_are_refused(weights: list[int]) -> None:
-    with pytest.raises(ValueError, match="weights"):
-        allocate(10, weights)
-
-
-@given(
-    amount=st.integers(-(10**15), 10**15),
-    weights=st.lists(st.integers(0, 10**9), min_size=1, max_size=20).filter(any),
-)
-def test_shares_add_up_and_are_off_by_less_than_one(amount: int, weights: list[int]) -> None:
-    shares = allocate(amount, weights)
-    total = sum(weights)
-    assert sum(shares) == amount
-    assert all(
-        abs(share * total - amount * weight) < total for share, weight in zip(shares, weights, strict=True)
-    )
 
 
 @pytest.mark.parametrize(

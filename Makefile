@@ -20,7 +20,9 @@ DEMO_FLAGS = $(if $(RUNS),--runs "$(RUNS)") $(if $(TRACE),--trace "$(TRACE)") $(
 .PHONY: help
 help: ## Show this list
 	@echo "Tallystick. Targets:"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  \033[36m%-8s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@on= off=; if [ -t 1 ]; then on='\033[36m' off='\033[0m'; fi; \
+	awk -F ':.*## ' -v on="$$on" -v off="$$off" \
+		'/^[a-z][a-z-]*:.*## / { printf "  %s%-8s%s %s\n", on, $$1, off, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(SANDBOX_STAMP) ## Replay recorded agent traffic through the whole suite (RUNS= TRACE= JSON= TWICE=1 KEEP=1)

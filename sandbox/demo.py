@@ -25,7 +25,7 @@ from rich.console import Console
 
 from sandbox import report
 from sandbox.job import Job, Traffic
-from sandbox.process import SandboxError, signals_end_the_program
+from sandbox.process import SandboxError, asyncio_takes_interrupts, signals_end_the_program
 from sandbox.replay import BadLine, Recording, ReplayError, Shift, Survey, read_runs, read_trace, survey
 from sandbox.servers import stores
 from sandbox.stack import ROOT, SERVICES, Stack, first_call
@@ -108,7 +108,8 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
         watch.lap("start")
         traffic = _until_now(recordings, surveys)
         try:
-            result = asyncio.run(_perform(stack, traffic, watch, console, twice=arguments.twice))
+            with asyncio_takes_interrupts():
+                result = asyncio.run(_perform(stack, traffic, watch, console, twice=arguments.twice))
         except (grpc.aio.AioRpcError, ReplayError):
             _show_logs(stack)
             raise

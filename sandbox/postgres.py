@@ -79,6 +79,11 @@ class PostgresServer:
     def running(self) -> bool:
         return self._process is not None and self._process.running
 
+    def check(self) -> None:
+        """SandboxError with the end of the server's log when it is not running."""
+        if self._process is not None:
+            self._process.check()
+
     @property
     def os_user(self) -> str | None:
         """The account the server runs as when it is not ours, which is when we are root."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,9 +73,10 @@ class ChildProcess:
     def start(self) -> None:
         if self.running:
             raise SandboxError(f"{self.name} is already running")
-        self._end_left_over()
+        self.end_left_over()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as log:
+        # A signal between the fork and the assignment would leave a child that nobody knows.
+        with self.log_path.open("ab") as log, signals_wait():
             self._popen = subprocess.Popen(
                 self._argv,
                 stdin=subprocess.DEVNULL,
@@ -104,9 +106,11 @@ class ChildProcess:
         """Ask the child to end and wait; SIGKILL when it has not ended after `timeout` seconds."""
         if self._popen is None or not self.running:
             return
-        self._popen.send_signal(signum)
-        if self.wait(timeout) is None:
-            self.kill()
+        # An impatient second Ctrl-C must not leave the child behind; the wait is bounded.
+        with signals_wait():
+            self._popen.send_signal(signum)
+            if self.wait(timeout) is None:
+                self.kill()
 
     def kill(self) -> None:
         """End the child at once, as a crash would."""
@@ -121,6 +125,11 @@ class ChildProcess:
         with self.log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 64 * 1024))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+    def check(self) -> None:
+        """SandboxError with the end of the log when the child is not running."""
+        if not self.running:
+            raise self.failure("is not running")
 
     def failure(self, what: str) -> SandboxError:
         """An error that says what happened and shows the end of the log."""
@@ -141,7 +150,8 @@ class ChildProcess:
             if deadline.passed:
                 raise self.failure(f"was not ready after {timeout:g} seconds")
 
-    def _end_left_over(self) -> None:
+    def end_left_over(self) -> None:
+        """End what a killed runner left behind, as start() does; without a `pid_file` there is none."""
         if self._pid_file is None or not self._pid_file.exists():
             return
         pid = int(self._pid_file.read_text())
@@ -206,13 +216,60 @@ def _command_line(pid: int) -> str:
 def signals_end_the_program() -> Iterator[None]:
     """Within the block, SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt.
 
-    So the `with` blocks inside still stop what they started.
+    So the `with` blocks inside still stop what they started. Only the first signal does so: what follows is
+    ignored to the end of the block, since it would cut short the stop that the first one began.
     """
+    leaving = False
 
-    def leave(signum: int, _frame: FrameType | None) -> None:
+    def leave(signum: int, frame: FrameType | None) -> None:
+        nonlocal leaving
+        if leaving:
+            return
+        leaving = True
+        if signum == signal.SIGINT:
+            signal.default_int_handler(signum, frame)
         sys.exit(128 + signum)
 
-    previous = {signum: signal.signal(signum, leave) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    signums = [signal.SIGTERM, signal.SIGHUP]
+    # A shell starts what it puts in the background with Ctrl-C ignored, which is to stay so.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signums.append(signal.SIGINT)
+    with _handlers(dict.fromkeys(signums, leave)):
+        yield
+
+
+@contextmanager
+def asyncio_takes_interrupts() -> Iterator[None]:
+    """Around asyncio.run: lets Ctrl-C cancel its tasks, for which the handler must be Python's own."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with _handlers({} if ignored else {signal.SIGINT: signal.default_int_handler}):
+        yield
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within the block, SIGINT, SIGTERM and SIGHUP do nothing; the first that came takes effect after it."""
+    # Signals are handled in the main thread: no other one is interrupted, nor may it set handlers.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    try:
+        # Handlers and not SIG_IGN, which children started meanwhile would inherit.
+        with _handlers(
+            dict.fromkeys(
+                (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda signum, _: came.append(signum)
+            )
+        ):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def _handlers(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
     finally:

@@ -40,7 +40,6 @@ ONE_DOLLAR_CUSTOMER = "cus_one-dollar"
 CUSTOMERS = (*(f"cus_replay-{number:02}" for number in range(24)), ONE_DOLLAR_CUSTOMER)
 
 _TRACE_COLUMNS = ("offset_ms", "tokens_input", "tokens_output", "source")
-_TRACE_HEADER = ",".join(_TRACE_COLUMNS).encode()
 
 _OUTCOMES: dict[str, Outcome.ValueType] = {
     "success": OUTCOME_SUCCESS,
@@ -211,6 +210,20 @@ def survey(recording: Recording, report: Callable[[BadLine], None]) -> Survey:
     return Survey(lines, bad_lines, frozenset(parties), first_us, last_us)
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Where a trace has its columns: by name, since another order would give wrong amounts unnoticed."""
+
+    width: int
+    positions: tuple[int, ...]
+
+    def row(self, fields: list[str]) -> list[str]:
+        """The fields of a row in the order of _TRACE_COLUMNS."""
+        if len(fields) != self.width:
+            raise _BadLineError(f"{len(fields)} columns instead of {self.width}")
+        return [fields[position] for position in self.positions]
+
+
 def read_runs(path: Path) -> Iterator[Work | BadLine]:
     """The runs of a JSON Lines file, plain or gzip."""
     for number, raw in _lines(path):
@@ -221,15 +234,20 @@ def read_runs(path: Path) -> Iterator[Work | BadLine]:
 
 
 def read_trace(path: Path) -> Iterator[Work | BadLine]:
-    """The requests of a CSV file with a header, plain or gzip."""
-    request = 0
-    for index, (number, raw) in enumerate(_lines(path)):
-        if index == 0 and raw.replace(b'"', b"").strip() == _TRACE_HEADER:
-            continue
-        # Bad lines count: a request keeps its number when a neighbour is mended.
-        request += 1
+    """The requests of a CSV file with a header, plain or gzip.
+
+    Raises:
+        ReplayError: the file cannot be read to its end, or its first line does not name the columns.
+    """
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None:
+        return
+    header = _header(path, *first)
+    # Bad lines count: a request keeps its number when a neighbour is mended.
+    for request, (number, raw) in enumerate(lines, start=1):
         try:
-            yield _request(path, number, request, _fields(_text(raw)))
+            yield _request(path, number, request, header.row(_fields(_text(raw))))
         except _BadLineError as error:
             yield BadLine(path, number, str(error))
 
@@ -267,9 +285,23 @@ def _run(path: Path, number: int, text: str) -> Work:
     )
 
 
+def _header(path: Path, number: int, raw: bytes) -> _Header:
+    try:
+        # Not strict: what is malformed is not the name of a column either.
+        names = _fields(_text(raw), strict=False)
+    except _BadLineError as error:
+        raise ReplayError(f"{path}:{number}: the header: {error}") from None
+    # A name that is there twice could mean either column.
+    unclear = [name for name in _TRACE_COLUMNS if names.count(name) != 1]
+    if unclear:
+        raise ReplayError(
+            f"{path}:{number}: the first line must be a header that names each of {', '.join(_TRACE_COLUMNS)}"
+            f" once; missing or repeated: {', '.join(unclear)}"
+        )
+    return _Header(len(names), tuple(names.index(name) for name in _TRACE_COLUMNS))
+
+
 def _request(path: Path, number: int, request: int, fields: list[str]) -> Work:
-    if len(fields) != len(_TRACE_COLUMNS):
-        raise _BadLineError(f"{len(fields)} columns instead of {len(_TRACE_COLUMNS)}")
     offset_ms, input_tokens, output_tokens, source = fields
     return Work(
         path=path,
@@ -351,12 +383,13 @@ def _started_us(value: object) -> int:
     return (started - _EPOCH) // timedelta(microseconds=1)
 
 
-def _fields(text: str) -> list[str]:
+def _fields(text: str, *, strict: bool = True) -> list[str]:
+    """The fields of a line of CSV, without the spaces around them."""
     try:
-        rows = list(csv.reader([text], strict=True))
+        rows = list(csv.reader([text], strict=strict, skipinitialspace=True))
     except csv.Error as error:
         raise _BadLineError(f"invalid CSV: {error}") from None
-    return rows[0] if rows else []
+    return [field.strip() for field in rows[0]] if rows else []
 
 
 def _text(raw: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
+import errno
 import os
 import shlex
 import shutil
@@ -19,10 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from sandbox.process import ChildProcess, SandboxError, run, signals_end_the_program
+from sandbox.process import ChildProcess, SandboxError, run, signals_end_the_program, signals_wait
 from sandbox.servers import Stores, stores
 from scripts.grpc_health import serving
 
@@ -63,6 +64,32 @@ class Ports:
                 ledger_metrics=self.ledger_metrics or free(),
                 metering_metrics=self.metering_metrics or free(),
             )
+
+    def check_free(self, *services: ServiceName) -> None:
+        """Make sure that nobody else listens where these services will.
+
+        Else the answers of the other would be taken for theirs.
+
+        Raises:
+            SandboxError: names the port, and the option that chooses another.
+        """
+        flags: dict[int, str] = {}
+        for name in (each for service in services for each in (service, f"{service}_metrics")):
+            port, flag = getattr(self, name), _flag(name)
+            if port in flags:
+                raise SandboxError(f"{flags[port]} and {flag} are both {port}")
+            flags[port] = flag
+            with socket.socket() as probe:
+                # As the services do: connections of an earlier one that are still closing do not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except (OSError, OverflowError) as error:
+                    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+                    why = "another process listens there" if taken else str(error)
+                    raise SandboxError(
+                        f"cannot listen on port {port}: {why}; choose another with {flag} (0 for a free one)"
+                    ) from None
 
 
 FREE_PORTS = Ports(0, 0, 0, 0)
@@ -108,7 +135,7 @@ class Stack:
         environment: Mapping[str, str] | None = None,
         checkout: Path = ROOT,
     ) -> None:
-        ports = ports.with_free()
+        self._ports = ports = ports.with_free()
         self._checkout = checkout
         self.directory = directory.resolve()
         self.endpoints = Endpoints(
@@ -141,6 +168,10 @@ class Stack:
         Raises:
             SandboxError: with the end of the log of what did not start; all that did start is stopped again.
         """
+        for process in self._processes.values():
+            # What a killed runner left behind may hold a port, and is ours to end.
+            process.end_left_over()
+        self._ports.check_free(*SERVICES)
         try:
             # A schema each, and safe side by side: what costs time is that each is a Python of its own.
             _at_once([partial(self._command, name, "migrate") for name in SERVICES])
@@ -155,8 +186,10 @@ class Stack:
 
     def stop(self) -> None:
         """Stop every service: each finishes its calls in flight first."""
-        for name in reversed(SERVICES):
-            self._processes[name].stop(timeout=STOP_TIMEOUT_SECONDS)
+        # All of them: a signal that came between two would leave the rest behind.
+        with signals_wait():
+            for name in reversed(SERVICES):
+                self._processes[name].stop(timeout=STOP_TIMEOUT_SECONDS)
 
     def kill(self, name: ServiceName) -> None:
         """SIGKILL one service, as a crash would. restart() brings it back on the same address."""
@@ -165,6 +198,7 @@ class Stack:
     def restart(self, name: ServiceName) -> None:
         """Stop one service if it runs, start it, and return when it is healthy."""
         self._processes[name].stop(timeout=STOP_TIMEOUT_SECONDS)
+        self._ports.check_free(name)
         self._processes[name].start()
         try:
             self._wait_until_healthy(name)
@@ -174,12 +208,12 @@ class Stack:
 
     def check(self) -> None:
         """SandboxError when a service or an embedded store is not running, with the end of its log."""
-        for process in self._processes.values():
-            if not process.running:
-                raise process.failure("is not running")
+        # Stores first: a service that ends for want of one is not the cause.
         for server in (self._stores.postgres, self._stores.valkey):
-            if server is not None and not server.running:
-                raise SandboxError(f"{type(server).__name__} is not running; see {server.directory}")
+            if server is not None:
+                server.check()
+        for process in self._processes.values():
+            process.check()
 
     def pid(self, name: ServiceName) -> int | None:
         """Process id of a running service."""
@@ -224,19 +258,32 @@ class Stack:
         """Keys are rows of the ledger's database: files made for another database are made anew."""
         self._secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         made_for = self._secrets / "made-for"
-        fingerprint = hashlib.sha256(self.endpoints.database_url.encode()).hexdigest()
+        database = database_identity(self.endpoints.database_url)
         keys = (self.operator_key, self.metering_key)
         known = made_for.read_text() if made_for.exists() else None
-        if known == fingerprint and all(key.path.exists() for key in keys):
+        if known == database and all(key.path.exists() for key in keys):
             return
         _at_once([partial(self._make_key, key) for key in keys])
         # Written last: a start that was interrupted half way makes both again.
-        made_for.write_text(fingerprint)
+        made_for.write_text(database)
 
     def _make_key(self, key: KeyFile) -> None:
         key.path.unlink(missing_ok=True)
         self._command("ledger", "create-key", "--role", key.role, "--out", str(key.path))
         key.path.chmod(0o600)
+
+
+def database_identity(url: str) -> str:
+    """The database itself, whatever its URL: one that is dropped and created again is another one."""
+    try:
+        with psycopg.connect(url, connect_timeout=10) as connection:
+            row = connection.execute(
+                "SELECT system_identifier, oid FROM pg_control_system(), pg_database"
+                " WHERE datname = current_database()"
+            ).fetchone()
+    except psycopg.Error as error:
+        raise SandboxError(f"cannot ask the database which one it is: {error}") from error
+    return "" if row is None else f"{row[0]}/{row[1]}"
 
 
 def _at_once(steps: Sequence[Callable[[], None]]) -> None:
@@ -254,6 +301,17 @@ def first_call(stack: Stack) -> str:
         f'{shlex.quote(grpcurl)} -plaintext -H "authorization: Bearer {key}"'
         f" {stack.endpoints.ledger} tallystick.ledger.v1.DirectoryService/ListOrganizations"
     )
+
+
+def audit_command(stack: Stack) -> str:
+    """A line that checks the ledger's balances against its journal, from the top folder of the checkout."""
+    database = shlex.quote(stack.endpoints.database_url)
+    return f"DATABASE_URL={database} {shlex.quote(_relative(Path(sys.executable)))} -m services.ledger audit"
+
+
+def _flag(name: str) -> str:
+    """The option that sets a field of Ports."""
+    return f"--{name.replace('_', '-')}-port"
 
 
 def _relative(path: Path) -> str:
@@ -280,16 +338,16 @@ def _print_summary(stack: Stack) -> None:
     # Wide enough for the longest line, so that nothing is cut or folded and all of it can be copied.
     width = 10 + max(map(len, rows)) + max(map(len, rows.values()))
     Console(width=max(width, Console().width)).print(table)
-    print(f"A first call:\n\n  {first_call(stack)}\n\nCtrl-C stops everything.", flush=True)
+    print(f"A first call:\n\n  {first_call(stack)}\n")
+    print(f"An audit of the ledger:\n\n  {audit_command(stack)}\n\nCtrl-C stops everything.", flush=True)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox.stack", description=__doc__)
     parser.add_argument("--directory", type=Path, default=ROOT / ".sandbox", help="data, secrets and logs")
     for name, port in vars(Ports()).items():
-        flag = f"--{name.replace('_', '-')}-port"
         parser.add_argument(
-            flag, type=int, default=port, dest=name, help=f"0 for a free one (default {port})"
+            _flag(name), type=int, default=port, dest=name, help=f"0 for a free one (default {port})"
         )
     return parser.parse_args(argv)
 

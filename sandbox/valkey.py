@@ -37,6 +37,11 @@ class ValkeyServer:
     def running(self) -> bool:
         return self._process is not None and self._process.running
 
+    def check(self) -> None:
+        """SandboxError with the end of the server's log when it is not running."""
+        if self._process is not None:
+            self._process.check()
+
     def start(self) -> None:
         """Start and return when it answers a PING."""
         if self._process is None:

@@ -2,6 +2,8 @@
 # Usage: generate_stubs.sh VENV OUT
 # Generate OUT/tallystick/** from protos/ with the generator pinned in VENV: messages, stubs, and types for both.
 set -eu
+# The mypy plugin's Python has no sys.stdin at all where ours is closed, as under some CI runners.
+exec </dev/null
 venv=$1 out=$2
 protos=$(find protos -name '*.proto' | LC_ALL=C sort)
 

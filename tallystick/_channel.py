@@ -23,6 +23,9 @@ OPTIONS: Final = (
     ("grpc.max_metadata_size", 32 * 1024),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
 )
+# Without TLS, whoever relays a call reads the API key. gRPC would send it through a proxy that the
+# environment names, even on the way to this machine.
+PLAINTEXT_OPTIONS: Final = (*OPTIONS, ("grpc.enable_http_proxy", 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,7 @@ def metered_from_proto(metered: metering_service_pb2.MeteredEvent) -> Metered:
             from_receivable=_money(metered.from_receivable),
             unpaid=_money(metered.unpaid),
         ),
-        available=_money(metered.available_balance),
+        available=_money(metered.available_balance) if metered.HasField("available_balance") else None,
         duplicate=metered.duplicate,
         evidence_differs=metered.evidence_differs,
     )

@@ -12,7 +12,7 @@ import grpc
 
 from tallystick import _operations
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import LEDGER_ADDRESS, METERING_ADDRESS, OPTIONS, Access
+from tallystick._channel import LEDGER_ADDRESS, METERING_ADDRESS, OPTIONS, PLAINTEXT_OPTIONS, Access
 from tallystick._delivery import DeliveryTask
 from tallystick._operations import Call, Operation, Wait
 from tallystick._outbox import BufferOptions, BufferStats, Outbox
@@ -127,7 +127,7 @@ class AsyncClient:
             return target
         credentials = self._access.credentials(target)
         channel = (
-            grpc.aio.insecure_channel(target, options=OPTIONS)
+            grpc.aio.insecure_channel(target, options=PLAINTEXT_OPTIONS)
             if credentials is None
             else grpc.aio.secure_channel(target, credentials, options=OPTIONS)
         )

@@ -152,8 +152,8 @@ class Metered:
     lines: tuple[ChargeLine, ...]
     price_version_id: str
     payment: Payment
-    available: Money
-    """What the customer has left to spend."""
+    available: Money | None
+    """What the customer has left to spend. None for an organization's API key: it may not know."""
     duplicate: bool
     """Whether the event had been recorded before, so that this call charged nothing."""
     evidence_differs: bool

@@ -15,6 +15,8 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 DEFAULT_TIMEOUT: Final = timedelta(seconds=30)
 
 _OPTIONS: Final = (
+    # A proxy that the environment names would be sent the API key, even for this machine.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Error details travel in trailers, which are larger than the default leaves room for.

@@ -8,6 +8,7 @@ over the default; an empty variable counts as unset.
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
@@ -19,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 from services.kit import log
 from services.kit.net import AddressError, is_loopback, parse_address
+from services.kit.urls import database_url_problem
 
 C = TypeVar("C", bound="Config")
 _MASK = "***"
@@ -50,6 +52,19 @@ def setting(
     `minimum`: of an int, or of the seconds of a timedelta. A field without a default is required.
     """
     return {"help": help, "shared": shared, "secret": secret, "minimum": minimum}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseConfig(Config):
+    """What everything is told that talks to PostgreSQL."""
+
+    database_url: str = field(
+        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
+    )
+
+    def problems(self) -> list[str]:
+        problem = database_url_problem(self.database_url)
+        return [*super().problems(), *([f"database_url: {problem}"] if problem else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +124,16 @@ class ConfigError(Exception):
         self.problems = list(problems)
 
 
-def load(cls: type[C], prefix: str, argv: Sequence[str], environ: Mapping[str, str]) -> C:
-    """The configuration of a process; `argv` is without the program's name.
+def load(cls: type[C], prefix: str, argv: Sequence[str], environ: Mapping[str, str], *, program: str) -> C:
+    """The configuration of a process, which is started as `program` with the flags `argv`.
 
     `--help` and `--check-config` answer on standard output and exit with 0; an unusable configuration lists
     every problem on standard error and exits with 2.
     """
     fields = _fields(cls, prefix)
     flags = list(argv)
-    if "--help" in flags:
-        sys.stdout.write(_usage(fields))
+    if "--help" in flags or "-h" in flags:
+        sys.stdout.write(_usage(fields, program))
         raise SystemExit(0)
     check_only = "--check-config" in flags
     flags = [flag for flag in flags if flag != "--check-config"]
@@ -137,19 +152,23 @@ def resolve(cls: type[C], prefix: str, argv: Sequence[str], environ: Mapping[str
     settings = _fields(cls, prefix)
     flags, problems = _parse_flags(settings, argv)
     values: dict[str, Any] = {}
+    unknown: set[str] = set()
     for one in settings:
         try:
             text = _text(one, flags, environ)
             if text is not None:
                 values[one.name] = one.convert(text)
             elif one.required:
-                problems.append(f"{one.name}: required; set {one.flag} or {one.variable}")
+                raise ValueError(f"required; set {one.flag} or {one.variable}")
         except ValueError as error:
             problems.append(f"{one.name}: {error}")
-    if problems:
-        raise ConfigError(problems)
+            unknown.add(one.name)
+            # Something of the right type, for the sake of the problems that the others have.
+            values[one.name] = one.stand_in
     config = cls(**values)
-    if problems := config.problems():
+    # What is said of a setting whose value is not known would be said of its stand-in.
+    problems += [one for one in config.problems() if unknown.isdisjoint(re.findall(r"\w+", one))]
+    if problems:
         raise ConfigError(problems)
     return config
 
@@ -178,7 +197,7 @@ class _Field:
     name: str
     variable: str
     convert: Callable[[str], Any]
-    is_bool: bool
+    kind: type
     secret: bool
     help: str
     default: Any
@@ -190,6 +209,24 @@ class _Field:
     @property
     def required(self) -> bool:
         return self.default is dataclasses.MISSING
+
+    @property
+    def stand_in(self) -> Any:
+        """A value of the right type that nobody gave."""
+        return self.kind() if self.required else self.default
+
+    @property
+    def default_text(self) -> str:
+        """What `--help` says about leaving the setting out."""
+        if self.required:
+            return "required"
+        if self.default is None or self.default == "":
+            return "optional"
+        if self.secret:
+            return f"default {_MASK}"
+        if isinstance(self.default, timedelta):
+            return f"default {self.default.total_seconds():g}"
+        return f"default {str(self.default).lower() if self.kind is bool else self.default}"
 
 
 def _fields(cls: type[Config], prefix: str) -> list[_Field]:
@@ -205,7 +242,7 @@ def _fields(cls: type[Config], prefix: str) -> list[_Field]:
                 name=declared.name,
                 variable=name if declared.metadata.get("shared") else f"{prefix}_{name}",
                 convert=convert if minimum is None else _at_least(minimum, convert),
-                is_bool=kind is bool,
+                kind=kind,
                 secret=bool(declared.metadata.get("secret")),
                 help=declared.metadata.get("help", ""),
                 default=declared.default,
@@ -264,7 +301,7 @@ _CONVERTERS: dict[Any, Callable[[str], Any]] = {
 
 def _parse_flags(fields: Sequence[_Field], argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """`--name value`, `--name=value`, and `--name` alone for a bool, by flag; and every problem."""
-    known = {field.flag: field.is_bool for field in fields}
+    known = {field.flag: field.kind is bool for field in fields}
     known |= {f"{field.flag}-file": False for field in fields if field.secret}
     given: dict[str, str] = {}
     problems = []
@@ -314,18 +351,18 @@ def _read(file: Path) -> str:
     return text
 
 
-def _usage(settings: Sequence[_Field]) -> str:
-    lines = ["Settings, each a flag or an environment variable:", ""]
+def _usage(settings: Sequence[_Field], program: str) -> str:
+    lines = [
+        f"usage: {program} [--flag VALUE]...",
+        "",
+        "Settings, each a flag or an environment variable:",
+        "",
+    ]
     for one in settings:
-        if one.required:
-            default = "required"
-        elif one.secret and one.default is not None:
-            default = f"default {_MASK}"
-        elif isinstance(one.default, timedelta):
-            default = f"default {one.default.total_seconds():g}"
-        else:
-            default = f"default {one.default}"
-        lines += [f"  {one.flag}  ({one.variable})", f"      {one.help}; {default}"]
+        lines.append(f"  {one.flag}  ({one.variable})")
+        if one.secret:
+            lines.append(f"  {one.flag}-file  ({one.variable}_FILE), the file that holds it")
+        lines.append(f"      {one.help}; {one.default_text}")
     lines += ["  --check-config", "      validate, print the resolved configuration as JSON, and exit", ""]
     return "\n".join(lines)
 

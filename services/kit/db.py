@@ -130,6 +130,9 @@ def connection_parameters(url: str, *, role: str, schema: str) -> dict[str, Any]
         "idle_in_transaction_session_timeout": "60s",
         # Requests are many and short: starting helpers for one of them costs the others more than it saves.
         "max_parallel_workers_per_gather": "0",
+        # A plan for any values is wrong for the lists, whose filters and limits decide how much is read. The
+        # functions of the hot path keep their plans by a setting of their own.
+        "plan_cache_mode": "force_custom_plan",
     }
     options = [str(given.get("options") or ""), *(f"-c {name}={value}" for name, value in settings.items())]
     return {

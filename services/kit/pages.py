@@ -18,7 +18,7 @@ DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
 
 _MAX_TOKEN_LENGTH = 2048
-_INT64_LIMIT = 2**63
+_INT32_LIMIT = 2**31
 
 KeyPart = str | int
 Row = TypeVar("Row")
@@ -105,10 +105,14 @@ def _is_key(key: object, key_types: Sequence[type[str] | type[int]]) -> bool:
         and len(key) == len(key_types)
         and all(type(part) is expected for part, expected in zip(key, key_types, strict=True))
         and all(
-            "\x00" not in part if isinstance(part, str) else -_INT64_LIMIT <= part < _INT64_LIMIT
-            for part in key
+            _is_text(part) if isinstance(part, str) else -_INT32_LIMIT <= part < _INT32_LIMIT for part in key
         )
     )
+
+
+def _is_text(part: str) -> bool:
+    """Whether PostgreSQL would take it: no NUL, and no half of a surrogate pair, which JSON can spell."""
+    return "\x00" not in part and not any("\ud800" <= character <= "\udfff" for character in part)
 
 
 def _invalid(description: str) -> InvalidArgument:

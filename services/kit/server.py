@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -31,19 +32,34 @@ _log = log.get_logger()
 # Streams get this much of the grace to come to their end by themselves.
 STREAM_GRACE: Final = timedelta(seconds=1)
 
+MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+
 _OPTIONS: Final = (
     # By default two servers may share a port, each getting some of the calls: never what is meant.
     ("grpc.so_reuseport", 0),
     # A burst reaches our own bound, which answers with a reason and a time to retry. gRPC's, of 1,000 calls
     # that wait for a handler, answers a bare CANCELLED.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.server.max_pending_requests", 5_000),
+    ("grpc.server.max_pending_requests_hard_limit", 5_000),
+    # What more one connection asks for waits on its own side.
+    ("grpc.max_concurrent_streams", 1_000),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A request is received whole before anybody looks at its key; the largest allowed has some 2.5 MB.
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # Our clients ping every 30 seconds (client.py); by default a server hangs up on that.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
+
+
+class _WithoutHeaders(logging.Filter):
+    """gRPC logs a header that is not UTF-8 with its value, and that may be an API key."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Invalid encoding" not in record.getMessage()
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_WithoutHeaders())
 
 
 class StartupError(Exception):

@@ -1,13 +1,12 @@
 """`python -m services.ledger serve | migrate | audit | create-key`: wiring only."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Final
 
-from services.kit import log
-from services.kit.config import Config, load, setting
+from services.kit import cli, log
+from services.kit.config import DatabaseConfig
 from services.kit.server import run, serve
 from services.ledger.app import open_app
 from services.ledger.audit import audit
@@ -15,22 +14,8 @@ from services.ledger.config import ENV_PREFIX, LedgerConfig
 from services.ledger.create_key import CreateKeyConfig, create_key
 from services.ledger.migrations import migrate
 
-USAGE = """usage: python -m services.ledger COMMAND [--flag VALUE]... [--help]
-
-  serve        answer LedgerService and DirectoryService
-  migrate      bring the schema "ledger" up to date
-  audit        recompute every balance from the journal; exits with 1 if anything differs
-  create-key   make an API key directly in the database, such as the first operator's
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatabaseConfig(Config):
-    """What a command needs that only talks to PostgreSQL."""
-
-    database_url: str = field(
-        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
-    )
+# Not 1, which says that the books differ.
+COULD_NOT_AUDIT: Final = 2
 
 
 async def _serve(config: LedgerConfig) -> None:
@@ -40,23 +25,54 @@ async def _serve(config: LedgerConfig) -> None:
         )
 
 
-def main(argv: Sequence[str]) -> int:
-    command, flags = (argv[0], argv[1:]) if argv else ("--help", [])
-    if command == "serve":
-        config = load(LedgerConfig, ENV_PREFIX, flags, os.environ)
-        log.configure(config.log_level)
-        run(_serve(config))
-    elif command == "migrate":
-        migrate(load(DatabaseConfig, ENV_PREFIX, flags, os.environ).database_url)
-    elif command == "audit":
-        database_url = load(DatabaseConfig, ENV_PREFIX, flags, os.environ).database_url
-        return 1 if asyncio.run(audit(database_url)) else 0
-    elif command == "create-key":
-        asyncio.run(create_key(load(CreateKeyConfig, ENV_PREFIX, flags, os.environ)))
-    else:
-        sys.stderr.write(USAGE)
-        return 0 if command == "--help" else 2
+def _run_serve(config: LedgerConfig) -> int:
+    run(_serve(config))
     return 0
+
+
+def _run_migrate(config: DatabaseConfig) -> int:
+    with cli.database_errors():
+        migrate(config.database_url)
+    return 0
+
+
+def _run_audit(config: DatabaseConfig) -> int:
+    with cli.database_errors(COULD_NOT_AUDIT):
+        try:
+            return 1 if asyncio.run(audit(config.database_url)) else 0
+        except cli.DATABASE_ERRORS:
+            raise
+        except Exception:  # noqa: BLE001 - a defect of the audit says nothing of the books either
+            log.get_logger().exception("audit.failed")
+            return COULD_NOT_AUDIT
+
+
+def _run_create_key(config: CreateKeyConfig) -> int:
+    asyncio.run(create_key(config))
+    return 0
+
+
+COMMANDS: Final = (
+    cli.Command("serve", "answer LedgerService and DirectoryService", LedgerConfig, _run_serve),
+    cli.Command("migrate", 'bring the schema "ledger" up to date', DatabaseConfig, _run_migrate),
+    cli.Command(
+        "audit",
+        "recompute every balance from the journal; exits with 0 if the books are sound,\n"
+        "1 if anything differs, 2 if they could not be audited",
+        DatabaseConfig,
+        _run_audit,
+    ),
+    cli.Command(
+        "create-key",
+        "make an API key directly in the database, such as the first operator's",
+        CreateKeyConfig,
+        _run_create_key,
+    ),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    return cli.main("services.ledger", ENV_PREFIX, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,18 @@
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from services.kit.config import ServerConfig, setting
+from services.kit.config import DatabaseConfig, ServerConfig, setting
 
 ENV_PREFIX = "LEDGER"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LedgerConfig(ServerConfig):
+class LedgerConfig(ServerConfig, DatabaseConfig):
     """Configuration of `python -m services.ledger serve`."""
 
     listen_address: str = field(default="127.0.0.1:50051", metadata=setting("host:port that serves gRPC"))
     metrics_address: str = field(
         default="127.0.0.1:9051", metadata=setting("host:port that serves Prometheus metrics over HTTP")
-    )
-    database_url: str = field(
-        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
     )
     pool_size: int = field(
         default=8, metadata=setting("database connections of each kind that are kept", minimum=1)

@@ -11,8 +11,9 @@ from sqlalchemy.exc import DBAPIError
 
 from services.kit import ids
 from services.kit.auth import Role, generate_api_key, hash_api_key, visible_prefix
+from services.kit.cli import summary
 from services.kit.clock import Clock, SystemClock
-from services.kit.config import Config, setting
+from services.kit.config import DatabaseConfig, setting
 from services.kit.db import Database
 from services.kit.errors import TallystickError
 from services.kit.tenancy import PLATFORM, scope
@@ -25,23 +26,21 @@ _DESCRIPTION = "made by create-key"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CreateKeyConfig(Config):
+class CreateKeyConfig(DatabaseConfig):
     """Which key to make, and where its secret goes."""
 
-    database_url: str = field(
-        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
-    )
     role: str = field(metadata=setting(f"one of {', '.join(Role)}"))
     organization: str = field(default="", metadata=setting("the organization that the key belongs to"))
     customer: str = field(default="", metadata=setting("the customer that the key belongs to"))
     out: Path = field(metadata=setting("the file to write the secret to, which must not exist yet"))
 
     def problems(self) -> list[str]:
+        found = super().problems()
         if self.role not in set(Role):
-            return [f"role: must be one of {', '.join(Role)}"]
+            return [*found, f"role: must be one of {', '.join(Role)}"]
         violations = Violations()
         rules.check_key_scope(violations, Role(self.role), self.organization, self.customer, "")
-        return [violations.error().message] if violations else []
+        return [*found, violations.error().message] if violations else found
 
 
 async def create_key(config: CreateKeyConfig) -> None:
@@ -56,7 +55,7 @@ async def create_key(config: CreateKeyConfig) -> None:
     except TallystickError as error:
         raise SystemExit(f"error: {error.message}") from None
     except DBAPIError as error:
-        raise SystemExit(f"error: {error.orig}") from None
+        raise SystemExit(f"error: {summary(error)}") from None
 
 
 async def _create_key(config: CreateKeyConfig) -> None:

@@ -1,31 +1,15 @@
 """`python -m services.metering serve | migrate`: wiring only."""
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Final
 
-from services.kit import log
-from services.kit.config import Config, load, setting
+from services.kit import cli
+from services.kit.config import DatabaseConfig
 from services.kit.server import run, serve
 from services.metering.app import open_app
 from services.metering.config import ENV_PREFIX, MeteringConfig
 from services.metering.migrations import migrate
-
-USAGE = """usage: python -m services.metering COMMAND [--flag VALUE]... [--help]
-
-  serve        answer MeteringService and PricingService
-  migrate      bring the schema "metering" up to date
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatabaseConfig(Config):
-    """What a command needs that only talks to PostgreSQL."""
-
-    database_url: str = field(
-        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
-    )
 
 
 async def _serve(config: MeteringConfig) -> None:
@@ -35,18 +19,25 @@ async def _serve(config: MeteringConfig) -> None:
         )
 
 
-def main(argv: Sequence[str]) -> int:
-    command, flags = (argv[0], argv[1:]) if argv else ("--help", [])
-    if command == "serve":
-        config = load(MeteringConfig, ENV_PREFIX, flags, os.environ)
-        log.configure(config.log_level)
-        run(_serve(config))
-    elif command == "migrate":
-        migrate(load(DatabaseConfig, ENV_PREFIX, flags, os.environ).database_url)
-    else:
-        sys.stderr.write(USAGE)
-        return 0 if command == "--help" else 2
+def _run_serve(config: MeteringConfig) -> int:
+    run(_serve(config))
     return 0
+
+
+def _run_migrate(config: DatabaseConfig) -> int:
+    with cli.database_errors():
+        migrate(config.database_url)
+    return 0
+
+
+COMMANDS: Final = (
+    cli.Command("serve", "answer MeteringService and PricingService", MeteringConfig, _run_serve),
+    cli.Command("migrate", 'bring the schema "metering" up to date', DatabaseConfig, _run_migrate),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    return cli.main("services.metering", ENV_PREFIX, COMMANDS, argv)
 
 
 if __name__ == "__main__":

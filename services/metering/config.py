@@ -4,22 +4,20 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from services.kit.config import ServerConfig, setting
+from services.kit.config import DatabaseConfig, ServerConfig, setting
 from services.kit.net import is_loopback
+from services.kit.urls import redis_url_problem
 
 ENV_PREFIX = "METERING"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeteringConfig(ServerConfig):
+class MeteringConfig(ServerConfig, DatabaseConfig):
     """Configuration of `python -m services.metering serve`."""
 
     listen_address: str = field(default="127.0.0.1:50052", metadata=setting("host:port that serves gRPC"))
     metrics_address: str = field(
         default="127.0.0.1:9052", metadata=setting("host:port that serves Prometheus metrics over HTTP")
-    )
-    database_url: str = field(
-        metadata=setting("PostgreSQL, as postgresql://user@host/database", shared=True, secret=True)
     )
     redis_url: str | None = field(
         default=None, metadata=setting("Valkey or Redis, as redis://host:port/0", shared=True, secret=True)
@@ -45,6 +43,8 @@ class MeteringConfig(ServerConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
+        if self.redis_url is not None and (problem := redis_url_problem(self.redis_url)):
+            found.append(f"redis_url: {problem}")
         if self.ledger_tls_ca_file is not None and not self.ledger_tls_ca_file.is_file():
             found.append(f"ledger_tls_ca_file: {self.ledger_tls_ca_file} is not a file")
         if self.ledger_tls_ca_file is None and not self.insecure and not is_loopback(self.ledger_address):

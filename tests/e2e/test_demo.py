@@ -242,12 +242,24 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, flag: str) -> 
     assert demo.result == {}
 
 
+def test_a_trace_without_a_header_is_an_error_and_not_a_guess(tmp_path: Path) -> None:
+    runs, trace = tmp_path / "runs.jsonl", tmp_path / "trace.csv"
+    runs.write_text("")
+    trace.write_text("0,5,6,azure2023-conv\n")
+
+    demo = run_demo(tmp_path, runs, trace, stores=EMBEDDED_STORES)
+
+    assert demo.status == 1
+    assert f"{trace}:1: the first line must be a header" in demo.errors
+    assert demo.result == {}
+
+
 @pytest.fixture
 def small_files(tmp_path: Path) -> tuple[Path, Path]:
     """A run and a request."""
     runs, trace = tmp_path / "runs.jsonl", tmp_path / "trace.csv"
     runs.write_text(json.dumps(some_run(1, random.Random(3))))
-    trace.write_text("0,5,6,azure2023-conv\n")
+    trace.write_text("offset_ms,tokens_input,tokens_output,source\n0,5,6,azure2023-conv\n")
     return runs, trace
 
 

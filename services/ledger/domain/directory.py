@@ -25,7 +25,8 @@ KEY_HASH_BYTES = 32
 
 AGREEMENT = "rsa"
 MEMBER_ROLES = frozenset({Role.OWNER, Role.BILLING_ADMIN, Role.MEMBER})
-_CREATED_BY_OWNERS = MEMBER_ROLES | {Role.HOST}
+# Not host keys: whoever reports usage takes customers' money, so the platform says who may.
+_CREATED_BY_OWNERS = MEMBER_ROLES
 
 # Control characters, line and paragraph separators. Format characters stay: some scripts need them.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})

@@ -19,6 +19,7 @@ from services.ledger.domain.accounts import (
     TransactionType,
 )
 from services.ledger.domain.charges import (
+    MAX_PAYEES,
     Charge,
     ChargeComponent,
     ChargeIntent,
@@ -78,6 +79,9 @@ def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
     """An intent as it was sent; domain.charges.check judges what needs no contract to be judged."""
     if message.component not in _COMPONENTS:
         raise InvalidArgument.of("component", "must be a known component")
+    if len(message.payees) > MAX_PAYEES:
+        # Before they are taken apart: there may be a hundred thousand.
+        raise InvalidArgument.of("payees", f"must be one to {MAX_PAYEES}")
     if not message.HasField("gross"):
         raise InvalidArgument.of("gross", "is required")
     return ChargeIntent(

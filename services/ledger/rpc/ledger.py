@@ -14,7 +14,7 @@ from services.kit.auth import Principal, current_principal
 from services.kit.clock import Clock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
-from services.kit.errors import InvalidArgument, TallystickError
+from services.kit.errors import Aborted, InvalidArgument, TallystickError
 from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
@@ -45,6 +45,8 @@ _MAX_KEY_LENGTH = 128
 _DEFAULT_FEED_BATCH = 500
 _MAX_FEED_BATCH = 1000
 _MAX_FEED_OWNERS = 100
+# Database calls for one batch: more than one only if a charge comes again after it was refused.
+_MAX_ROUNDS = 3
 # How long a follower of the feed waits before it looks again.
 _FEED_POLL_SECONDS = 0.1
 
@@ -105,7 +107,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         """Verdicts in the order of the intents; an intent that comes again in a batch is a duplicate."""
         verdicts: dict[int, Verdict] = {}
         waiting = dict(enumerate(intents))
-        while waiting:
+        for _ in range(_MAX_ROUNDS):
             # A database call judges each charge once. What comes again is judged by the first of its charge,
             # unless that was refused: the refusal of one content says nothing about another.
             first: dict[str, ChargeIntent] = {}
@@ -122,6 +124,10 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                 if verdict is not None:
                     verdicts[number] = verdict
                     del waiting[number]
+            if not waiting:
+                break
+        # Somebody sends many wrong contents of one charge: the rest may come again on its own.
+        verdicts |= dict.fromkeys(waiting, Aborted("too many contents of one charge in a batch"))
         return [verdicts[number] for number in range(len(intents))]
 
     async def _post_distinct(self, intents: list[ChargeIntent], actor_api_key_id: str) -> dict[str, Verdict]:
@@ -133,8 +139,17 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
             async with self._writer.hot() as connection:
                 return await charges.post_charges(connection, intents, actor_api_key_id)
 
-        # Idempotent by charge id, so it may be repeated even if the connection broke at its commit.
-        posted = await retry_transaction(post, idempotent=True)
+        try:
+            # Idempotent by charge id, so it may be repeated even if the connection broke at its commit.
+            posted = await retry_transaction(post, idempotent=True)
+        except charges.TotalOutOfRange:
+            if len(intents) == 1:
+                return {intents[0].charge_id: charges.out_of_range(intents[0])}
+            # Halved until the one is found: it must not fail its neighbours.
+            half = len(intents) // 2
+            return await self._post_distinct(intents[:half], actor_api_key_id) | await self._post_distinct(
+                intents[half:], actor_api_key_id
+            )
         return {intent.charge_id: verdict for intent, verdict in zip(intents, posted, strict=True)}
 
     async def GetCharge(
@@ -207,10 +222,12 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         principal = current_principal()
         key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY_LENGTH)
         reason = _check_text(request.reason, "reason", adjustments.MIN_REASON_LENGTH, _MAX_REASON_LENGTH)
+        if not 2 <= len(request.postings) <= adjustments.MAX_POSTINGS:
+            raise InvalidArgument.of("postings", f"must be two to {adjustments.MAX_POSTINGS}")
         postings = [
             (
                 AccountRef(
-                    posting.account.owner_id,
+                    _check_owner(posting.account.owner_id, f"postings[{number}].account.owner_id"),
                     convert.kind_from_proto(posting.account.kind, f"postings[{number}].account.kind"),
                     posting.account.currency_code,
                 ),

@@ -100,6 +100,8 @@ CHECKS = (
         SELECT owner_id, kind, currency_code, credits, debits, held, lower_bound
         FROM ledger.account
         WHERE credits - debits - held < lower_bound OR held <> 0
+           OR (kind = 'customer_credits' AND lower_bound IS DISTINCT FROM 0)
+           OR (kind = 'customer_receivable' AND lower_bound IS NULL)
         """,
     ),
     Check(
@@ -149,13 +151,15 @@ CHECKS = (
         FROM ledger.charge c
         FULL JOIN (SELECT * FROM ledger.transaction WHERE type = 'charge') AS t
             ON t.transaction_id = c.transaction_id AND t.charge_id = c.charge_id
+           AND t.partition_id = c.customer_id
         LEFT JOIN (
-            SELECT transaction_id,
+            SELECT transaction_id, owner_id, currency_code,
                    sum(-amount) FILTER (WHERE kind = 'customer_credits') AS from_credits,
                    sum(-amount) FILTER (WHERE kind = 'customer_receivable') AS from_receivable,
                    sum(-amount) FILTER (WHERE kind = 'customer_unpaid') AS unpaid
-            FROM ledger.entry GROUP BY transaction_id
-        ) AS e ON e.transaction_id = c.transaction_id
+            FROM ledger.entry GROUP BY transaction_id, owner_id, currency_code
+        ) AS e ON e.transaction_id = c.transaction_id AND e.owner_id = c.customer_id
+              AND e.currency_code = c.currency_code
         WHERE c.charge_id IS NULL OR t.transaction_id IS NULL
            OR (c.from_credits, c.from_receivable, c.unpaid)
            <> (coalesce(e.from_credits, 0), coalesce(e.from_receivable, 0), coalesce(e.unpaid, 0))
@@ -214,6 +218,65 @@ CHECKS = (
         """,
     ),
     Check(
+        "open_legs_match_entries",
+        "what is open of each payee's net amount and fees is what the entries have not yet paid of them",
+        """
+        SELECT o.charge_id, p.organization_id, o.unearned_legs, o.uncollected_legs,
+               e.net AS posted_net, e.platform_fee AS posted_platform_fee,
+               e.processing_fee AS posted_processing_fee, e.uncollected AS posted_uncollected
+        FROM ledger.open_charge o
+        JOIN ledger.charge c USING (charge_id, customer_id)
+        CROSS JOIN LATERAL unnest(c.organization_ids, c.payee_gross, c.platform_fees, c.processing_fees)
+            WITH ORDINALITY AS p (organization_id, gross, platform_fee, processing_fee, payee_number)
+        LEFT JOIN (
+            SELECT t.charge_id, n.owner_id,
+                   sum(n.amount) FILTER (WHERE n.kind = 'organization_payable') AS net,
+                   sum(n.amount) FILTER (WHERE n.kind = 'organization_payable' AND NOT n.collected)
+                       AS uncollected,
+                   sum(n.amount) FILTER (WHERE n.kind = 'platform_fees') AS platform_fee,
+                   sum(n.amount) FILTER (WHERE n.kind = 'processing_fees') AS processing_fee
+            FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
+            WHERE t.charge_id IS NOT NULL
+            GROUP BY t.charge_id, n.owner_id
+        ) AS e ON e.charge_id = o.charge_id AND e.owner_id = p.organization_id
+        WHERE (
+            o.unearned_legs[p.payee_number::integer * 3 - 2],
+            o.unearned_legs[p.payee_number::integer * 3 - 1],
+            o.unearned_legs[p.payee_number::integer * 3],
+            o.uncollected_legs[p.payee_number::integer * 3 - 2]
+        ) IS DISTINCT FROM (
+            (p.gross - p.platform_fee - p.processing_fee - coalesce(e.net, 0))::bigint,
+            (p.platform_fee - coalesce(e.platform_fee, 0))::bigint,
+            (p.processing_fee - coalesce(e.processing_fee, 0))::bigint,
+            coalesce(e.uncollected, 0)::bigint
+        )
+        """,
+    ),
+    Check(
+        "customers_pay_their_own",
+        "a charge and its collections move the accounts of no other customer than the one who pays",
+        """
+        SELECT n.transaction_id, n.entry_number, n.owner_id, t.partition_id
+        FROM ledger.entry n JOIN ledger.transaction t USING (transaction_id, partition_id)
+        WHERE t.type IN ('charge', 'collection') AND n.owner_id <> t.partition_id
+          AND n.kind IN ('customer_credits', 'customer_receivable', 'customer_unpaid', 'unpaid_offset')
+        """,
+    ),
+    Check(
+        "earnings_are_held_as_agreed",
+        "earnings of a charge become available after the hold of the agreement that was pinned on it",
+        """
+        SELECT n.transaction_id, n.owner_id, n.available_on
+        FROM ledger.entry n
+        JOIN ledger.transaction t USING (transaction_id, partition_id)
+        JOIN ledger.charge c ON c.charge_id = t.charge_id AND c.customer_id = t.partition_id
+        WHERE n.kind = 'organization_payable'
+          AND n.available_on IS DISTINCT FROM
+              (CASE WHEN n.collected THEN t.create_time ELSE c.create_time END AT TIME ZONE 'UTC')::date
+              + c.settlement_hold_days[array_position(c.organization_ids, n.owner_id)]
+        """,
+    ),
+    Check(
         "idempotency_matches_journal",
         "every charge, grant and adjustment has the one key that it was posted under, and every key has one",
         """
@@ -252,17 +315,17 @@ CHECKS = (
         "every_transaction_is_sequenced_once",
         "every transaction has one position, or waits for it",
         """
-        SELECT transaction_id, t.type, s.places
+        SELECT transaction_id, partition_id, t.type, s.places
         FROM ledger.transaction t
         FULL JOIN (
-            SELECT transaction_id, count(*) AS places
+            SELECT transaction_id, partition_id, count(*) AS places
             FROM (
-                SELECT transaction_id FROM ledger.journal_position
+                SELECT transaction_id, partition_id FROM ledger.journal_position
                 UNION ALL
-                SELECT transaction_id FROM ledger.unsequenced
+                SELECT transaction_id, partition_id FROM ledger.unsequenced
             ) AS place
-            GROUP BY transaction_id
-        ) AS s USING (transaction_id)
+            GROUP BY transaction_id, partition_id
+        ) AS s USING (transaction_id, partition_id)
         WHERE t.transaction_id IS NULL OR s.places IS DISTINCT FROM 1
         """,
     ),

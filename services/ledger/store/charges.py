@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, namedtuple_row
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
-from services.kit.errors import AlreadyExists, NotFound, TallystickError
+from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, TallystickError
 from services.kit.ids import AGENT, CUSTOMER
 from services.ledger.domain.accounts import CustomerBalance
 from services.ledger.domain.charges import (
@@ -31,36 +32,43 @@ SELECT * FROM ledger.post_charges(
 """
 
 
+class TotalOutOfRange(Exception):
+    """A total would leave 64 bits. Nothing was done; which charge it was, PostgreSQL does not say."""
+
+
 async def post_charges(
     connection: AsyncConnection[TupleRow], intents: Sequence[ChargeIntent], actor_api_key_id: str
 ) -> list[PostedCharge | TallystickError]:
     """Post charges in the order given, with a verdict for each. Their charge ids must be distinct.
 
-    One statement: see ledger.post_charges for its locks and its order of steps.
+    One statement: see ledger.post_charges for its locks and its order of steps. Raises TotalOutOfRange.
     """
     payees = [(number, payee) for number, intent in enumerate(intents, 1) for payee in intent.payees]
     cursor = connection.cursor(row_factory=namedtuple_row)
-    await cursor.execute(
-        _POST_CHARGES,
-        (
-            [intent.charge_id for intent in intents],
-            [intent.customer_id for intent in intents],
-            [intent.workflow_id for intent in intents],
-            [int(intent.component) for intent in intents],
-            [intent.ordinal for intent in intents],
-            [intent.currency_code for intent in intents],
-            [intent.gross for intent in intents],
-            [intent.occur_time for intent in intents],
-            [intent.price_version_id for intent in intents],
-            [intent.evidence_hash for intent in intents],
-            [intent.content_hash for intent in intents],
-            [number for number, _ in payees],
-            [payee.organization_id for _, payee in payees],
-            [payee.agent_id for _, payee in payees],
-            [payee.weight for _, payee in payees],
-            actor_api_key_id,
-        ),
-    )
+    try:
+        await cursor.execute(
+            _POST_CHARGES,
+            (
+                [intent.charge_id for intent in intents],
+                [intent.customer_id for intent in intents],
+                [intent.workflow_id for intent in intents],
+                [int(intent.component) for intent in intents],
+                [intent.ordinal for intent in intents],
+                [intent.currency_code for intent in intents],
+                [intent.gross for intent in intents],
+                [intent.occur_time for intent in intents],
+                [intent.price_version_id for intent in intents],
+                [intent.evidence_hash for intent in intents],
+                [intent.content_hash for intent in intents],
+                [number for number, _ in payees],
+                [payee.organization_id for _, payee in payees],
+                [payee.agent_id for _, payee in payees],
+                [payee.weight for _, payee in payees],
+                actor_api_key_id,
+            ),
+        )
+    except psycopg.errors.NumericValueOutOfRange:
+        raise TotalOutOfRange from None
     return [_verdict(intent, row) for intent, row in zip(intents, await cursor.fetchall(), strict=True)]
 
 
@@ -123,6 +131,15 @@ def key_reused(charge_id: str) -> AlreadyExists:
         "this charge was posted before with other content",
         reason="IDEMPOTENCY_KEY_REUSED",
         metadata={"key": charge_id},
+    )
+
+
+def out_of_range(intent: ChargeIntent) -> FailedPrecondition:
+    """The error for a charge that a customer's or an organization's total has no room for."""
+    return FailedPrecondition(
+        "a total of this charge's customer or payees would leave 64 bits",
+        reason="BALANCE_OUT_OF_RANGE",
+        metadata={"customer_id": intent.customer_id, "charge_id": intent.charge_id},
     )
 
 

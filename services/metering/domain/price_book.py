@@ -19,6 +19,8 @@ PLATFORM_OWNER = "platform"
 MAX_PRICES = 1_000
 MAX_COMPONENTS = 100
 MAX_SELECTED = 1_000
+# Components and selector entries of a whole version: what a version may weigh.
+MAX_ENTRIES = 10_000
 MAX_PER_UNITS = 10**12
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

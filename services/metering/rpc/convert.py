@@ -1,5 +1,6 @@
 """Between the contract and the domain: usage events and charges."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -60,21 +61,19 @@ def event_from_proto(message: usage_pb2.UsageEvent, now: datetime) -> UsageEvent
     )
     malformed += violations(event, now)
     if malformed:
-        raise InvalidArgument(
-            "; ".join(f"{one.field}: {one.description}" for one in malformed), field_violations=malformed
-        )
+        raise InvalidArgument(_message(malformed), field_violations=malformed)
     return event
 
 
 def within(field: str, error: InvalidArgument) -> InvalidArgument:
     """The same error, its paths seen from the message that holds the malformed one in `field`."""
+    seen = [FieldViolation(f"{field}.{one.field}", one.description) for one in error.field_violations]
     return InvalidArgument(
-        f"{field}.{error.message}",
+        # An error that names no field, such as one that the ledger answered, has no path to lengthen.
+        _message(seen) or error.message,
         reason=error.reason,
         metadata=error.metadata,
-        field_violations=[
-            FieldViolation(f"{field}.{one.field}", one.description) for one in error.field_violations
-        ],
+        field_violations=seen,
     )
 
 
@@ -112,12 +111,15 @@ def intent_to_proto(charge: IntendedCharge) -> charge_pb2.ChargeIntent:
 def metered_to_proto(
     record: UsageRecord,
     charge: charge_pb2.Charge,
-    available: money_pb2.Money,
+    available: money_pb2.Money | None,
     *,
     duplicate: bool = False,
     evidence_differs: bool = False,
 ) -> metering_service_pb2.MeteredEvent:
-    """A recorded event, what it cost, and how the ledger says that its charge is paid."""
+    """A recorded event, what it cost, and how the ledger says that its charge is paid.
+
+    `available` is what the customer has left; None for a caller who may not know it.
+    """
     intended = record.charge
     return metering_service_pb2.MeteredEvent(
         charge_id=charge.charge_id,
@@ -139,6 +141,10 @@ def time_to_proto(moment: datetime) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromDatetime(moment)
     return timestamp
+
+
+def _message(malformed: Sequence[FieldViolation]) -> str:
+    return "; ".join(f"{one.field}: {one.description}" for one in malformed)
 
 
 def _money(currency_code: str, amount_micros: int) -> money_pb2.Money:

@@ -16,8 +16,9 @@ from services.metering.domain.usage_event import MAX_ORDINAL, EventKey
 from services.metering.domain.usage_record import KnownUsage, UsageRecord, charge_id
 from services.metering.rpc.convert import event_from_proto, event_to_proto, metered_to_proto, within
 from services.metering.rpc.ledger import Ledger
-from services.metering.rpc.pipeline import Pipeline, Report, Verdict
+from services.metering.rpc.pipeline import Pipeline, Report, Verdict, may_see_balance
 from services.metering.store import usage_events
+from tallystick.common.v1 import money_pb2
 from tallystick.metering.v1 import metering_service_pb2, metering_service_pb2_grpc, usage_pb2
 
 MAX_EVENTS_PER_CALL = 1000
@@ -126,16 +127,21 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
         """What the event cost, as the ledger says now; None until the charge is posted."""
         intended = record.charge
         try:
-            charge, balance = await asyncio.gather(
+            charge, available = await asyncio.gather(
                 self._ledger.get_charge(charge_id(intended.key)),
-                self._ledger.get_balance(intended.key.customer_id, intended.currency_code),
+                self._available(intended.key.customer_id, intended.currency_code),
             )
         except grpc.aio.AioRpcError as error:
             answer = from_rpc_error(error)
             if answer.code is Code.NOT_FOUND:
                 return None
             raise answer from error
-        return metered_to_proto(record, charge, balance.available)
+        return metered_to_proto(record, charge, available)
+
+    async def _available(self, customer_id: str, currency_code: str) -> money_pb2.Money | None:
+        if not may_see_balance(current_principal()):
+            return None
+        return (await self._ledger.get_balance(customer_id, currency_code)).available
 
 
 def _verdict_to_proto(verdict: Verdict) -> metering_service_pb2.MeterVerdict:

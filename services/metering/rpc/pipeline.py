@@ -172,10 +172,17 @@ class Pipeline:
         return metered_to_proto(
             judged,
             verdict.charge,
-            verdict.balance.available,
+            verdict.balance.available if may_see_balance(report.principal) else None,
             duplicate=duplicate,
             evidence_differs=judged.evidence_differs(report.event),
         )
+
+
+def may_see_balance(principal: Principal) -> bool:
+    """Whether the caller may know what a customer has left: an organization may not, since the customer
+    spends with others too.
+    """
+    return principal.organization_id is None
 
 
 def _price(report: Report, parties: Parties, prices: _Prices, now: datetime) -> UsageRecord:

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from services.kit.errors import InvalidArgument
 from services.metering.domain.price_book import (
+    MAX_COMPONENTS,
+    MAX_ENTRIES,
+    MAX_PRICES,
     PLATFORM_OWNER,
     BaseFee,
     Component,
@@ -38,8 +41,11 @@ _OUTCOMES_TO_PROTO = {outcome: number for number, outcome in _OUTCOMES.items()}
 def prices_from_proto(messages: Sequence[price_book_pb2.Price]) -> tuple[Price, ...]:
     """The prices in a request; domain.price_book.check_prices judges what they say.
 
-    Raises InvalidArgument for a component of no kind, since there is nothing to judge.
+    Raises InvalidArgument for more than a version may hold, and for a component of no kind, since there is
+    nothing to judge.
     """
+    # Before anything is made of it: a request of a few megabytes can hold a million empty messages.
+    _check_sizes(messages)
     return tuple(
         Price(
             name=message.name,
@@ -90,6 +96,22 @@ def version_to_proto(version: PriceVersion) -> price_book_pb2.PriceVersion:
     if version.publish_time is not None:
         message.publish_time.CopyFrom(time_to_proto(version.publish_time))
     return message
+
+
+def _check_sizes(messages: Sequence[price_book_pb2.Price]) -> None:
+    if not 1 <= len(messages) <= MAX_PRICES:
+        raise InvalidArgument.of("prices", f"must be 1 to {MAX_PRICES}")
+    entries = 0
+    for index, message in enumerate(messages):
+        if len(message.components) > MAX_COMPONENTS:
+            raise InvalidArgument.of(f"prices[{index}].components", f"must be 1 to {MAX_COMPONENTS}")
+        entries += (
+            len(message.components) + len(message.selector.action_types) + len(message.selector.agent_ids)
+        )
+        if entries > MAX_ENTRIES:
+            raise InvalidArgument.of(
+                "prices", f"must have at most {MAX_ENTRIES} components and selector entries in all"
+            )
 
 
 def _component_from_proto(path: str, message: price_book_pb2.PriceComponent) -> Component:

@@ -1,6 +1,9 @@
 """PricingService."""
 
 import hashlib
+from collections.abc import AsyncIterable
+from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -33,11 +36,13 @@ from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.prices import book_to_proto, prices_from_proto, version_to_proto
 from services.metering.store import price_books
+from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2_grpc
 from tallystick.metering.v1 import pricing_service_pb2 as pb
-from tallystick.metering.v1 import pricing_service_pb2_grpc
 
 _MAX_DISPLAY_NAME: Final = 200
 _MAX_KEY: Final = 128
+# Half of what a message may hold where nobody raised gRPC's limit.
+_MAX_PAGE_BYTES: Final = 2 * 1024 * 1024
 _CREATE_PRICE_BOOK: Final = "/tallystick.metering.v1.PricingService/CreatePriceBook"
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -62,7 +67,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         owner_id = await self._owner(request.organization_id, principal)
         book = PriceBook(
             price_book_id=(
-                ids.check_id(request.price_book_id, ids.PRICE_BOOK, field="price_book_id")
+                _price_book_id(request.price_book_id)
                 if request.price_book_id
                 else ids.new_id(ids.PRICE_BOOK, clock=self._clock)
             ),
@@ -90,11 +95,10 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
     async def GetPriceBook(
         self, request: pb.GetPriceBookRequest, context: Context
     ) -> pb.GetPriceBookResponse:
+        id_ = _price_book_id(request.price_book_id)
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
-            book = _found(
-                await price_books.find_book(connection, request.price_book_id), request.price_book_id
-            )
+            book = _found(await price_books.find_book(connection, id_), id_)
         return pb.GetPriceBookResponse(price_book=book_to_proto(book))
 
     async def ListPriceBooks(
@@ -116,6 +120,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         self, request: pb.CreatePriceVersionRequest, context: Context
     ) -> pb.CreatePriceVersionResponse:
         principal = current_principal()
+        book_id = _price_book_id(request.price_book_id)
         key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY)
         prices = _checked_prices(prices_from_proto(request.prices))
         request_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
@@ -123,9 +128,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         async def create() -> PriceVersion:
             async with self._writer.begin() as connection:
                 await scope(connection, tenants_of(principal))
-                book = _found(
-                    await price_books.find_book(connection, request.price_book_id), request.price_book_id
-                )
+                book = _found(await price_books.find_book(connection, book_id), book_id)
                 version_id = ids.new_id(ids.PRICE_VERSION, clock=self._clock)
                 earlier = await price_books.claim_key(
                     connection, book.owner_id, key, request_hash, version_id
@@ -156,8 +159,8 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         self, request: pb.UpdatePriceVersionRequest, context: Context
     ) -> pb.UpdatePriceVersionResponse:
         principal = current_principal()
+        id_ = _price_version_id(request.price_version_id)
         prices = _checked_prices(prices_from_proto(request.prices))
-        id_ = request.price_version_id
 
         async def replace() -> PriceVersion:
             async with self._writer.begin() as connection:
@@ -176,8 +179,8 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         self, request: pb.PublishPriceVersionRequest, context: Context
     ) -> pb.PublishPriceVersionResponse:
         principal = current_principal()
+        id_ = _price_version_id(request.price_version_id)
         wanted = _effective_time(request)
-        id_ = request.price_version_id
 
         async def publish() -> PriceVersion:
             async with self._writer.begin() as connection:
@@ -214,35 +217,31 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
     async def GetPriceVersion(
         self, request: pb.GetPriceVersionRequest, context: Context
     ) -> pb.GetPriceVersionResponse:
+        id_ = _price_version_id(request.price_version_id)
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
-            version = await price_books.find_version(connection, request.price_version_id)
-        return pb.GetPriceVersionResponse(
-            price_version=version_to_proto(_found_version(version, request.price_version_id))
-        )
+            version = _found_version(await price_books.find_version(connection, id_), id_)
+        return pb.GetPriceVersionResponse(price_version=version_to_proto(version))
 
     async def ListPriceVersions(
         self, request: pb.ListPriceVersionsRequest, context: Context
     ) -> pb.ListPriceVersionsResponse:
+        id_ = _price_book_id(request.price_book_id)
         page = Page.parse(
-            request.page_size,
-            request.page_token,
-            key_types=(int,),
-            filter={"price_book_id": request.price_book_id},
+            request.page_size, request.page_token, key_types=(int,), filter={"price_book_id": id_}
         )
         before = None if page.after is None else int(page.after[0])
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
-            book = _found(
-                await price_books.find_book(connection, request.price_book_id), request.price_book_id
-            )
-            rows = await price_books.list_versions(
-                connection, book.price_book_id, before=before, limit=page.limit
-            )
-        versions, next_page_token = page.cut(rows, lambda version: (version.version_number,))
-        return pb.ListPriceVersionsResponse(
-            price_versions=map(version_to_proto, versions), next_page_token=next_page_token
-        )
+            _found(await price_books.find_book(connection, id_), id_)
+            rows = price_books.list_versions(connection, id_, before=before, limit=page.limit)
+            # Closed before the transaction that it reads in, though it may not have been read to its end.
+            async with aclosing(rows):
+                versions, is_too_large = await _read_page(rows)
+        if is_too_large:
+            page = replace(page, size=len(versions) - 1)
+        versions, next_page_token = page.cut(versions, lambda version: (version.version_number,))
+        return pb.ListPriceVersionsResponse(price_versions=versions, next_page_token=next_page_token)
 
     async def _owner(self, organization_id: str, principal: Principal) -> str:
         """Whose book it is to be.
@@ -314,6 +313,28 @@ def _already_published(price_version_id: str) -> FailedPrecondition:
             PreconditionViolation("PRICE_VERSION_PUBLISHED", price_version_id, "must be a draft")
         ],
     )
+
+
+async def _read_page(rows: AsyncIterable[PriceVersion]) -> tuple[list[price_book_pb2.PriceVersion], bool]:
+    """The versions of a page and the one behind it, and whether the page ends there because of its size."""
+    versions: list[price_book_pb2.PriceVersion] = []
+    size = 0
+    async for row in rows:
+        version = version_to_proto(row)
+        versions.append(version)
+        size += version.ByteSize()
+        # A page holds one version, however large it is.
+        if size > _MAX_PAGE_BYTES and len(versions) > 1:
+            return versions, True
+    return versions, False
+
+
+def _price_book_id(value: str) -> str:
+    return ids.check_id(value, ids.PRICE_BOOK, field="price_book_id")
+
+
+def _price_version_id(value: str) -> str:
+    return ids.check_id(value, ids.PRICE_VERSION, field="price_version_id")
 
 
 def _checked_prices(prices: tuple[Price, ...]) -> tuple[Price, ...]:

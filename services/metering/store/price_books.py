@@ -1,8 +1,8 @@
 """Price books and their versions."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -12,6 +12,8 @@ from services.metering.domain.price_book import Price, PriceBook, PriceVersion
 from services.metering.domain.price_index import PublishedVersion
 from services.metering.store import price_format
 from services.metering.store.tables import idempotency, price_book, price_version
+
+_FETCHED_AT_ONCE: Final = 8
 
 
 async def create_book(connection: AsyncConnection, book: PriceBook) -> bool:
@@ -135,13 +137,16 @@ async def last_effective_time(connection: AsyncConnection, price_book_id: str) -
 
 async def list_versions(
     connection: AsyncConnection, price_book_id: str, *, before: int | None, limit: int
-) -> list[PriceVersion]:
+) -> AsyncGenerator[PriceVersion, None]:
     """Versions of a book, newest first, from the first one older than number `before`."""
     query = select(price_version).where(price_version.c.price_book_id == price_book_id)
     if before is not None:
         query = query.where(price_version.c.version_number < before)
     query = query.order_by(price_version.c.version_number.desc()).limit(limit)
-    return [_to_version(row) for row in await connection.execute(query)]
+    # A few at a time: a version may weigh more than a megabyte, and the reader stops when it has enough.
+    async with connection.stream(query, execution_options={"yield_per": _FETCHED_AT_ONCE}) as rows:
+        async for row in rows:
+            yield _to_version(row)
 
 
 async def count_published(connection: AsyncConnection) -> int:

@@ -88,6 +88,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED, with RetryInfo. The operation lost a conflict with another one repeatedly."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 26
     """DEADLINE_EXCEEDED. The deadline passed first. The outcome is unknown; retry with the same key."""
+    ERROR_REASON_BALANCE_OUT_OF_RANGE: _ErrorReason.ValueType  # 28
+    """FAILED_PRECONDITION. A total of the charge's customer or payees has no room for its amount. Metadata:
+    `customer_id`, `charge_id`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -163,6 +167,10 @@ ERROR_REASON_CONFLICT: ErrorReason.ValueType  # 25
 """ABORTED, with RetryInfo. The operation lost a conflict with another one repeatedly."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 26
 """DEADLINE_EXCEEDED. The deadline passed first. The outcome is unknown; retry with the same key."""
+ERROR_REASON_BALANCE_OUT_OF_RANGE: ErrorReason.ValueType  # 28
+"""FAILED_PRECONDITION. A total of the charge's customer or payees has no room for its amount. Metadata:
+`customer_id`, `charge_id`.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

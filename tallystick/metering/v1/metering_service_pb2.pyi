@@ -201,7 +201,9 @@ class MeteredEvent(_message.Message):
 
     @_builtins.property
     def available_balance(self) -> _money_pb2.Money:
-        """What the customer has left to spend."""
+        """What the customer has left to spend. Unset when the caller's key belongs to an organization, which may not
+        know it.
+        """
 
     def __init__(
         self,

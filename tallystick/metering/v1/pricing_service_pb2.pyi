@@ -195,7 +195,9 @@ class CreatePriceVersionRequest(_message.Message):
     """
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Price]:
-        """One to 1,000 prices. The first whose selector matches an event applies."""
+        """One to 1,000 prices, with at most 10,000 components and selector entries in all. The first whose selector
+        matches an event applies.
+        """
 
     def __init__(
         self,
@@ -250,7 +252,9 @@ class UpdatePriceVersionRequest(_message.Message):
     """The draft."""
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Price]:
-        """One to 1,000 prices. The first whose selector matches an event applies."""
+        """One to 1,000 prices, with at most 10,000 components and selector entries in all. The first whose selector
+        matches an event applies.
+        """
 
     def __init__(
         self,
@@ -398,7 +402,7 @@ class ListPriceVersionsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     PRICE_BOOK_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 50 when zero, never more than 1,000."""
+    """At most this many; 50 when zero, never more than 1,000. A page of large versions holds fewer."""
     page_token: _builtins.str
     """From `next_page_token` of the page before; the other fields must stay the same."""
     price_book_id: _builtins.str

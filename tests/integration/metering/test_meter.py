@@ -181,6 +181,8 @@ async def test_malformed_fields_are_named_together_and_nothing_is_stored(world: 
         "event.occur_time",
         "event.currency_code",
     ]
+    # The message names them by the same paths.
+    assert [part.partition(":")[0] for part in answer.message.split("; ")] == fields_of(answer)
     assert world.event_count() == 0
 
 
@@ -321,6 +323,21 @@ class TestWhoMayReport:
         answer = await refused(world.meter(run("run-2", agent_id="agt_b"), host))
         assert (answer.reason, answer.metadata["agent_id"]) == ("AGENT_NOT_FOUND", "agt_b")
         assert world.event_count() == 1
+
+    async def test_an_organization_never_learns_what_a_customer_has_left(self, world: World) -> None:
+        host = await world.new_host("host-a", organization_id="org_a")
+
+        recorded = await world.meter(run("run-1"), host)
+        again = await world.meter(run("run-1"), host)
+        (in_batch,) = await world.meter_batch(run("run-1"), host=host)
+        found = await world.find(run("run-1"), host)
+
+        for answer in (recorded, again, metered(in_batch), found.metered):
+            assert answer.price_charged.amount_micros == RUN_MICROS
+            assert not answer.HasField("available_balance")
+        # The platform's own host does.
+        assert (await world.meter(run("run-1"))).HasField("available_balance")
+        assert (await world.find(run("run-1"))).metered.HasField("available_balance")
 
     async def test_a_restricted_key_reaches_no_further(self, world: World) -> None:
         host = await world.new_host("narrow", agent_ids=("agt_a",), customer_ids=("cus_1",))

@@ -207,6 +207,72 @@ class TestVersions:
             "prices[0].components[0].outcome_bonus.outcome"
         ]
 
+    @pytest.mark.parametrize(
+        ("prices", "field"),
+        [
+            ([], "prices"),
+            ([price_book_pb2.Price()] * 1_001, "prices"),
+            ([price(fee("1")), price(*[fee("1")] * 101)], "prices[1].components"),
+            ([price(*[fee("1")] * 100, action_types=["a"] * 400, agent_ids=["b"] * 501)] * 10, "prices"),
+        ],
+        ids=["none", "prices", "components", "entries"],
+    )
+    async def test_a_version_that_is_too_large_is_refused_before_it_is_read(
+        self, world: World, prices: list[price_book_pb2.Price], field: str
+    ) -> None:
+        pricing = world.server.operator.pricing
+        create = pb.CreatePriceVersionRequest(price_book_id="pb_a", prices=prices, idempotency_key="k")
+        update = pb.UpdatePriceVersionRequest(price_version_id="pv_a", prices=prices)
+
+        for call in (pricing.CreatePriceVersion(create), pricing.UpdatePriceVersion(update)):
+            answer = await refused(call)
+            assert (answer.code, fields_of(answer)) == (Code.INVALID_ARGUMENT, [field])
+
+    async def test_a_page_ends_before_it_is_too_large_to_travel(self, world: World) -> None:
+        operator = world.server.operator
+        await new_book(operator, "pb_a")
+        # 1.2 megabytes: two of them are more than a page holds, four more than a message does.
+        large = [
+            price(fee("1"), name=f"p{number}", action_types=[f"{one:0128}" for one in range(990)])
+            for number in range(10)
+        ]
+        for key in "abcd":
+            await draft(operator, "pb_a", *large, key=key)
+        await draft(operator, "pb_a", key="e")
+
+        pages: list[list[int]] = []
+        request = pb.ListPriceVersionsRequest(price_book_id="pb_a")
+        while not pages or request.page_token:
+            page = await operator.pricing.ListPriceVersions(request)
+            pages.append([version.version_number for version in page.price_versions])
+            request.page_token = page.next_page_token
+        assert pages == [[5, 4], [3], [2], [1]]
+
+    @pytest.mark.parametrize("suffix", ["", "\0", "a\0", "a b"])
+    async def test_malformed_ids_are_named(self, world: World, suffix: str) -> None:
+        pricing = world.server.operator.pricing
+        book, version = f"pb_{suffix}", f"pv_{suffix}"
+
+        for call, field in (
+            (pricing.GetPriceBook(pb.GetPriceBookRequest(price_book_id=book)), "price_book_id"),
+            (pricing.CreatePriceVersion(pb.CreatePriceVersionRequest(price_book_id=book)), "price_book_id"),
+            (pricing.ListPriceVersions(pb.ListPriceVersionsRequest(price_book_id=book)), "price_book_id"),
+            (
+                pricing.GetPriceVersion(pb.GetPriceVersionRequest(price_version_id=version)),
+                "price_version_id",
+            ),
+            (
+                pricing.UpdatePriceVersion(pb.UpdatePriceVersionRequest(price_version_id=version)),
+                "price_version_id",
+            ),
+            (
+                pricing.PublishPriceVersion(pb.PublishPriceVersionRequest(price_version_id=version)),
+                "price_version_id",
+            ),
+        ):
+            answer = await refused(call)
+            assert (answer.code, fields_of(answer)) == (Code.INVALID_ARGUMENT, [field])
+
     async def test_a_draft_changes_until_it_is_published_and_never_again(self, world: World) -> None:
         operator = world.server.operator
         await new_book(operator, "pb_a")

@@ -53,6 +53,6 @@ async def main(config: EchoConfig) -> None:
 
 
 if __name__ == "__main__":
-    configuration = load(EchoConfig, "ECHO", sys.argv[1:], os.environ)
+    configuration = load(EchoConfig, "ECHO", sys.argv[1:], os.environ, program="echo_server")
     log.configure(configuration.log_level)
     run(main(configuration))

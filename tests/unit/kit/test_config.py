@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from services.kit.config import Config, ConfigError, ServerConfig, load, render, resolve, setting
+from services.kit.config import (
+    Config,
+    ConfigError,
+    DatabaseConfig,
+    ServerConfig,
+    load,
+    render,
+    resolve,
+    setting,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +152,7 @@ def test_secrets_are_never_shown() -> None:
 
 def test_check_config_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
-        load(Example, prefix="APP", argv=[*URL, "--check-config"], environ={"APP_BATCH": "8"})
+        load(Example, prefix="APP", argv=[*URL, "--check-config"], environ={"APP_BATCH": "8"}, program="app")
     assert raised.value.code == 0
     assert json.loads(capsys.readouterr().out)["batch"] == 8
 
@@ -151,7 +160,7 @@ def test_check_config_prints_and_exits(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("check", [["--check-config"], []])
 def test_an_unusable_configuration_exits_with_2(check: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
-        load(Example, prefix="APP", argv=["--batch=x", *check], environ={})
+        load(Example, prefix="APP", argv=["--batch=x", *check], environ={}, program="app")
     assert raised.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
         "configuration: database_url: required; set --database-url or DATABASE_URL",
@@ -161,16 +170,23 @@ def test_an_unusable_configuration_exits_with_2(check: list[str], capsys: pytest
 
 def test_help_names_every_flag_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
-        load(Example, prefix="APP", argv=["--help"], environ={})
+        load(Example, prefix="APP", argv=["--help"], environ={}, program="python -m app serve")
     assert raised.value.code == 0
     text = capsys.readouterr().out
     for line in (
+        "usage: python -m app serve [--flag VALUE]...",
         "--database-url  (DATABASE_URL)",
+        "--database-url-file  (DATABASE_URL_FILE)",
         "where the data is; required",
+        "--token-file  (APP_TOKEN_FILE)",
+        "; optional",
+        "; default false",
         "--batch  (APP_BATCH)",
         "default 5",
     ):
         assert line in text
+    assert "None" not in text
+    assert "--batch-file" not in text
 
 
 def server_problems(**values: object) -> list[str]:
@@ -211,4 +227,34 @@ def test_what_is_wrong_with_a_server() -> None:
     assert server_problems(tls_cert_file=missing) == [
         "tls_cert_file, tls_key_file: give both or neither",
         "tls_cert_file: /nonexistent/cert is not a file",
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving(ServerConfig, DatabaseConfig):
+    token: str = field(metadata=setting(secret=True))
+
+
+def serving_problems(argv: list[str]) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        resolve(Serving, "APP", argv, {})
+    return raised.value.problems
+
+
+def test_problems_of_one_setting_do_not_hide_those_of_another() -> None:
+    found = serving_problems(["--max-in-flight=x", "--database-url=mysql://bob:hush@h/x", "--log-level=loud"])
+    assert [problem.partition(":")[0] for problem in found] == [
+        "max_in_flight",
+        "token",
+        "database_url",
+        "log_level",
+    ]
+    assert "hush" not in str(found)
+
+
+def test_nothing_is_said_of_a_value_that_is_not_known() -> None:
+    # Whether plaintext may leave this machine is what `insecure` would have said.
+    assert serving_problems(["--insecure=maybe", "--listen-address=0.0.0.0:1", "--token=t"]) == [
+        "database_url: required; set --database-url or DATABASE_URL",
+        "insecure: 'maybe' is neither true nor false",
     ]

@@ -56,9 +56,19 @@ def test_check_config_prints_it_and_serves_nothing(
     assert '"ledger_address"' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("argv", "status"), [([], 0), (["--help"], 0), (["dance"], 2)])
-def test_without_a_command_it_says_what_there_is(
-    argv: list[str], status: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(argv) == status
-    assert "python -m services.metering COMMAND" in capsys.readouterr().err
+def test_unusable_urls_are_named_together_and_never_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "serve",
+                "--check-config",
+                "--database-url=mysql://bob:s3cret@h/x",
+                "--redis-url=foo://s3cret",
+                "--ledger-api-key=k",
+            ]
+        )
+
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert [line.split(":")[1].strip() for line in said.splitlines()] == ["database_url", "redis_url"]
+    assert "s3cret" not in said

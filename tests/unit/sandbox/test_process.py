@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from sandbox.process import ChildProcess, SandboxError, run, signals_end_the_program
+from sandbox.process import (
+    ChildProcess,
+    SandboxError,
+    asyncio_takes_interrupts,
+    run,
+    signals_end_the_program,
+    signals_wait,
+)
 
 READY_THEN_WAIT = "import pathlib, signal; pathlib.Path('ready').touch(); signal.pause()"
 
@@ -105,3 +114,84 @@ def test_a_signal_unwinds_the_program(signum: int) -> None:
     with pytest.raises(SystemExit, match=str(128 + signum)), signals_end_the_program():
         signal.raise_signal(signum)
     assert signal.getsignal(signum) == before
+
+
+# Interrupts its parent while it is being stopped, and only then ends.
+INTERRUPTS_ITS_PARENT = """
+import os, pathlib, signal, sys
+def leave(*_):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * 3:
+        os.kill(os.getppid(), signum)
+    pathlib.Path("left").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+pathlib.Path("ready").touch()
+while True:
+    signal.pause()
+"""
+
+
+def test_signals_do_not_interrupt_a_stop_and_take_effect_after_it(tmp_path: Path) -> None:
+    process = child(tmp_path, INTERRUPTS_ITS_PARENT)
+    process.start()
+    process.wait_until((tmp_path / "ready").exists, timeout=30)
+    with pytest.raises((KeyboardInterrupt, SystemExit)), signals_end_the_program():
+        process.stop()
+    assert process.wait(0) == 0
+    assert (tmp_path / "left").exists()
+
+
+def test_after_the_first_signal_the_rest_are_ignored_to_the_end_of_the_block() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stopped = []
+
+    def leave_and_be_interrupted() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.raise_signal(signum)
+                stopped.append(signum)
+
+    with pytest.raises(KeyboardInterrupt), signals_end_the_program():
+        leave_and_be_interrupted()
+    assert len(stopped) == 3
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_what_the_shell_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_end_the_program():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_cancels_what_asyncio_runs() -> None:
+    cancelled = []
+
+    async def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    with pytest.raises(KeyboardInterrupt), signals_end_the_program(), asyncio_takes_interrupts():
+        asyncio.run(interrupted())
+    assert cancelled
+
+
+def test_a_wait_for_signals_in_another_thread_changes_no_handler() -> None:
+    seen = []
+
+    def look() -> None:
+        with signals_wait():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]

@@ -245,12 +245,44 @@ def test_a_bad_row_is_a_bad_line_and_the_requests_behind_it_keep_their_numbers(f
     assert (first.workflow_id, last.workflow_id) == ("trace/1", "trace/3")
 
 
-def test_the_header_is_no_request_and_may_be_missing_or_marked(file: Path) -> None:
-    with_header = trace(file, HEADER + "1,2,3,azure\n")
-    assert len(with_header) == 1
-    assert len(trace(file, "1,2,3,azure\n")) == 1
-    assert len(trace(file, "\ufeff" + HEADER + "1,2,3,azure\n")) == 1
-    assert len(trace(file, HEADER)) == 0
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEADER + "1,2,3,azure\n",
+        "\ufeff" + HEADER + "1,2,3,azure\n",
+        "source,tokens_output,offset_ms,tokens_input\nazure,3,1,2\n",
+        '"offset_ms", "tokens_input" ,tokens_output , source\r\n1, 2 ,3, "azure"\r\n',
+        "id,offset_ms,,tokens_input,tokens_output,source,\n9,1,9,2,3,azure,9\n",
+    ],
+)
+def test_columns_are_found_by_their_names(file: Path, text: str) -> None:
+    (work,) = trace(file, text)
+
+    assert isinstance(work, Work)
+    assert (work.end_us, work.input_tokens, work.output_tokens) == (1000, 2, 3)
+    assert work.party == Party("azure", "azure")
+    assert work.workflow_id == "trace/1"
+
+
+def test_a_header_alone_and_an_empty_file_hold_no_request(file: Path) -> None:
+    assert trace(file, HEADER) == []
+    assert trace(file, "\n") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("1,2,3,azure\n", "missing or repeated: offset_ms, tokens_input, tokens_output, source"),
+        ("offset_ms,tokens_in,tokens_output,source\n1,2,3,azure\n", "missing or repeated: tokens_input$"),
+        ("offset_ms,tokens_input,tokens_output,source,source\n", "missing or repeated: source$"),
+        ('\n\noffset_ms,"tokens_input', "recording:3: .*: tokens_output, source$"),
+    ],
+)
+def test_a_file_whose_first_line_does_not_name_the_columns_is_an_error(
+    file: Path, text: str, named: str
+) -> None:
+    with pytest.raises(ReplayError, match=named):
+        trace(file, text)
 
 
 def test_gzip_and_plain_are_read_alike_whatever_the_name(file: Path) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
+import socket
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
-from sandbox.process import SandboxError
+from sandbox.process import SandboxError, signals_end_the_program
 from sandbox.servers import Stores
-from sandbox.stack import FREE_PORTS, Ports, Stack, first_call
+from sandbox.stack import FREE_PORTS, SERVICES, Ports, Stack, audit_command, database_identity, first_call
 from scripts.grpc_health import serving
 
 STAND_IN = """
@@ -37,11 +45,24 @@ if command == "serve":
     servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     server.add_insecure_port(os.environ[name.upper() + "_LISTEN_ADDRESS"])
-    signal.signal(signal.SIGTERM, lambda *_: server.stop(None))
+
+    def leave(*_):
+        if "IMPATIENT" in os.environ:
+            os.kill(os.getppid(), signal.SIGINT)
+            os.kill(os.getppid(), signal.SIGTERM)
+        server.stop(None)
+
+    signal.signal(signal.SIGTERM, leave)
     server.start()
     server.wait_for_termination()
 """
 ELSEWHERE = Stores("postgresql://elsewhere/db", "redis://elsewhere")
+
+
+@pytest.fixture(autouse=True)
+def database_is_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no database behind the URLs here."""
+    monkeypatch.setattr("sandbox.stack.database_identity", lambda url: url)
 
 
 @pytest.fixture
@@ -97,6 +118,112 @@ def test_keys_are_made_once_per_database(checkout: Path) -> None:
         with Stack(checkout / "state", database, checkout=checkout):
             made.append(sum("create-key" in call for call in calls(checkout)))
     assert made == [2, 2, 4]
+
+
+def test_a_database_that_is_made_again_is_another_one(
+    empty_database_url: str, session_stores: Stores
+) -> None:
+    name = str(conninfo_to_dict(empty_database_url)["dbname"])
+    first = database_identity(empty_database_url)
+    assert database_identity(empty_database_url) == first
+    with psycopg.connect(session_stores.database_url, autocommit=True) as connection:
+        for command in ("DROP", "CREATE"):
+            connection.execute(sql.SQL(f"{command} DATABASE {{}}").format(sql.Identifier(name)))
+    assert database_identity(empty_database_url) != first
+
+
+def test_keys_for_an_older_database_at_the_same_url_are_made_anew(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for identity in ("1/5", "1/6"):
+        monkeypatch.setattr("sandbox.stack.database_identity", lambda _, it=identity: it)
+        with Stack(checkout / "state", ELSEWHERE, checkout=checkout):
+            pass
+    roles = [call.split()[3] for call in calls(checkout) if "create-key" in call]
+    assert sorted(roles) == ["operator", "operator", "service", "service"]
+
+
+def test_an_unreachable_database_has_no_identity(tmp_path: Path) -> None:
+    with pytest.raises(SandboxError, match="cannot ask the database"):
+        database_identity(f"postgresql:///db?host={tmp_path}")
+
+
+@pytest.mark.parametrize("field", ["ledger", "metering", "ledger_metrics", "metering_metrics"])
+def test_a_port_that_another_process_holds_is_refused_before_anything_starts(
+    checkout: Path, field: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ports = replace(FREE_PORTS, **{field: port})
+        stack = Stack(checkout / "state", ELSEWHERE, ports=ports, checkout=checkout)
+        flag = f"--{field.replace('_', '-')}-port"
+        with pytest.raises(SandboxError, match=rf"port {port}: another process listens there.*{flag}"):
+            stack.start()
+    assert not (checkout / "calls").exists()
+
+
+def test_a_port_that_was_taken_meanwhile_is_refused_at_a_restart(checkout: Path) -> None:
+    with Stack(checkout / "state", ELSEWHERE, checkout=checkout) as stack:
+        stack.kill("metering")
+        host, _, port = stack.endpoints.metering.partition(":")
+        with (
+            socket.create_server((host, int(port))),
+            pytest.raises(SandboxError, match=f"port {port}: another process"),
+        ):
+            stack.restart("metering")
+        assert stack.pid("metering") is None
+
+
+@pytest.mark.parametrize(
+    ("ports", "problem"),
+    [
+        (replace(FREE_PORTS, ledger=70_000), "port 70000.*--ledger-port"),
+        (replace(FREE_PORTS, ledger=1234, metering=1234), "--ledger-port and --metering-port are both 1234"),
+    ],
+)
+def test_ports_that_cannot_be_are_refused(ports: Ports, problem: str) -> None:
+    with pytest.raises(SandboxError, match=problem):
+        ports.with_free().check_free(*SERVICES)
+
+
+def test_further_signals_while_stopping_leave_no_service_behind(checkout: Path) -> None:
+    stack = Stack(checkout / "state", ELSEWHERE, checkout=checkout, environment={"IMPATIENT": "yes"})
+    with pytest.raises(SystemExit), signals_end_the_program(), stack:
+        signal.raise_signal(signal.SIGTERM)
+    assert [stack.pid(name) for name in SERVICES] == [None, None]
+
+
+def test_a_signal_that_comes_first_while_stopping_takes_effect_when_all_have_stopped(checkout: Path) -> None:
+    stack = Stack(checkout / "state", ELSEWHERE, checkout=checkout, environment={"IMPATIENT": "yes"})
+    stack.start()
+    with pytest.raises((KeyboardInterrupt, SystemExit)), signals_end_the_program():
+        stack.stop()
+    assert [stack.pid(name) for name in SERVICES] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["PostgreSQL", "Valkey"])
+def test_a_killed_store_is_named_with_the_end_of_its_log(
+    checkout: Path, own_stores: Stores, name: Literal["PostgreSQL", "Valkey"]
+) -> None:
+    server = own_stores.postgres if name == "PostgreSQL" else own_stores.valkey
+    assert server is not None
+    with Stack(checkout / "state", own_stores, checkout=checkout) as stack:
+        stack.check()
+        server.kill()
+        # The services suffer from it too, and are not what went wrong.
+        stack.kill("metering")
+        with pytest.raises(
+            SandboxError, match=rf"(?s){name} is not running; the end of \S+\.log:.*[Rr]eady to accept"
+        ):
+            stack.check()
+
+
+def test_the_printed_audit_is_one_shell_line_that_names_the_database(checkout: Path) -> None:
+    database = "postgresql://elsewhere/db?host=/a b"
+    stack = Stack(checkout / "state", replace(ELSEWHERE, database_url=database), checkout=checkout)
+    setting, *command = shlex.split(audit_command(stack))
+    assert setting == f"DATABASE_URL={database}"
+    assert command[1:] == ["-m", "services.ledger", "audit"]
 
 
 def test_a_killed_service_is_noticed_and_comes_back_at_its_address(checkout: Path) -> None:

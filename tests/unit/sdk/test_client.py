@@ -1,5 +1,6 @@
 """The synchronous client, against services of a few lines."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -29,7 +30,7 @@ from tallystick import (
     UsageEvent,
 )
 from tallystick._channel import Access, is_loopback
-from tallystick._convert import event_from_proto, event_to_proto
+from tallystick._convert import event_from_proto, event_to_proto, metered_from_proto
 from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2
 from tests.unit.sdk.support import EVENT, KEY, Servers, charged, metered, servers, usd, workflows
@@ -339,6 +340,28 @@ def test_plaintext_stays_on_this_machine(target: str, loopback: bool) -> None:
     assert is_loopback(target) is loopback
     assert (Access.of(KEY, None, False).credentials(target) is None) is loopback
     assert Access.of(KEY, None, True).credentials(target) is None
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_no_proxy_of_the_environment_hears_the_key(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        # Nobody listens at port 1.
+        client = Client(KEY, metering="127.0.0.1:1", retry=RetryPolicy(timeout=0.5))
+        with client, pytest.raises(TallystickError):
+            client.meter(**EVENT)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+def test_a_balance_that_is_not_told_is_none() -> None:
+    answer = metered()
+    answer.ClearField("available_balance")
+
+    assert metered_from_proto(answer).available is None
 
 
 def test_the_key_comes_from_the_environment_and_stays_out_of_logs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,8 @@ CREATE FUNCTION ledger.post_charges(
     balance_receivable bigint,
     balance_unpaid bigint,
     balance_credit_limit bigint
-) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     unknown_ids text[];
@@ -140,6 +141,11 @@ DECLARE
     credits_versions bigint[];
     receivable_versions bigint[];
 BEGIN
+    -- A charge that nobody earns would not balance.
+    IF (SELECT count(DISTINCT number) FROM unnest(payee_charge) AS number) <> cardinality(charge_ids) THEN
+        RAISE EXCEPTION 'a charge needs a payee' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
     -- Who does not exist cannot be charged. Checked before anything is written, so that nothing is stored.
     SELECT array_agg(coalesce(p.unknown_id, CASE WHEN k.customer_id IS NULL THEN c.customer_id END) ORDER BY c.number)
     INTO unknown_ids
@@ -305,9 +311,23 @@ CREATE FUNCTION ledger.insert_charges(
     left_unpaid bigint[],
     credits_versions bigint[],
     receivable_versions bigint[]
-) RETURNS void LANGUAGE plpgsql SET search_path = ledger, pg_temp AS $$
+) RETURNS void LANGUAGE plpgsql SET search_path = ledger, pg_temp
+-- Here the sides of a join are the batch itself, not tables that grow.
+SET enable_hashjoin = on SET enable_mergejoin = on AS $$
 #variable_conflict use_column
 BEGIN
+    -- Every organization has an agreement without a beginning. One that had none would drop out of the split, and
+    -- its money with it.
+    IF EXISTS (
+        SELECT FROM unnest(payee_charge, payee_organization_ids) AS p (charge_number, organization_id)
+        WHERE is_fresh[p.charge_number] AND NOT EXISTS (
+            SELECT FROM ledger.revenue_share_agreement r
+            WHERE r.organization_id = p.organization_id AND r.effective_time <= occur_times[p.charge_number]
+        )
+    ) THEN
+        RAISE EXCEPTION 'a payee has no agreement' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
     WITH item AS MATERIALIZED (
         SELECT *, ledger.new_transaction_id() AS transaction_id
         FROM unnest(
@@ -524,6 +544,9 @@ DECLARE
                                               WHEN 'promotion' THEN 'promotions' END;
     credits_version bigint;
 BEGIN
+    IF p_amount <= 0 OR source IS NULL THEN
+        RAISE EXCEPTION 'a grant needs an amount and a source' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM FROM ledger.customer WHERE customer_id = p_customer_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown customer' USING ERRCODE = 'TL002', DETAIL = p_customer_id;
@@ -736,6 +759,10 @@ $$;
 CREATE FUNCTION ledger.set_credit_limit(p_customer_id text, p_currency_code text, p_limit bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 BEGIN
+    PERFORM FROM ledger.customer WHERE customer_id = p_customer_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown customer' USING ERRCODE = 'TL002', DETAIL = p_customer_id;
+    END IF;
     PERFORM ledger.lock_customers(ARRAY[p_customer_id], ARRAY[p_currency_code]);
     UPDATE ledger.account
     SET credit_limit = p_limit, lower_bound = least(-p_limit, credits - debits - held)
@@ -814,6 +841,19 @@ DECLARE
     stranger text;
     short record;
 BEGIN
+    -- What the service has checked already is checked here too: these are the books.
+    IF EXISTS (
+        SELECT FROM unnest(p_currency_codes, p_amounts) AS p (currency_code, amount)
+        GROUP BY p.currency_code HAVING sum(p.amount) <> 0
+    ) OR EXISTS (
+        SELECT FROM unnest(p_owner_ids, p_kinds, p_currency_codes) AS p (owner_id, kind, currency_code)
+        GROUP BY p.owner_id, p.kind, p.currency_code HAVING count(*) > 1
+    ) OR EXISTS (
+        SELECT FROM unnest(p_kinds) AS kind
+        WHERE kind IN ('customer_receivable', 'customer_unpaid', 'unpaid_offset')
+    ) THEN
+        RAISE EXCEPTION 'not an adjustment that balances' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     SELECT p.owner_id INTO stranger FROM unnest(p_owner_ids) AS p (owner_id)
     WHERE p.owner_id <> 'platform'
       AND NOT EXISTS (SELECT FROM ledger.customer c WHERE c.customer_id = p.owner_id)

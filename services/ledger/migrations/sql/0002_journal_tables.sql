@@ -215,7 +215,7 @@ BEGIN
         ['transaction', 'ledger.visible(partition_id) OR EXISTS (SELECT FROM ledger.entry e'
             ' WHERE e.transaction_id = transaction.transaction_id AND ledger.visible(e.owner_id))'],
         ['charge', 'ledger.visible(''platform'')'],
-        ['open_charge', 'ledger.visible(customer_id)'],
+        ['open_charge', 'ledger.visible(''platform'')'],
         ['unsequenced', 'ledger.visible(''platform'')'],
         ['journal_log', 'ledger.visible(''platform'')'],
         ['journal_position', 'ledger.visible(''platform'')']

@@ -278,7 +278,8 @@ class DirectoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateApiKey(self, request, context):
-        """Creates an API key and shows its secret, once. An owner creates keys of its own organization only.
+        """Creates an API key and shows its secret, once. An owner creates keys of its own organization only, and no
+        host keys: operators say who may report usage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

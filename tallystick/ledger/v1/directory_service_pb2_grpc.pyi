@@ -80,7 +80,9 @@ class DirectoryServiceStub:
     DeleteMember: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.DeleteMemberRequest, _directory_service_pb2.DeleteMemberResponse]
     """Removes a member and revokes its API keys. Removing it again answers the same."""
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.CreateApiKeyRequest, _directory_service_pb2.CreateApiKeyResponse]
-    """Creates an API key and shows its secret, once. An owner creates keys of its own organization only."""
+    """Creates an API key and shows its secret, once. An owner creates keys of its own organization only, and no
+    host keys: operators say who may report usage.
+    """
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.ListApiKeysRequest, _directory_service_pb2.ListApiKeysResponse]
     """Lists API keys without their secrets, by id."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.RevokeApiKeyRequest, _directory_service_pb2.RevokeApiKeyResponse]
@@ -144,7 +146,9 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     DeleteMember: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.DeleteMemberRequest, _directory_service_pb2.DeleteMemberResponse]  # type: ignore[assignment]
     """Removes a member and revokes its API keys. Removing it again answers the same."""
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.CreateApiKeyRequest, _directory_service_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
-    """Creates an API key and shows its secret, once. An owner creates keys of its own organization only."""
+    """Creates an API key and shows its secret, once. An owner creates keys of its own organization only, and no
+    host keys: operators say who may report usage.
+    """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.ListApiKeysRequest, _directory_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists API keys without their secrets, by id."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.RevokeApiKeyRequest, _directory_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
@@ -313,7 +317,9 @@ class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _directory_service_pb2.CreateApiKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_directory_service_pb2.CreateApiKeyResponse, _abc.Awaitable[_directory_service_pb2.CreateApiKeyResponse]]:
-        """Creates an API key and shows its secret, once. An owner creates keys of its own organization only."""
+        """Creates an API key and shows its secret, once. An owner creates keys of its own organization only, and no
+        host keys: operators say who may report usage.
+        """
 
     @_abc_1.abstractmethod
     def ListApiKeys(

@@ -1,5 +1,6 @@
 """What the ledger does beside answering calls. Any number of replicas may run all of it."""
 
+from services.kit import log
 from services.kit.db import Database, retry_transaction
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.worker import PeriodicWorker
@@ -13,6 +14,19 @@ _COLLECT_CUSTOMERS = 100
 _COLLECT_CHARGES = 500
 # Who collects when nobody asked: the ledger itself.
 _ACTOR = "ledger"
+_log = log.get_logger()
+
+
+async def _collect(writer: Database, customer_id: str, currency_code: str) -> int:
+    """Micros collected from one customer."""
+
+    async def attempt() -> int:
+        async with writer.hot() as connection:
+            done = await movements.collect(connection, customer_id, currency_code, _COLLECT_CHARGES, _ACTOR)
+            return done.amount
+
+    # What was collected is no longer open, so a second attempt does not collect it again.
+    return await retry_transaction(attempt, idempotent=True)
 
 
 def workers(config: LedgerConfig, writer: Database, reader: Database) -> list[PeriodicWorker]:
@@ -37,10 +51,13 @@ def workers(config: LedgerConfig, writer: Database, reader: Database) -> list[Pe
         async with reader.begin() as connection:
             await scope(connection, PLATFORM)
             owing = await background.collectable(connection, _COLLECT_CUSTOMERS)
+        collected = 0
         for customer_id, currency_code in owing:
-            async with writer.hot() as connection:
-                await movements.collect(connection, customer_id, currency_code, _COLLECT_CHARGES, _ACTOR)
-        return len(owing) > 0
+            try:
+                collected += await _collect(writer, customer_id, currency_code)
+            except Exception as error:  # noqa: BLE001 - one customer must not keep the others waiting
+                _log.error("collect.failed", customer_id=customer_id, exc_info=error)
+        return collected > 0
 
     return [
         PeriodicWorker("ledger.fold", config.fold_interval, fold),

@@ -208,6 +208,23 @@ async def test_the_waterfall_credits_then_receivable_then_unpaid_and_a_top_up_co
     assert await audit(server.database_url) == 0
 
 
+async def test_what_a_crash_left_uncollected_is_collected(server: LedgerServer) -> None:
+    await post(server, intent("run-1", 60), intent("run-2", 60))
+    # The credits of a grant whose caller died before it collected.
+    async with await psycopg.AsyncConnection.connect(server.database_url) as superuser:
+        await superuser.execute(
+            "SELECT ledger.grant_credits('cus_a', 'USD', 100, 'purchase', '', 'key_x', 'grant/crash', '')"
+        )
+
+    async def collected() -> bool:
+        request = pb.GetCustomerBalanceRequest(customer_id="cus_a")
+        balance = (await server.operator.ledger.GetCustomerBalance(request)).balance
+        return (balance.available.amount_micros, balance.unpaid.amount_micros) == (0, 20)
+
+    await eventually(collected)
+    assert await audit(server.database_url) == 0
+
+
 async def test_verdicts_are_per_item_and_nothing_of_a_bad_item_is_stored(server: LedgerServer) -> None:
     verdicts = await post(
         server,

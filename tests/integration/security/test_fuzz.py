@@ -32,7 +32,7 @@ DEFECTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DE
 
 # What drivers, databases and Python say, and our callers never hear.
 INSIDE = re.compile(
-    r"psycopg|sqlalchemy|asyncpg|Traceback|File \"|/work/|site-packages|\.py\b|SELECT |INSERT |UPDATE |FROM "
+    r"psycopg|sqlalchemy|asyncpg|Traceback|File \"|/services/|site-packages|\.py\b|SELECT |INSERT |UPDATE |FROM "
     r"|relation |constraint|violates|sqlstate|ledger\.[a-z]|metering\.[a-z]|0x[0-9a-f]{6}|Error\(",
 )
 

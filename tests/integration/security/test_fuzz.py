@@ -32,8 +32,9 @@ DEFECTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DE
 
 # What drivers, databases and Python say, and our callers never hear.
 INSIDE = re.compile(
-    r"psycopg|sqlalchemy|asyncpg|Traceback|File \"|/services/|site-packages|\.py\b|SELECT |INSERT |UPDATE |FROM "
-    r"|relation |constraint|violates|sqlstate|ledger\.[a-z]|metering\.[a-z]|0x[0-9a-f]{6}|Error\(",
+    r"psycopg|sqlalchemy|asyncpg|Traceback|File \"|/services/|site-packages|\.py\b"
+    r"|SELECT |INSERT |UPDATE |FROM |relation |constraint|violates"
+    r"|sqlstate|ledger\.[a-z]|metering\.[a-z]|0x[0-9a-f]{6}|Error\(",
 )
 
 NASTY_TEXT = (

@@ -96,7 +96,8 @@ class Coalescer(Generic[T, R]):
             if waiting.answer.done():
                 continue
             if isinstance(result, TallystickError):
-                waiting.answer.set_exception(result)
+                # Its own copy: one verdict may be the answer to several callers.
+                waiting.answer.set_exception(result.fresh())
             else:
                 waiting.answer.set_result(result)
 

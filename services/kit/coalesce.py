@@ -62,12 +62,18 @@ class Coalescer(Generic[T, R]):
             # first.
             runner = asyncio.create_task(self._drain(), context=contextvars.Context())
             self._runners.add(runner)
-            runner.add_done_callback(self._runners.discard)
         return await waiting.answer
 
     async def _drain(self) -> None:
-        while batch := self._take():
-            await self._serve(batch)
+        try:
+            while batch := self._take():
+                await self._serve(batch)
+        finally:
+            # Here and not when the task is done, which the loop says later: who comes in between would take
+            # this runner for one that still looks at the queue, and wait for ever.
+            runner = asyncio.current_task()
+            if runner is not None:
+                self._runners.discard(runner)
 
     def _take(self) -> list[_Waiting[T, R]]:
         batch: list[_Waiting[T, R]] = []

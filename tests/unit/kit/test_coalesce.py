@@ -57,6 +57,23 @@ async def test_the_first_waits_for_nothing_and_later_ones_gather() -> None:
     assert engine.batches == [[1], [2, 3, 4]]
 
 
+async def test_who_comes_as_the_last_batch_ends_is_served() -> None:
+    engine = Engine()
+    coalescer = Coalescer(engine.run)
+
+    async def come_as_it_ends() -> str:
+        # Woken right behind the run, before the loop knows that the runner has nothing more to do.
+        await engine.gate.wait()
+        return await coalescer.submit(2)
+
+    first = submit(coalescer, 1)
+    await settle()
+    second = asyncio.create_task(come_as_it_ends())
+    await settle()
+    engine.gate.set()
+    assert await asyncio.wait_for(asyncio.gather(*first, second), 5) == ["<1>", "<2>"]
+
+
 async def test_a_batch_is_bounded_and_in_order_of_arrival() -> None:
     engine = Engine()
     engine.gate.set()

@@ -56,10 +56,10 @@ async def measure(
     charges = await world.count("SELECT count(*) FROM ledger.charge")
     events = await world.count("SELECT count(*) FROM metering.usage_event")
     for group in GROUPS:
-        wanted: list[Comparison] = [one for one in group if one.contestant in chosen]
+        wanted: list[Comparison] = [one for one in group if one.name in chosen]
         if not wanted:
             continue
-        taking_part = {name for one in wanted for name in (one.floor, one.contestant)}
+        taking_part = {name for one in wanted for name in (one.floor, one.contestant) if name}
         group_records = await runner.run([one for name, one in every.items() if name in taking_part])
         records.update(group_records)
         load = {"load_average_after": round(os.getloadavg()[0], 2)}

@@ -40,6 +40,11 @@ BARS: Final[Mapping[str, Bar]] = {
     "meter_unary": Bar(min_ratio=0.3, min_value=2_400),
     "meter_unary_alone": Bar(max_value=4.0),
     "meter_batch": Bar(min_value=10_000),
+    "reserve": Bar(min_ratio=0.35),
+    "reserve_alone": Bar(max_value=2.0),
+    "reserve_contended": Bar(min_ratio=0.8),
+    "reserve_settle": Bar(min_value=1_200),
+    "lease_overhead": Bar(max_value=20),
     "ledger_memory": Bar(max_value=200),
     "metering_memory": Bar(max_value=200),
 }

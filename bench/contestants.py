@@ -16,7 +16,14 @@ from services.ledger.domain.charges import ChargeIntent
 from services.ledger.rpc.convert import intent_from_proto
 from services.ledger.store.charges import post_charges
 from tallystick.ledger.v1.ledger_service_pb2 import PostChargeRequest, PostChargesRequest
-from tallystick.metering.v1.metering_service_pb2 import MeterBatchRequest, MeterRequest
+from tallystick.metering.v1.metering_service_pb2 import (
+    AuthorizeRequest,
+    MeterBatchRequest,
+    MeterRequest,
+    SettleRequest,
+)
+from tallystick.metering.v1.reservation_pb2 import RESERVATION_KIND_LEASED, RESERVATION_STATE_SETTLED
+from tallystick.metering.v1.usage_pb2 import UsageEvent
 
 BATCH_SIZE: Final = 500
 # Two fill two cores on either side; with more, batches only wait for each other.
@@ -147,6 +154,68 @@ def meter_batch(world: World, name: str) -> Contestant:
     return Contestant(name, BATCHES_IN_FLIGHT, BATCH_SIZE, prepare, call, meters=True)
 
 
+def reserve(
+    world: World, name: str, in_flight: int = SINGLES_IN_FLIGHT, *, customer_id: str = ""
+) -> Contestant:
+    """Authorize, one run a call, within leases that are open. What is reserved ends with its time."""
+    attempts = world.traffic.attempts(customer_id=customer_id)
+
+    async def call(_caller: int, request: AuthorizeRequest) -> None:
+        answer = await world.metering.Authorize(request)
+        if answer.duplicate or answer.reservation.kind != RESERVATION_KIND_LEASED:
+            raise UnexpectedAnswerError("a run was not reserved within a lease, or had been before")
+
+    def prepare(count: int) -> list[AuthorizeRequest]:
+        return list(islice(attempts, count))
+
+    return Contestant(name, in_flight, 1, prepare, call, posts=False)
+
+
+def noop_authorize(world: World, name: str, in_flight: int = SINGLES_IN_FLIGHT) -> Contestant:
+    """The messages of Authorize to and from the no-op server."""
+    attempts = world.traffic.attempts()
+
+    async def call(_caller: int, request: AuthorizeRequest) -> None:
+        await world.noop_metering.Authorize(request)
+
+    def prepare(count: int) -> list[AuthorizeRequest]:
+        return list(islice(attempts, count))
+
+    return Contestant(name, in_flight, 1, prepare, call, posts=False)
+
+
+def reserve_settle(world: World, name: str) -> Contestant:
+    """Authorize, then Settle with what the run did: one operation."""
+    attempts, completed = world.traffic.attempts(), world.traffic.completed()
+
+    async def call(_caller: int, run: tuple[AuthorizeRequest, UsageEvent]) -> None:
+        attempt, event = run
+        token = (await world.metering.Authorize(attempt)).reservation.token
+        answer = await world.metering.Settle(SettleRequest(token=token, event=event))
+        if answer.metered.duplicate or answer.settlement.state != RESERVATION_STATE_SETTLED:
+            raise UnexpectedAnswerError("a new run was not settled with its reservation")
+
+    def prepare(count: int) -> list[tuple[AuthorizeRequest, UsageEvent]]:
+        return list(islice(zip(attempts, completed, strict=False), count))
+
+    return Contestant(name, SINGLES_IN_FLIGHT, 1, prepare, call, meters=True)
+
+
+def noop_cycle(world: World, name: str) -> Contestant:
+    """The messages of Authorize and Settle to and from the no-op server, one after the other."""
+    attempts, completed = world.traffic.attempts(), world.traffic.completed()
+
+    async def call(_caller: int, run: tuple[AuthorizeRequest, UsageEvent]) -> None:
+        attempt, event = run
+        token = (await world.noop_metering.Authorize(attempt)).reservation.token
+        await world.noop_metering.Settle(SettleRequest(token=token, event=event))
+
+    def prepare(count: int) -> list[tuple[AuthorizeRequest, UsageEvent]]:
+        return list(islice(zip(attempts, completed, strict=False), count))
+
+    return Contestant(name, SINGLES_IN_FLIGHT, 1, prepare, call, posts=False)
+
+
 async def contestants(world: World) -> dict[str, Contestant]:
     """All of them, by name; those that are compared with each other stand together."""
     found = [
@@ -161,6 +230,13 @@ async def contestants(world: World) -> dict[str, Contestant]:
         meter_single(world, "meter_unary"),
         noop_meter(world, "noop_meter_alone", in_flight=1),
         meter_single(world, "meter_unary_alone", in_flight=1),
+        noop_authorize(world, "noop_authorize"),
+        reserve(world, "reserve"),
+        reserve(world, "reserve_contended", customer_id=HOT_CUSTOMER),
+        noop_authorize(world, "noop_authorize_alone", in_flight=1),
+        reserve(world, "reserve_alone", in_flight=1),
+        noop_cycle(world, "noop_cycle"),
+        reserve_settle(world, "reserve_settle"),
     ]
     return {one.name: one for one in found}
 

@@ -17,12 +17,24 @@ from bench.summary import median, median_ratio, percentiles
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A benchmark: which contestant is measured against which, and in what its rate is counted."""
+    """A benchmark: which contestant is measured against which, if any, and in what its rate is counted.
+
+    It is called like its contestant unless `as_name` says otherwise.
+    """
 
     contestant: str
-    floor: str
+    floor: str | None
     unit: str
+    as_name: str = ""
 
+    @property
+    def name(self) -> str:
+        """The name of the benchmark."""
+        return self.as_name or self.contestant
+
+
+_LATENCY: Final = "ms"
+_LEASE_CALLS: Final = "calls/1,000"
 
 # Those whose contestants run in turns stand together; a latency is compared in milliseconds.
 GROUPS: Final[Sequence[Sequence[Comparison]]] = (
@@ -37,10 +49,17 @@ GROUPS: Final[Sequence[Sequence[Comparison]]] = (
     ),
     (
         Comparison("meter_unary", "noop_meter", "calls/s"),
-        Comparison("meter_unary_alone", "noop_meter_alone", "ms"),
+        Comparison("meter_unary_alone", "noop_meter_alone", _LATENCY),
+    ),
+    (
+        Comparison("reserve", "noop_authorize", "calls/s"),
+        Comparison("reserve", None, _LEASE_CALLS, as_name="lease_overhead"),
+        Comparison("reserve_contended", "reserve", "calls/s"),
+        Comparison("reserve_alone", "noop_authorize_alone", _LATENCY),
+        Comparison("reserve_settle", "noop_cycle", "cycles/s"),
     ),
 )
-NAMES: Final = tuple(one.contestant for group in GROUPS for one in group)
+NAMES: Final = tuple(one.name for group in GROUPS for one in group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +86,16 @@ def compare(
     comparison: Comparison, records: Mapping[str, Record], conditions: Mapping[str, object]
 ) -> Result:
     """The result of one comparison: medians over the rounds, percentiles over all of their calls."""
-    record, floor = records[comparison.contestant], records[comparison.floor]
-    values, floors = _values(comparison, record), _values(comparison, floor)
+    record = records[comparison.contestant]
+    values = _values(comparison, record)
+    floors = [] if comparison.floor is None else _values(comparison, records[comparison.floor])
     spread = percentiles([seconds for one in record.rounds for seconds in one.load.latencies])
     return Result(
-        name=comparison.contestant,
+        name=comparison.name,
         value=_rounded(median(values)),
         unit=comparison.unit,
-        floor=_rounded(median(floors)),
-        ratio=_rounded(median_ratio(values, floors)),
+        floor=_rounded(median(floors)) if floors else None,
+        ratio=_rounded(median_ratio(values, floors)) if floors else None,
         p50_ms=_rounded(spread.p50),
         p99_ms=_rounded(spread.p99),
         conditions={
@@ -87,6 +107,11 @@ def compare(
             "value_by_round": [_rounded(value) for value in values],
             "floor_by_round": [_rounded(value) for value in floors],
             "cpu_us_per_operation": cpu_per_operation(record),
+            "ledger_calls_per_1000": _rounded(
+                sum(one.ledger_calls.all for one in record.rounds)
+                / sum(one.operations for one in record.rounds)
+                * 1000
+            ),
             # How many of the machine's CPUs were busy with programs that have no part in this.
             "other_cpus": _rounded(median([one.other_cpus for one in record.rounds])),
             **conditions,
@@ -110,8 +135,10 @@ def cpu_per_operation(record: Record) -> dict[str, float]:
 
 
 def _values(comparison: Comparison, record: Record) -> list[float]:
-    if comparison.unit == "ms":
+    if comparison.unit == _LATENCY:
         return [percentiles(one.load.latencies).p50 for one in record.rounds]
+    if comparison.unit == _LEASE_CALLS:
+        return [one.ledger_calls.of_credits / one.operations * 1000 for one in record.rounds]
     return [one.rate for one in record.rounds]
 
 
@@ -141,6 +168,7 @@ def table(results: Sequence[Result]) -> Table:
         "ledger",
         "metering",
         "postgres",
+        "valkey",
     ):
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("bar", no_wrap=True)
@@ -164,7 +192,7 @@ def cells(result: Result) -> list[str]:
         number(result.p50_ms),
         number(result.p99_ms),
         number(p999 if isinstance(p999, float) else None),
-        *(number(cpu.get(name)) for name in ("client", "ledger", "metering", "postgres")),
+        *(number(cpu.get(name)) for name in ("client", "ledger", "metering", "postgres", "valkey")),
         str(BARS.get(result.name, "")),
         result.verdict,
     ]

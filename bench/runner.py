@@ -9,23 +9,28 @@ from typing import Final
 from bench.contestants import Contestant, UnexpectedAnswerError
 from bench.load import Load, drive
 from bench.machine import CpuClock
-from bench.world import World
+from bench.world import LedgerCalls, World
 
 # Calls of a warm-up, per one in flight: enough for plans, caches and connections, and to guess the rate.
 _WARM_UP_CALLS: Final = 12
 # A round that takes this much longer than meant sends no more.
 _PATIENCE: Final = 4.0
+_NO_CALLS: Final = LedgerCalls(0, 0)
 # CPUs that other programs may take of a round before it counts as disturbed.
 _QUIET_CPUS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One turn of one contestant; `operations` are those that were answered in it."""
+    """One turn of one contestant; `operations` are those that were answered in it.
+
+    `ledger_calls` are those that the ledger served meanwhile.
+    """
 
     operations: int
     load: Load
     cpu: CpuClock
+    ledger_calls: LedgerCalls = _NO_CALLS
 
     @property
     def rate(self) -> float:
@@ -108,12 +113,14 @@ class Runner:
 
     async def _round(self, contestant: Contestant, calls: int) -> Round:
         requests = contestant.prepare(calls)
+        calls_before = await self._world.ledger_calls()
         before = self._world.processes.cpu()
         load = await drive(contestant.call, requests, contestant.in_flight, self._seconds * _PATIENCE)
         # What the work leaves to the background belongs to its CPU, and not to the next one's time.
         await self._world.drained()
         cpu = self._world.processes.cpu().since(before)
-        return Round(len(load.latencies) * contestant.size, load, cpu)
+        served = (await self._world.ledger_calls()).since(calls_before)
+        return Round(len(load.latencies) * contestant.size, load, cpu, served)
 
 
 async def check_books(world: World, records: Mapping[str, Record], charges: int, events: int) -> None:

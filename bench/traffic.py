@@ -11,12 +11,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1.charge_pb2 import CHARGE_COMPONENT_BASE, ChargeIntent, Payee
+from tallystick.metering.v1.metering_service_pb2 import AuthorizeRequest
 from tallystick.metering.v1.usage_pb2 import OUTCOME_SUCCESS, Usage, UsageEvent
 
 CURRENCY: Final = "USD"
 ACTION: Final = "agent.run"
 CUSTOMERS: Final = tuple(f"cus_{number:04}" for number in range(2000))
 ORGANIZATIONS: Final = tuple(f"org_{number:03}" for number in range(100))
+# Those whose runs are authorized before they start.
+RESERVING_CUSTOMERS: Final = CUSTOMERS[:1000]
 HOT_CUSTOMER: Final = "cus_hot"
 HOT_ORGANIZATION: Final = "org_hot"
 
@@ -37,6 +40,7 @@ class Traffic:
         self._numbers = count()
         self._customers = cycle(CUSTOMERS)
         self._organizations = cycle(ORGANIZATIONS)
+        self._reserving = cycle(RESERVING_CUSTOMERS)
 
     def intents(self, *, customer_id: str = "", organization_id: str = "") -> Iterator[ChargeIntent]:
         """Charges of a cent or so to one payee: four entries each, as the payer has credits."""
@@ -69,6 +73,28 @@ class Traffic:
                 ),
                 outcome=OUTCOME_SUCCESS,
                 occur_time=occur_time,
+            )
+
+    def attempts(self, *, customer_id: str = "") -> Iterator[AuthorizeRequest]:
+        """Runs to authorize, each for a little more than what completed() says of it costs."""
+        while True:
+            yield AuthorizeRequest(
+                customer_id=customer_id or next(self._reserving),
+                workflow_id=f"bench/{next(self._numbers)}",
+                agent_id=agent_of(next(self._organizations)),
+                action_type=ACTION,
+                max_cost=Money(currency_code=CURRENCY, amount_micros=250_000),
+            )
+
+    def completed(self) -> Iterator[UsageEvent]:
+        """What authorized runs did; whose they are, their reservations say."""
+        for number in count():
+            yield UsageEvent(
+                usage=Usage(
+                    model="large", input_tokens=1000 + number % 9000, output_tokens=200 + number % 500
+                ),
+                outcome=OUTCOME_SUCCESS,
+                occur_time=_now(),
             )
 
 

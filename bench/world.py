@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc
 import psycopg
+import redis
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg.rows import TupleRow, scalar_row
 
 from bench import noop
@@ -24,6 +27,7 @@ from bench.traffic import (
     HOT_CUSTOMER,
     HOT_ORGANIZATION,
     ORGANIZATIONS,
+    RESERVING_CUSTOMERS,
     Traffic,
     agent_of,
 )
@@ -51,10 +55,23 @@ if TYPE_CHECKING:
 _CALLS_IN_FLIGHT: Final = 32
 _NOOP_TIMEOUT_SECONDS: Final = 30.0
 _DRAIN_SECONDS: Final = 20.0
+_RPCS: Final = "tallystick_rpcs_total"
+_CREDIT_SERVICE: Final = "/tallystick.ledger.v1.CreditService/"
 _BACKLOG: Final = """
     SELECT (EXISTS (SELECT FROM ledger.unsequenced) OR EXISTS (SELECT FROM ledger.balance_delta)
             OR EXISTS (SELECT FROM metering.pending_charge))::integer
 """
+
+
+class LedgerCalls(NamedTuple):
+    """How many calls the ledger served: about leases and holds, and of every kind."""
+
+    of_credits: int
+    all: int
+
+    def since(self, earlier: LedgerCalls) -> LedgerCalls:
+        """Those that were served between the two."""
+        return LedgerCalls(self.of_credits - earlier.of_credits, self.all - earlier.all)
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,7 @@ class World:
     traffic: Traffic
     processes: Processes
     database_url: str
+    _ledger_metrics: str
     _admin: psycopg.AsyncConnection[TupleRow]
 
     async def drained(self) -> None:
@@ -83,6 +101,20 @@ class World:
         async with self._admin.cursor(row_factory=scalar_row) as cursor:
             await cursor.execute(query.encode())
             return int(await cursor.fetchone() or 0)
+
+    async def ledger_calls(self) -> LedgerCalls:
+        """How many calls the ledger has served so far, by its metrics."""
+        page = await asyncio.to_thread(_read, f"http://{self._ledger_metrics}/metrics")
+        samples = [
+            sample
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name == _RPCS
+        ]
+        credits = [one for one in samples if one.labels["method"].startswith(_CREDIT_SERVICE)]
+        return LedgerCalls(
+            of_credits=sum(int(one.value) for one in credits), all=sum(int(one.value) for one in samples)
+        )
 
     async def setting(self, name: str) -> str:
         """A setting of PostgreSQL."""
@@ -118,6 +150,7 @@ async def open_world(stack: Stack, folder: Path) -> AsyncIterator[World]:
         pricing = PricingServiceStub(await channel(stack.endpoints.metering, operator))
         traffic = Traffic(await _publish_prices(pricing))
         await _keep_answers(ledger, metering, traffic, folder)
+        await _open_leases(metering, traffic)
         noop_server = _start_noop(folder)
         cleanup.callback(noop_server.kill)
         address = (folder / noop.ADDRESS_FILE).read_text()
@@ -133,6 +166,7 @@ async def open_world(stack: Stack, folder: Path) -> AsyncIterator[World]:
             traffic=traffic,
             processes=_processes(stack, noop_server, admin),
             database_url=stack.endpoints.database_url,
+            _ledger_metrics=stack.endpoints.ledger_metrics,
             _admin=admin,
         )
 
@@ -145,7 +179,23 @@ def _processes(
         raise SandboxError("a service ended before the run began")
     # PostgreSQL's first process is the parent of each connection's.
     postgres = parent_of(admin.info.backend_pid)
-    return Processes({"ledger": ledger, "metering": metering, "postgres": postgres, "noop": noop_server.pid})
+    with redis.Redis.from_url(stack.endpoints.redis_url) as valkey:
+        valkey_pid = valkey.info("server")["process_id"]
+    return Processes(
+        {
+            "ledger": ledger,
+            "metering": metering,
+            "postgres": postgres,
+            "valkey": valkey_pid,
+            "noop": noop_server.pid,
+        }
+    )
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as page:  # noqa: S310 - the ledger's own address
+        text: str = page.read().decode()
+        return text
 
 
 def _start_noop(folder: Path) -> ChildProcess:
@@ -249,8 +299,25 @@ async def _keep_answers(
     """Have each service answer once, so that the no-op server answers the very same messages."""
     posted = await ledger.PostCharge(ledger_service_pb2.PostChargeRequest(intent=next(traffic.intents())))
     metered = await metering.Meter(metering_service_pb2.MeterRequest(event=next(traffic.events())))
-    await asyncio.to_thread((folder / noop.POST_CHARGE_FILE).write_bytes, posted.SerializeToString())
-    await asyncio.to_thread((folder / noop.METER_FILE).write_bytes, metered.SerializeToString())
+    authorized = await metering.Authorize(next(traffic.attempts()))
+    settled = await metering.Settle(
+        metering_service_pb2.SettleRequest(
+            token=authorized.reservation.token, event=next(traffic.completed())
+        )
+    )
+    answers = {"PostCharge": posted, "Meter": metered, "Authorize": authorized, "Settle": settled}
+    for method, answer in answers.items():
+        await asyncio.to_thread((folder / method).write_bytes, answer.SerializeToString())
+
+
+async def _open_leases(metering: MeteringServiceAsyncStub, traffic: Traffic) -> None:
+    """Have every customer whose runs are authorized make a first one, which opens its credit lease."""
+    attempts = [
+        request
+        for customer_id in (*RESERVING_CUSTOMERS, HOT_CUSTOMER)
+        for request in islice(traffic.attempts(customer_id=customer_id), 1)
+    ]
+    await _all(metering.Authorize(request) for request in attempts)
 
 
 async def _all(calls: Iterable[Awaitable[object]]) -> None:

@@ -29,14 +29,18 @@ from tallystick.ledger.v1.ledger_service_pb2 import (
 from tallystick.ledger.v1.transaction_pb2 import (
     TRANSACTION_TYPE_CHARGE,
     TRANSACTION_TYPE_COLLECTION,
+    TRANSACTION_TYPE_PURCHASE,
     Transaction,
 )
+from tallystick.metering.v1.metering_service_pb2 import GetBalanceRequest
 
 if TYPE_CHECKING:
     from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
+    from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
 
 _READ_BATCH = 1_000
-# The sequencer and the folder run within fractions of a second; far later than this, they do not run at all.
+# The sequencer and the folder run within fractions of a second, and what is held comes back within seconds;
+# what takes far longer than this does not happen at all.
 CATCH_UP_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 
@@ -78,6 +82,21 @@ class Standing:
         return sum(customer.unpaid for customer in self.customers.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Funds:
+    """What a customer has of credits, in micros, as metering answers it."""
+
+    available: int
+    reserved: int
+    held: int
+    unpaid: int
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is kept for a run or an outcome, or for a lease while something is unpaid."""
+        return self.reserved == self.held == 0 and (self.unpaid == 0 or self.available == 0)
+
+
 @dataclass(slots=True)
 class _Unpaid:
     charge_id: str
@@ -98,7 +117,10 @@ class Journal:
         default_factory=lambda: defaultdict(int)
     )
     uncollected: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-    paid_from_credits: int = 0
+    # What each customer bought, was charged, and paid from credits.
+    granted: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    charged: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    spent: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     gap_free: bool = True
     balanced: bool = True
     collected_oldest_first: bool = True
@@ -122,16 +144,20 @@ class Journal:
         self.last_position = sequenced.position
         transaction = sequenced.transaction
         self._add_entries(transaction)
+        customer_id, credits = transaction.partition_id, _moved(transaction, ACCOUNT_KIND_CUSTOMER_CREDITS)
         if transaction.type == TRANSACTION_TYPE_CHARGE:
             self.charge_count += 1
-            self.charges[transaction.charge_id] = -_moved(transaction, *_CHARGED)
+            self.charges[transaction.charge_id] = gross = -_moved(transaction, *_CHARGED)
+            self.charged[customer_id] += gross
             unpaid = -_moved(transaction, ACCOUNT_KIND_CUSTOMER_UNPAID)
             if unpaid:
-                self._unpaid[transaction.partition_id].append(_Unpaid(transaction.charge_id, unpaid))
+                self._unpaid[customer_id].append(_Unpaid(transaction.charge_id, unpaid))
         elif transaction.type == TRANSACTION_TYPE_COLLECTION:
             self._add_collection(transaction)
-        if transaction.type in (TRANSACTION_TYPE_CHARGE, TRANSACTION_TYPE_COLLECTION):
-            self.paid_from_credits -= _moved(transaction, ACCOUNT_KIND_CUSTOMER_CREDITS)
+        if transaction.type == TRANSACTION_TYPE_PURCHASE:
+            self.granted[customer_id] += credits
+        elif transaction.type in (TRANSACTION_TYPE_CHARGE, TRANSACTION_TYPE_COLLECTION):
+            self.spent[customer_id] -= credits
 
     def total(self, kind: AccountKind.ValueType) -> int:
         """Balance of all accounts of a kind together."""
@@ -140,6 +166,10 @@ class Journal:
     @property
     def gross(self) -> int:
         return sum(self.charges.values())
+
+    @property
+    def paid_from_credits(self) -> int:
+        return sum(self.spent.values())
 
     @property
     def net(self) -> int:
@@ -205,10 +235,15 @@ class Books:
     """What the services answer about money, compared with the journal."""
 
     def __init__(
-        self, ledger: LedgerServiceAsyncStub, customer_ids: Iterable[str], organization_ids: Iterable[str]
+        self,
+        ledger: LedgerServiceAsyncStub,
+        metering: MeteringServiceAsyncStub,
+        customer_ids: Iterable[str],
+        organization_ids: Iterable[str],
     ) -> None:
         self.journal = Journal()
         self._ledger = ledger
+        self._metering = metering
         self.customer_ids = sorted(customer_ids)
         self.organization_ids = sorted(organization_ids)
 
@@ -233,6 +268,24 @@ class Books:
             if self.journal.last_position > last_position:
                 last_position, last_time = self.journal.last_position, loop.time()
 
+    async def funds(self) -> dict[str, Funds]:
+        """What every customer has of credits now, as GetBalance answers it."""
+        return {owner: await self._funds(owner) for owner in self.customer_ids}
+
+    async def at_rest(self) -> dict[str, Funds]:
+        """What every customer has of credits when nothing is kept any more that nobody waits for.
+
+        Gives up when nothing changes for CATCH_UP_SECONDS; whoever looks then finds what is still kept.
+        """
+        loop = asyncio.get_running_loop()
+        funds, last_time = await self.funds(), loop.time()
+        while not all(each.at_rest for each in funds.values()) and loop.time() < last_time + CATCH_UP_SECONDS:
+            await asyncio.sleep(_POLL_SECONDS)
+            before, funds = funds, await self.funds()
+            if funds != before:
+                last_time = loop.time()
+        return funds
+
     def of_journal(self) -> Standing:
         """Every balance as the journal read so far has it."""
         return self.journal.standing(self.customer_ids, self.organization_ids)
@@ -249,6 +302,16 @@ class Books:
         """The balance of an organization as the ledger answers it."""
         request = GetEarningsBalanceRequest(organization_id=organization_id, currency_code=CURRENCY)
         return (await self._ledger.GetEarningsBalance(request)).balance
+
+    async def _funds(self, customer_id: str) -> Funds:
+        request = GetBalanceRequest(customer_id=customer_id, currency_code=CURRENCY)
+        balance = (await self._metering.GetBalance(request)).balance
+        return Funds(
+            available=balance.available.amount_micros,
+            reserved=balance.reserved.amount_micros,
+            held=balance.held.amount_micros,
+            unpaid=balance.unpaid.amount_micros,
+        )
 
     async def _customer(self, customer_id: str) -> CustomerStanding:
         request = GetCustomerBalanceRequest(customer_id=customer_id, currency_code=CURRENCY)

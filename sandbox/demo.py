@@ -1,9 +1,9 @@
 """The main job: recorded agent traffic becomes money in a ledger, and every figure is read back and proved.
 
-`python -m sandbox.demo` starts the stack, registers everybody, replays the recordings over gRPC as an agent
-host would, tops up who ran out of credits, and then reads what the services say: the whole journal, every
-balance, a sample of charges, and the audit. What it reports is what they answered, never what it expected.
-sandbox/README.md has the details.
+`python -m sandbox.demo` starts the stack, registers everybody, replays the recordings over gRPC as agent
+hosts would, waits for the outcomes that nobody knows to expire, tops up who ran out of credits, and then
+reads what the services say: the whole journal, every balance, a sample of charges, and the audit. What it
+reports is what they answered, never what it expected. sandbox/README.md has the details.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +26,18 @@ from rich.console import Console
 from sandbox import report
 from sandbox.job import Job, Traffic
 from sandbox.process import SandboxError, asyncio_takes_interrupts, signals_end_the_program
-from sandbox.replay import BadLine, Recording, ReplayError, Shift, Survey, read_runs, read_trace, survey
+from sandbox.replay import (
+    ONE_DOLLAR_CUSTOMER,
+    BadLine,
+    Recording,
+    ReplayError,
+    Shift,
+    Survey,
+    read_runs,
+    read_trace,
+    survey,
+)
+from sandbox.replies import BUDGET_EXCEEDED, INSUFFICIENT_CREDITS, REFUSALS
 from sandbox.servers import stores
 from sandbox.stack import ROOT, SERVICES, Stack, first_call
 
@@ -51,6 +62,17 @@ class Result:
     paid_from_credits: int
     unpaid_before_top_up: int
     unpaid: int
+    # Runs as their file names them.
+    refused: list[str]
+    refused_by_reason: dict[str, list[str]]
+    settled: int
+    deferred_outcomes: int
+    expired_outcomes: int
+    # Of all customers together.
+    reserved: int
+    held: int
+    short_customer: dict[str, str | int]
+    capped_customer: dict[str, str | int]
     seconds: dict[str, float]
     invariants: dict[str, bool]
 
@@ -96,7 +118,7 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
         # Before the work: what cannot be written is told now, and no older result passes for this one.
         arguments.json.write_text("")
     recordings = [
-        Recording("runs", arguments.runs, read_runs),
+        Recording("runs", arguments.runs, read_runs, authorized=True),
         Recording("requests", arguments.trace, read_trace),
     ]
     surveys = [survey(recording, _report_bad_line) for recording in recordings]
@@ -137,6 +159,8 @@ async def _perform(
         watch.lap("setup")
         await _replay(job, traffic, console, "")
         watch.lap("replay")
+        await job.let_outcomes_expire()
+        watch.lap("outcomes")
         await job.top_up()
         watch.lap("top_up")
         if twice:
@@ -166,7 +190,7 @@ def _result(
     return Result(
         runs=lines["runs"],
         requests=lines["requests"],
-        bad_lines=sum(one.survey.bad_lines for one in traffic) + len(replies.refused),
+        bad_lines=sum(one.survey.bad_lines for one in traffic) + len(replies.bad_lines),
         charges=journal.charge_count,
         duplicates=replies.duplicates,
         gross=journal.gross,
@@ -176,6 +200,20 @@ def _result(
         paid_from_credits=journal.paid_from_credits,
         unpaid_before_top_up=job.unpaid_before_top_up,
         unpaid=job.unpaid,
+        refused=replies.refused_runs(*REFUSALS),
+        refused_by_reason={reason: replies.refused_runs(reason) for reason in REFUSALS},
+        settled=len(replies.settled),
+        deferred_outcomes=len(replies.deferred),
+        expired_outcomes=job.expired,
+        reserved=sum(funds.reserved for funds in job.funds.values()),
+        held=sum(funds.held for funds in job.funds.values()),
+        short_customer={"customer_id": ONE_DOLLAR_CUSTOMER, "credits": job.short_credits},
+        capped_customer={
+            "customer_id": job.budget.budget.customer_id,
+            "budget_id": job.budget.budget.budget_id,
+            "limit": job.budget.budget.limit.amount_micros,
+            "spent": job.budget.status.spent.amount_micros,
+        },
         seconds=seconds,
         invariants=invariants,
     )
@@ -188,6 +226,7 @@ def _show(console: Console, job: Job, result: Result) -> None:
     posted = f"{journal.entry_count:,} entries of {journal.last_position:,} transactions"
     for line in (
         f"{result.runs:,} runs, {result.requests:,} requests: {result.charges:,} charges, {bad}",
+        *_reservations(job, result),
         f"unpaid before the top-up {dollars(result.unpaid_before_top_up)}, after it {dollars(result.unpaid)}",
         f"gross {dollars(result.gross)} = net {dollars(result.net)} + {fees}",
         f"{posted} add up to {dollars(sum(journal.sums.values()))}",
@@ -195,6 +234,20 @@ def _show(console: Console, job: Job, result: Result) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     report.show_times(console, result.seconds)
     report.show_invariants(console, result.invariants)
+
+
+def _reservations(job: Job, result: Result) -> Iterator[str]:
+    """What became of the runs: settled or refused, some with an outcome that was left open."""
+    replies, dollars, budget = job.replies, report.dollars, job.budget.budget
+    used = f"captured {dollars(replies.captured)} + returned {dollars(replies.returned)}"
+    yield f"{result.settled:,} runs authorized and settled: reserved {dollars(replies.reserved)} = {used}"
+    for reason, limit in (
+        (INSUFFICIENT_CREDITS, f"{ONE_DOLLAR_CUSTOMER} bought {dollars(job.short_credits)}"),
+        (BUDGET_EXCEEDED, f"{budget.customer_id} may spend {dollars(budget.limit.amount_micros)}"),
+    ):
+        yield f"{len(result.refused_by_reason[reason]):,} runs refused, {reason}: {limit}"
+    outcomes = f"outcomes deferred {result.deferred_outcomes:,}, expired {result.expired_outcomes:,}"
+    yield f"{outcomes}; still reserved {dollars(result.reserved)}, held {dollars(result.held)}"
 
 
 def _show_logs(stack: Stack) -> None:

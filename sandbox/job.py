@@ -11,18 +11,38 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from sandbox.books import Books, Journal, Standing
-from sandbox.host import AgentHost, Replies
+from sandbox.books import Books, Funds, Journal, Standing
+from sandbox.calls import in_flight
+from sandbox.host import AgentHost
 from sandbox.register import Operator
-from sandbox.replay import CUSTOMERS, BadLine, Party, Recording, ReplayError, Shift, Survey, Work
+from sandbox.replay import (
+    CAPPED_CUSTOMER,
+    CUSTOMERS,
+    ONE_DOLLAR_CUSTOMER,
+    BadLine,
+    Party,
+    Recording,
+    ReplayError,
+    Shift,
+    Survey,
+    Work,
+)
+from sandbox.replies import REFUSALS, Answer, Replies
 from sandbox.report import OrganizationRow, Steps
+from sandbox.runs import RunHost
 from sandbox.stack import ROOT, Stack
 from services.kit.client import connect
 from services.kit.money import MAX_AMOUNT_MICROS
 from tallystick.ledger.v1.ledger_service_pb2 import GetChargeRequest
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
-from tallystick.metering.v1.metering_service_pb2 import MeterVerdict
+from tallystick.metering.v1.budget_service_pb2 import GetBudgetResponse
+from tallystick.metering.v1.metering_service_pb2 import GetOutcomeRequest
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
+from tallystick.metering.v1.outcome_pb2 import (
+    DEFERRED_OUTCOME_STATE_EXPIRED,
+    DEFERRED_OUTCOME_STATE_PENDING,
+    DeferredOutcome,
+)
 
 if TYPE_CHECKING:
     from tallystick.ledger.v1.charge_pb2 import Charge
@@ -30,6 +50,10 @@ if TYPE_CHECKING:
 # Charges that are also asked for one by one.
 SAMPLE = 50
 _SECOND_US = 1_000_000
+# Long after its time an outcome is still pending only if outcomes do not expire at all.
+_EXPIRY_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+_OUTCOMES_IN_FLIGHT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +77,9 @@ class Snapshot:
     newest: dict[str, str]
     position: int
     charges: int
-    refused: int
-    answered_again: int
+    refused: list[str]
+    bad_lines: int
+    answers: int
 
 
 class Job:
@@ -68,6 +93,12 @@ class Job:
         self.replies = Replies()
         self.unpaid_before_top_up = 0
         self.unpaid = 0
+        # What the customer who runs short could spend at first, in micros.
+        self.short_credits = 0
+        self.funds: dict[str, Funds] = {}
+        self.budget = GetBudgetResponse()
+        # Outcomes that fell to their default.
+        self.expired = 0
         # Good lines reported so far, repeats included.
         self._sent = 0
         self._invariants: dict[str, bool] = {}
@@ -78,9 +109,11 @@ class Job:
             ledger = await opened.enter_async_context(connect(self._stack.endpoints.ledger, key))
             metering = await opened.enter_async_context(connect(self._stack.endpoints.metering, key))
             self._ledger = LedgerServiceStub(ledger)
+            self._metering = MeteringServiceStub(metering)
             self._operator = Operator(ledger, metering)
             self._books = Books(
                 self._ledger,
+                self._metering,
                 customer_ids=CUSTOMERS,
                 organization_ids={party.organization_id for party in self._parties()},
             )
@@ -106,6 +139,8 @@ class Job:
         if self.journal.last_position > 0:
             raise ReplayError("this ledger was used before: give the demo an empty database")
         await self._operator.register(self._parties())
+        await self._operator.create_budget()
+        self.short_credits = (await self._books.funds())[ONE_DOLLAR_CUSTOMER].available
         # A moment before the first event: a price applies from its effective time on.
         firsts = [
             one.shift.reported(one.survey.first_us)
@@ -119,18 +154,35 @@ class Job:
             file.write(secret)
 
     async def replay(self, traffic: Traffic, step: Steps) -> None:
-        """Report one recording as its agent host; `step` is told of every line answered."""
+        """Act out one recording as its agent host; `step` is told of every line answered."""
 
-        def answered(work: Work, verdict: MeterVerdict) -> None:
-            refused = self.replies.hear(work, verdict)
-            if refused is not None:
-                self._report(refused)
+        def answered(work: Work, answer: Answer) -> None:
+            bad_line = self.replies.hear(work, answer)
+            if bad_line is not None:
+                self._report(bad_line)
             step()
 
         self._sent += traffic.good_lines
         async with connect(self._stack.endpoints.metering, self.host_key.read_text()) as channel:
-            host = AgentHost(MeteringServiceStub(channel))
+            metering = MeteringServiceStub(channel)
+            host = RunHost(metering) if traffic.recording.authorized else AgentHost(metering)
             await host.replay(traffic.recording.work(), traffic.shift, answered)
+
+    async def let_outcomes_expire(self) -> None:
+        """Wait until nobody waits for an outcome any more, and all that was held is back."""
+        bonus = self.expired = 0
+
+        async def look(outcome_id: str) -> None:
+            nonlocal bonus
+            outcome = await self._decided(outcome_id)
+            self.expired += outcome.state == DEFERRED_OUTCOME_STATE_EXPIRED
+            bonus += outcome.bonus.amount_micros
+
+        await in_flight(_OUTCOMES_IN_FLIGHT, sorted(self.replies.deferred), look)
+        self._invariants["outcomes_expired_without_bonus"] = (
+            self.expired == len(self.replies.deferred) and bonus == 0
+        )
+        self.funds = await self._books.at_rest()
 
     async def snapshot(self) -> Snapshot:
         """All that a second replay must leave as it is."""
@@ -141,8 +193,9 @@ class Job:
             newest=await self._books.newest_transactions(),
             position=self.journal.last_position,
             charges=len(self.replies.prices),
-            refused=len(self.replies.refused),
-            answered_again=self.replies.duplicates + self.replies.refusals,
+            refused=self.replies.refused_runs(*REFUSALS),
+            bad_lines=len(self.replies.bad_lines),
+            answers=self.replies.answers,
         )
 
     async def compare(self, before: Snapshot) -> None:
@@ -150,9 +203,10 @@ class Job:
         after = await self.snapshot()
         good_lines = sum(one.good_lines for one in self._traffic)
         self._invariants["second_replay_all_duplicates"] = (
-            after.answered_again - before.answered_again == good_lines
+            after.answers - before.answers == good_lines
             and after.charges == before.charges
             and after.refused == before.refused
+            and after.bad_lines == before.bad_lines
         )
         self._invariants["second_replay_changes_nothing"] = (
             after.standing == before.standing
@@ -181,10 +235,13 @@ class Job:
 
     async def verify(self) -> dict[str, bool]:
         """Read everything back; answers what must hold, and whether it does."""
+        # First: what is given back may pay something, and that is in the journal afterwards.
+        self.funds = await self._books.at_rest()
         await self._catch_up()
         journal, replies = self.journal, self.replies
         told, followed = await self._books.standing(), self._books.of_journal()
         self.unpaid = told.unpaid
+        self.budget = await self._operator.budget()
         return {
             "journal_sums_to_zero": journal.balanced,
             "positions_gap_free": journal.gap_free,
@@ -194,8 +251,18 @@ class Job:
             == journal.net + journal.platform_fee + journal.processing,
             "replies_match_journal": replies.consistent and replies.prices == journal.charges,
             "each_charge_posted_once": journal.charge_count == len(journal.charges),
-            "every_good_line_answered": self._sent
-            == len(replies.prices) + replies.duplicates + replies.refusals,
+            "every_good_line_answered": self._sent == replies.answers,
+            "settlements_add_up": replies.settlements_add_up,
+            "nothing_reserved_or_held": all(
+                funds.reserved == funds.held == 0 for funds in self.funds.values()
+            ),
+            "granted_is_spent_and_held_and_free": all(
+                journal.granted[owner] == journal.spent[owner] + funds.reserved + funds.held + funds.available
+                for owner, funds in self.funds.items()
+            ),
+            "budget_counts_every_charge": self.budget.status.spent.amount_micros
+            == journal.charged[CAPPED_CUSTOMER]
+            and self.budget.status.reserved.amount_micros == 0,
             "sampled_charges_match": await self._sample_matches(),
             "collected_oldest_first": journal.collected_oldest_first,
             "nothing_unpaid": told.unpaid == 0,
@@ -227,6 +294,16 @@ class Job:
                 len(journal.charges) >= len(self.replies.prices) and self._books.of_journal() == told
             )
         )
+
+    async def _decided(self, outcome_id: str) -> DeferredOutcome:
+        """An outcome when it is decided, or as it is if that takes too long."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _EXPIRY_SECONDS
+        while True:
+            found = await self._metering.GetOutcome(GetOutcomeRequest(outcome_id=outcome_id))
+            if found.outcome.state != DEFERRED_OUTCOME_STATE_PENDING or loop.time() > deadline:
+                return found.outcome
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _sample_matches(self) -> bool:
         """Whether charges asked for one by one are what the journal has, and their parts add up."""

@@ -9,7 +9,15 @@ from itertools import islice
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sandbox.replay import CUSTOMERS, ONE_DOLLAR_CUSTOMER, REQUEST_ACTION, RUN_ACTION, Party
+from sandbox.replay import (
+    CAPPED_CUSTOMER,
+    CUSTOMERS,
+    ONE_DOLLAR_CUSTOMER,
+    REQUEST_ACTION,
+    RUN_ACTION,
+    Party,
+)
+from services.kit.money import MAX_AMOUNT_MICROS
 from tallystick.common.v1.access_pb2 import ROLE_HOST
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1.directory_service_pb2 import (
@@ -25,6 +33,13 @@ from tallystick.ledger.v1.ledger_service_pb2 import (
     GrantCreditsResponse,
 )
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
+from tallystick.metering.v1.budget_pb2 import BUDGET_PERIOD_TOTAL, Budget
+from tallystick.metering.v1.budget_service_pb2 import (
+    CreateBudgetRequest,
+    GetBudgetRequest,
+    GetBudgetResponse,
+)
+from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
 from tallystick.metering.v1.price_book_pb2 import (
     TOKEN_KIND_INPUT,
     TOKEN_KIND_OUTPUT,
@@ -50,9 +65,12 @@ PRICE_BOOK = "pb_replay"
 PLATFORM_FEE_BPS = 1500
 PROCESSING_FEE_BPS = 290
 
+BUDGET = "bud_replay"
+
 _ONE_DOLLAR = 1_000_000
-# A million dollars: far more than such files come to. Whoever needs more is topped up with the others.
-_PLENTY = 1_000_000 * _ONE_DOLLAR
+# A hundred million dollars, far more than such files come to: nobody else is short at the start of a run.
+_PLENTY = MAX_AMOUNT_MICROS
+_BUDGET_LIMIT = 2 * _ONE_DOLLAR
 
 _CALLS_IN_FLIGHT = 16
 
@@ -64,6 +82,7 @@ class Operator:
         self._directory = DirectoryServiceStub(ledger)
         self._ledger = LedgerServiceStub(ledger)
         self._pricing = PricingServiceStub(metering)
+        self._budgets = BudgetServiceStub(metering)
 
     async def register(self, parties: Iterable[Party]) -> None:
         """Organizations and their agents, and the customers with their credits."""
@@ -111,6 +130,26 @@ class Operator:
                 idempotency_key=f"replay/{customer_id}/{name}",
             )
         )
+
+    async def create_budget(self) -> None:
+        """A hard limit of what one customer may spend."""
+        await self._budgets.CreateBudget(
+            CreateBudgetRequest(
+                budget=Budget(
+                    budget_id=BUDGET,
+                    display_name="Budget of the replay",
+                    customer_id=CAPPED_CUSTOMER,
+                    # Not per day: a recording's days lie far apart, and each would have a budget of its own.
+                    period=BUDGET_PERIOD_TOTAL,
+                    limit=Money(currency_code=CURRENCY, amount_micros=_BUDGET_LIMIT),
+                    hard=True,
+                )
+            )
+        )
+
+    async def budget(self) -> GetBudgetResponse:
+        """That budget, and what it has counted."""
+        return await self._budgets.GetBudget(GetBudgetRequest(budget_id=BUDGET))
 
     async def publish_prices(self, effective_us: int) -> None:
         """The platform's price book, in force from `effective_us` (microseconds since 1970) on."""

@@ -21,9 +21,11 @@ from typing import BinaryIO, Self, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tallystick.metering.v1.metering_service_pb2 import AuthorizeRequest
 from tallystick.metering.v1.usage_pb2 import (
     OUTCOME_FAILURE,
     OUTCOME_PARTIAL,
+    OUTCOME_PENDING,
     OUTCOME_SUCCESS,
     OUTCOME_UNKNOWN,
     Outcome,
@@ -38,6 +40,8 @@ TRACE_PUBLISHER = "azure"
 ONE_DOLLAR_CUSTOMER = "cus_one-dollar"
 # The last one gets its share of the traffic like the others, and one dollar to pay for it.
 CUSTOMERS = (*(f"cus_replay-{number:02}" for number in range(24)), ONE_DOLLAR_CUSTOMER)
+# Has credits for everything, and a budget that is too small.
+CAPPED_CUSTOMER = "cus_replay-23"
 
 _TRACE_COLUMNS = ("offset_ms", "tokens_input", "tokens_output", "source")
 
@@ -45,7 +49,8 @@ _OUTCOMES: dict[str, Outcome.ValueType] = {
     "success": OUTCOME_SUCCESS,
     "failure": OUTCOME_FAILURE,
     "partial": OUTCOME_PARTIAL,
-    "unknown": OUTCOME_UNKNOWN,
+    # Nobody has said yet how it ended, and nobody will: it falls to unknown, which adds nothing.
+    "unknown": OUTCOME_PENDING,
 }
 # What a run names as its model when several served it.
 _SEVERAL_MODELS = "mixed"
@@ -65,6 +70,8 @@ _MAX_SPAN_MS = 10 * 365 * 24 * 3600 * 1000
 _MAX_NAME = 128
 # Metering refuses what is more than 400 days old: what is older in a recording is reported as old as this.
 _OLDEST_US = 399 * 24 * 3600 * 1_000_000
+# How long after the start of the replay an outcome stays open that the recording does not know.
+_OUTCOME_OPEN_US = 3 * 1_000_000
 _INT64_MAX = 2**63 - 1
 
 
@@ -110,16 +117,21 @@ class Shift:
     """From the clock of a recording to ours, in microseconds, so that its last work ends now."""
 
     by_us: int
-    earliest_us: int
+    now_us: int
 
     @classmethod
     def to(cls, now_us: int, last_us: int) -> Self:
         """The shift that moves `last_us` to `now_us`."""
-        return cls(by_us=now_us - last_us, earliest_us=now_us - _OLDEST_US)
+        return cls(by_us=now_us - last_us, now_us=now_us)
 
     def reported(self, recorded_us: int) -> int:
         """When what was recorded at a time is reported to have happened."""
-        return max(recorded_us + self.by_us, self.earliest_us)
+        return max(recorded_us + self.by_us, self.now_us - _OLDEST_US)
+
+    @property
+    def outcome_expire_us(self) -> int:
+        """When outcomes expire that nobody will decide. The same in every replay, as all of an event is."""
+        return self.now_us + _OUTCOME_OPEN_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,8 @@ class Work:
 
     path: Path
     number: int
+    # As the file has it, which is not always a workflow id.
+    name: str
     workflow_id: str
     party: Party
     action_type: str
@@ -145,19 +159,36 @@ class Work:
     def refused(self, reason: str) -> BadLine:
         return BadLine(self.path, self.number, reason)
 
-    def event(self, shift: Shift) -> UsageEvent:
-        """The event that an agent host reports for it."""
-        occur_time = Timestamp()
-        occur_time.FromMicroseconds(shift.reported(self.end_us))
-        return UsageEvent(
+    def authorization(self) -> AuthorizeRequest:
+        """What an agent host asks for before a run. It estimates well: the run consumes what is said here, so
+        that only a run that succeeds costs all that is reserved.
+        """
+        return AuthorizeRequest(
             customer_id=self.customer_id,
             workflow_id=self.workflow_id,
             agent_id=self.party.agent_id,
             action_type=self.action_type,
-            usage=Usage(model=self.model, input_tokens=self.input_tokens, output_tokens=self.output_tokens),
-            outcome=self.outcome,
-            occur_time=occur_time,
+            usage=self._usage,
         )
+
+    def event(self, shift: Shift) -> UsageEvent:
+        """The event that an agent host reports for it."""
+        event = UsageEvent(
+            customer_id=self.customer_id,
+            workflow_id=self.workflow_id,
+            agent_id=self.party.agent_id,
+            action_type=self.action_type,
+            usage=self._usage,
+            outcome=self.outcome,
+            occur_time=_timestamp(shift.reported(self.end_us)),
+        )
+        if self.outcome == OUTCOME_PENDING:
+            event.outcome_expire_time.CopyFrom(_timestamp(shift.outcome_expire_us))
+        return event
+
+    @property
+    def _usage(self) -> Usage:
+        return Usage(model=self.model, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
 
 
 Reader = Callable[[Path], Iterator[Work | BadLine]]
@@ -170,6 +201,8 @@ class Recording:
     name: str
     path: Path
     reader: Reader
+    # Whether its work is authorized before it starts, and settled when it has ended; else metered afterwards.
+    authorized: bool = False
 
     def work(self) -> Iterator[Work]:
         """Its good lines."""
@@ -270,10 +303,12 @@ def _run(path: Path, number: int, text: str) -> Work:
     outcome = _member(run, "outcome")
     if not isinstance(outcome, str) or outcome not in _OUTCOMES:
         raise _BadLineError(f"outcome: must be one of {', '.join(_OUTCOMES)}")
+    name = _run_name(_member(run, "run_id"))
     return Work(
         path=path,
         number=number,
-        workflow_id=_run_workflow_id(_member(run, "run_id")),
+        name=name,
+        workflow_id=_run_workflow_id(name),
         party=Party(_name(run, "publisher"), model),
         action_type=RUN_ACTION,
         model="" if model == _SEVERAL_MODELS else model,
@@ -306,6 +341,7 @@ def _request(path: Path, number: int, request: int, fields: list[str]) -> Work:
     return Work(
         path=path,
         number=number,
+        name=f"trace/{request}",
         workflow_id=f"trace/{request}",
         party=Party(TRACE_PUBLISHER, _name({"source": source}, "source")),
         action_type=REQUEST_ACTION,
@@ -317,9 +353,13 @@ def _request(path: Path, number: int, request: int, fields: list[str]) -> Work:
     )
 
 
-def _run_workflow_id(run_id: object) -> str:
+def _run_name(run_id: object) -> str:
     if not isinstance(run_id, str) or not run_id.strip():
         raise _BadLineError("run_id: must be text")
+    return run_id
+
+
+def _run_workflow_id(run_id: str) -> str:
     if _WORKFLOW_ID.fullmatch(run_id) and not run_id.startswith(_RESERVED):
         return run_id
     # JSON can spell half a surrogate pair, which UTF-8 cannot.
@@ -381,6 +421,12 @@ def _started_us(value: object) -> int:
     if not _EARLIEST <= started < _LATEST:
         raise _BadLineError(f"started_at: must be from {_EARLIEST.year} to {_LATEST.year - 1}")
     return (started - _EPOCH) // timedelta(microseconds=1)
+
+
+def _timestamp(micros: int) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromMicroseconds(micros)
+    return timestamp
 
 
 def _fields(text: str, *, strict: bool = True) -> list[str]:

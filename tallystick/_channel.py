@@ -1,4 +1,4 @@
-"""Where the services are, and how they are reached."""
+"""Where the service is, and how it is reached."""
 
 import ipaddress
 import os
@@ -10,7 +10,6 @@ import grpc
 
 ENVIRONMENT_KEY: Final = "TALLYSTICK_API_KEY"
 METERING_ADDRESS: Final = "127.0.0.1:50052"
-LEDGER_ADDRESS: Final = "127.0.0.1:50051"
 
 OPTIONS: Final = (
     # A server that vanished without a word is noticed within 40 seconds, not after the system's many minutes.
@@ -29,7 +28,7 @@ PLAINTEXT_OPTIONS: Final = (*OPTIONS, ("grpc.enable_http_proxy", 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class Caller:
     """Who calls, and what is trusted."""
 
     # Not in repr: it would end up in logs.
@@ -38,8 +37,8 @@ class Access:
     insecure: bool
 
     @classmethod
-    def of(cls, api_key: str | None, tls_ca: str | os.PathLike[str] | None, insecure: bool) -> "Access":
-        """The access that a client was asked for. Raises ValueError if there is no usable API key."""
+    def of(cls, api_key: str | None, tls_ca: str | os.PathLike[str] | None, insecure: bool) -> "Caller":
+        """The caller that a client was told to be. Raises ValueError if there is no usable API key."""
         key = (os.environ.get(ENVIRONMENT_KEY, "") if api_key is None else api_key).strip()
         if not key:
             raise ValueError(f"an API key is needed: pass api_key, or set {ENVIRONMENT_KEY}")

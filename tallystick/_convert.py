@@ -1,17 +1,32 @@
 """Between the public types and the messages that travel."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import get_args
+from typing import Literal, get_args
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick._status import from_item_error
 from tallystick.common.v1 import money_pb2
 from tallystick.errors import TallystickError
-from tallystick.ledger.v1 import account_pb2
-from tallystick.metering.v1 import metering_service_pb2, usage_pb2
-from tallystick.models import Balance, ChargeLine, Metered, Outcome, Payment, UnitPrice, UsageEvent
+from tallystick.metering.v1 import metering_service_pb2, outcome_pb2, reservation_pb2, usage_pb2
+from tallystick.models import (
+    Access,
+    Balance,
+    ChargeLine,
+    DeferredOutcome,
+    Metered,
+    Outcome,
+    Payment,
+    Reservation,
+    Settled,
+    Settlement,
+    UnitPrice,
+    Usage,
+    UsageEvent,
+)
 from tallystick.money import Money
 
 _OUTCOMES: dict[Outcome, usage_pb2.Outcome.ValueType] = {
@@ -19,13 +34,30 @@ _OUTCOMES: dict[Outcome, usage_pb2.Outcome.ValueType] = {
     "failure": usage_pb2.OUTCOME_FAILURE,
     "partial": usage_pb2.OUTCOME_PARTIAL,
     "unknown": usage_pb2.OUTCOME_UNKNOWN,
+    "pending": usage_pb2.OUTCOME_PENDING,
 }
 _OUTCOME_NAMES = {value: name for name, value in _OUTCOMES.items()}
 assert set(_OUTCOMES) == set(get_args(Outcome))  # noqa: S101 - a mistake of ours, found on import
+_OUTCOME_STATES: dict[int, Literal["pending", "resolved", "expired"]] = {
+    outcome_pb2.DEFERRED_OUTCOME_STATE_PENDING: "pending",
+    outcome_pb2.DEFERRED_OUTCOME_STATE_RESOLVED: "resolved",
+    outcome_pb2.DEFERRED_OUTCOME_STATE_EXPIRED: "expired",
+}
+_RESERVATION_STATES: dict[int, Literal["settled", "released", "expired"]] = {
+    reservation_pb2.RESERVATION_STATE_SETTLED: "settled",
+    reservation_pb2.RESERVATION_STATE_RELEASED: "released",
+    reservation_pb2.RESERVATION_STATE_EXPIRED: "expired",
+}
+
+
+def outcome_to_proto(outcome: Outcome) -> usage_pb2.Outcome.ValueType:
+    """The outcome as it travels."""
+    return _OUTCOMES[outcome]
 
 
 def event_to_proto(event: UsageEvent) -> usage_pb2.UsageEvent:
     """The event as it travels. Raises TypeError or ValueError if a field does not fit its type there."""
+    moment = event.outcome_expire_time
     return usage_pb2.UsageEvent(
         customer_id=event.customer,
         workflow_id=event.workflow_id,
@@ -48,6 +80,7 @@ def event_to_proto(event: UsageEvent) -> usage_pb2.UsageEvent:
         evidence_ref=event.evidence_ref,
         evidence_hash=event.evidence_hash,
         currency_code=event.currency,
+        outcome_expire_time=None if moment is None else _timestamp(moment),
     )
 
 
@@ -66,7 +99,7 @@ def event_from_proto(event: usage_pb2.UsageEvent) -> UsageEvent:
         output_tokens=event.usage.output_tokens,
         outcome=_OUTCOME_NAMES.get(event.outcome, "unknown"),
         outcome_candidate=event.outcome_candidate,
-        occur_time=event.occur_time.ToDatetime(UTC) if event.HasField("occur_time") else None,
+        occur_time=_optional_time(event, "occur_time"),
         request_id=event.request_id,
         idempotency_key=event.idempotency_key,
         span_id=event.span_id,
@@ -75,6 +108,7 @@ def event_from_proto(event: usage_pb2.UsageEvent) -> UsageEvent:
         evidence_ref=event.evidence_ref,
         evidence_hash=event.evidence_hash,
         currency=event.currency_code,
+        outcome_expire_time=_optional_time(event, "outcome_expire_time"),
     )
 
 
@@ -101,9 +135,12 @@ def metered_from_proto(metered: metering_service_pb2.MeteredEvent) -> Metered:
             from_receivable=_money(metered.from_receivable),
             unpaid=_money(metered.unpaid),
         ),
-        available=_money(metered.available_balance) if metered.HasField("available_balance") else None,
+        available=_optional_money(metered, "available_balance"),
         duplicate=metered.duplicate,
         evidence_differs=metered.evidence_differs,
+        deferred_outcome=(
+            outcome_from_proto(metered.deferred_outcome) if metered.HasField("deferred_outcome") else None
+        ),
     )
 
 
@@ -114,25 +151,114 @@ def verdict_from_proto(verdict: metering_service_pb2.MeterVerdict) -> Metered | 
     return from_item_error(verdict.error)
 
 
-def balance_from_proto(balance: account_pb2.CustomerBalance) -> Balance:
+def outcome_from_proto(outcome: outcome_pb2.DeferredOutcome) -> DeferredOutcome:
+    """An outcome that was reported as pending."""
+    return DeferredOutcome(
+        outcome_id=outcome.outcome_id,
+        customer=outcome.customer_id,
+        workflow_id=outcome.workflow_id,
+        ordinal=outcome.ordinal,
+        agent=outcome.agent_id,
+        state=_OUTCOME_STATES.get(outcome.state, "pending"),
+        outcome=_OUTCOME_NAMES.get(outcome.outcome, "unknown"),
+        expired_outcome=_OUTCOME_NAMES.get(outcome.expired_outcome, "unknown"),
+        expire_time=outcome.expire_time.ToDatetime(UTC),
+        resolve_time=_optional_time(outcome, "resolve_time"),
+        max_bonus=_money(outcome.max_bonus),
+        bonus=_optional_money(outcome, "bonus"),
+        charge_id=outcome.charge_id,
+        evidence_ref=outcome.evidence_ref,
+        evidence_hash=outcome.evidence_hash,
+    )
+
+
+def resolved_from_proto(response: metering_service_pb2.ResolveOutcomeResponse) -> DeferredOutcome:
+    """An outcome that was resolved just now, or before."""
+    return replace(
+        outcome_from_proto(response.outcome),
+        available=_optional_money(response, "available_balance"),
+        duplicate=response.duplicate,
+    )
+
+
+def usage_to_proto(usage: Usage) -> usage_pb2.Usage:
+    """What is expected to be consumed."""
+    return usage_pb2.Usage(
+        model=usage.model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens
+    )
+
+
+def reservation_from_proto(
+    response: metering_service_pb2.AuthorizeResponse | metering_service_pb2.ExtendResponse,
+) -> Reservation:
+    """What is reserved."""
+    reservation = response.reservation
+    return Reservation(
+        reservation_id=reservation.reservation_id,
+        token=reservation.token,
+        customer=reservation.customer_id,
+        workflow_id=reservation.workflow_id,
+        ordinal=reservation.ordinal,
+        agent=reservation.agent_id,
+        amount=_money(reservation.amount),
+        price_version_id=reservation.price_version_id,
+        expire_time=reservation.expire_time.ToDatetime(UTC),
+        kind="leased" if reservation.kind == reservation_pb2.RESERVATION_KIND_LEASED else "durable",
+        available=_optional_money(response, "available_balance"),
+        duplicate=isinstance(response, metering_service_pb2.AuthorizeResponse) and response.duplicate,
+    )
+
+
+def settled_from_proto(response: metering_service_pb2.SettleResponse) -> Settled:
+    """What a run cost, and what became of its reservation."""
+    metered = metered_from_proto(response.metered)
+    return Settled(metered=metered, settlement=_settlement(response.settlement, metered.available))
+
+
+def released_from_proto(response: metering_service_pb2.ReleaseResponse) -> Settlement:
+    """What became of a reservation that no charge came for."""
+    return _settlement(response.settlement, _optional_money(response, "available_balance"))
+
+
+def access_from_proto(response: metering_service_pb2.CheckAccessResponse) -> Access:
+    """Whether a customer may run an agent."""
+    return Access(
+        allowed=response.allowed,
+        up_to=_optional_money(response, "up_to"),
+        refusal=from_item_error(response.refusal) if response.HasField("refusal") else None,
+        price_version_id=response.price_version_id,
+    )
+
+
+def balance_from_proto(balance: reservation_pb2.Balance) -> Balance:
     """What a customer has and owes."""
     return Balance(
         customer=balance.customer_id,
+        credits=_money(balance.credits),
         available=_money(balance.available),
+        reserved=_money(balance.reserved),
         held=_money(balance.held),
         receivable=_money(balance.receivable),
         unpaid=_money(balance.unpaid),
         credit_limit=_money(balance.credit_limit),
+        credit_room=_money(balance.credit_room),
     )
 
 
+def money_to_proto(money: Money) -> money_pb2.Money:
+    return money_pb2.Money(currency_code=money.currency, amount_micros=money.micros)
+
+
 def repeats(event: usage_pb2.UsageEvent, recorded: usage_pb2.UsageEvent) -> bool:
-    """Whether both say the same but for when it happened and where the evidence is."""
+    """Whether both say the same but for when it happened, where the evidence is, and what was left open."""
     ours, theirs = usage_pb2.UsageEvent(), usage_pb2.UsageEvent()
     for copy, original in ((ours, event), (theirs, recorded)):
         copy.CopyFrom(original)
         for field in ("occur_time", "evidence_ref", "evidence_hash"):
             copy.ClearField(field)
+    if not ours.currency_code:
+        # Left to the servers, where it became that of the price book, or of the reservation.
+        theirs.ClearField("currency_code")
     return ours == theirs
 
 
@@ -142,5 +268,32 @@ def _timestamp(moment: datetime) -> Timestamp:
     return timestamp
 
 
+def _optional_time(message: Message, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    moment: datetime = getattr(message, field).ToDatetime(UTC)
+    return moment
+
+
 def _money(money: money_pb2.Money) -> Money:
-    return Money(money.currency_code, money.amount_micros)
+    # "XXX" is ISO 4217's code for no currency: an amount that a server left out is zero, and no failure.
+    return Money(money.currency_code or "XXX", money.amount_micros)
+
+
+def _optional_money(message: Message, field: str) -> Money | None:
+    return _money(getattr(message, field)) if message.HasField(field) else None
+
+
+def _settlement(settlement: reservation_pb2.Settlement, available: Money | None) -> Settlement:
+    return Settlement(
+        reservation_id=settlement.reservation_id,
+        state=_RESERVATION_STATES.get(settlement.state, "expired"),
+        reserved=_money(settlement.reserved),
+        captured=_money(settlement.captured),
+        returned=_money(settlement.returned),
+        excess=_money(settlement.excess),
+        excess_from_credits=_money(settlement.excess_from_credits),
+        excess_from_receivable=_money(settlement.excess_from_receivable),
+        excess_unpaid=_money(settlement.excess_unpaid),
+        available=available,
+    )

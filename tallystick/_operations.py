@@ -8,39 +8,67 @@ own way.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 from google.protobuf.message import Message
 
 from tallystick._convert import (
+    access_from_proto,
     balance_from_proto,
     event_to_proto,
     metered_from_proto,
+    outcome_from_proto,
+    outcome_to_proto,
+    released_from_proto,
     repeats,
+    reservation_from_proto,
+    resolved_from_proto,
+    settled_from_proto,
     verdict_from_proto,
 )
+from tallystick._evidence import evidence_hash
+from tallystick._requests import token_of
 from tallystick._retry import Attempts, RetryPolicy
 from tallystick.errors import ChargePending, IdempotencyKeyReused, Internal, TallystickError
-from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
-from tallystick.models import Balance, Metered, UsageEvent
+from tallystick.models import (
+    Access,
+    Balance,
+    DeferredOutcome,
+    FinalOutcome,
+    Metered,
+    Reservation,
+    Settled,
+    Settlement,
+    UsageEvent,
+)
 
 # Half of what a server accepts in one call; larger batches gain nothing, and hold up those behind them.
 BATCH_SIZE = 500
 
-MeteringMethod = Literal["Meter", "MeterBatch", "GetUsageEvent"]
-LedgerMethod = Literal["GetCustomerBalance"]
-METERING_METHODS: tuple[MeteringMethod, ...] = ("Meter", "MeterBatch", "GetUsageEvent")
-LEDGER_METHODS: tuple[LedgerMethod, ...] = ("GetCustomerBalance",)
+Method = Literal[
+    "Meter",
+    "MeterBatch",
+    "GetUsageEvent",
+    "Authorize",
+    "Extend",
+    "Settle",
+    "Release",
+    "CheckAccess",
+    "GetBalance",
+    "ResolveOutcome",
+    "GetOutcome",
+]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """Call a method once. Answered with its response, or with the error that it ended with."""
 
-    method: MeteringMethod | LedgerMethod
+    method: Method
     request: Message
     timeout: float
     request_id: str
@@ -91,11 +119,91 @@ def meter_batch(
     return verdicts
 
 
+def authorize(
+    request: metering_service_pb2.AuthorizeRequest, policy: RetryPolicy, timeout: float | None
+) -> Operation[Reservation]:
+    """Reserve money for a run."""
+    response = yield from _call("Authorize", request, policy, timeout)
+    return reservation_from_proto(cast(metering_service_pb2.AuthorizeResponse, response))
+
+
+def extend(
+    request: metering_service_pb2.ExtendRequest, policy: RetryPolicy, timeout: float | None
+) -> Operation[Reservation]:
+    """Raise a reservation, or keep it for longer."""
+    response = yield from _call("Extend", request, policy, timeout)
+    return reservation_from_proto(cast(metering_service_pb2.ExtendResponse, response))
+
+
+def settle(
+    reservation: Reservation | str, event: UsageEvent, policy: RetryPolicy, timeout: float | None
+) -> Operation[Settled]:
+    """Charge a finished run and end its reservation."""
+    request = metering_service_pb2.SettleRequest(token=token_of(reservation), event=event_to_proto(event))
+    try:
+        response = yield from _call("Settle", request, policy, timeout)
+    except IdempotencyKeyReused:
+        if event.occur_time is not None:
+            raise
+        # As in `first_report`: what was delivered from a buffer has the time at which it was recorded.
+        recorded = (yield from _recorded(request.event, policy, timeout)).event
+        if not repeats(request.event, recorded):
+            raise
+        request.event.occur_time.CopyFrom(recorded.occur_time)
+        response = yield from _call("Settle", request, policy, timeout)
+    return settled_from_proto(cast(metering_service_pb2.SettleResponse, response))
+
+
+def release(
+    reservation: Reservation | str, policy: RetryPolicy, timeout: float | None
+) -> Operation[Settlement]:
+    """End a reservation without a charge."""
+    request = metering_service_pb2.ReleaseRequest(token=token_of(reservation))
+    response = yield from _call("Release", request, policy, timeout)
+    return released_from_proto(cast(metering_service_pb2.ReleaseResponse, response))
+
+
+def check_access(
+    request: metering_service_pb2.CheckAccessRequest, policy: RetryPolicy, timeout: float | None
+) -> Operation[Access]:
+    """Whether a customer may run an agent."""
+    response = yield from _call("CheckAccess", request, policy, timeout)
+    return access_from_proto(cast(metering_service_pb2.CheckAccessResponse, response))
+
+
 def balance(customer: str, currency: str, policy: RetryPolicy, timeout: float | None) -> Operation[Balance]:
     """What a customer has and owes."""
-    request = ledger_service_pb2.GetCustomerBalanceRequest(customer_id=customer, currency_code=currency)
-    response = yield from _call("GetCustomerBalance", request, policy, timeout)
-    return balance_from_proto(cast(ledger_service_pb2.GetCustomerBalanceResponse, response).balance)
+    request = metering_service_pb2.GetBalanceRequest(customer_id=customer, currency_code=currency)
+    response = yield from _call("GetBalance", request, policy, timeout)
+    return balance_from_proto(cast(metering_service_pb2.GetBalanceResponse, response).balance)
+
+
+def resolve_outcome(
+    outcome_id: str,
+    outcome: FinalOutcome,
+    evidence: Mapping[str, object] | None,
+    evidence_ref: str,
+    policy: RetryPolicy,
+    timeout: float | None,
+) -> Operation[DeferredOutcome]:
+    """Say how work ended whose outcome was pending."""
+    if outcome not in get_args(FinalOutcome):
+        raise ValueError(f"an outcome is resolved to one of {', '.join(get_args(FinalOutcome))}")
+    request = metering_service_pb2.ResolveOutcomeRequest(
+        outcome_id=outcome_id,
+        outcome=outcome_to_proto(outcome),
+        evidence_ref=evidence_ref,
+        evidence_hash=b"" if evidence is None else evidence_hash(evidence),
+    )
+    response = yield from _call("ResolveOutcome", request, policy, timeout)
+    return resolved_from_proto(cast(metering_service_pb2.ResolveOutcomeResponse, response))
+
+
+def outcome(outcome_id: str, policy: RetryPolicy, timeout: float | None) -> Operation[DeferredOutcome]:
+    """The outcome of an event that was reported as pending."""
+    request = metering_service_pb2.GetOutcomeRequest(outcome_id=outcome_id)
+    response = yield from _call("GetOutcome", request, policy, timeout)
+    return outcome_from_proto(cast(metering_service_pb2.GetOutcomeResponse, response).outcome)
 
 
 def first_report(
@@ -106,11 +214,7 @@ def first_report(
     The time of such an event is when it was reported: by `meter` at one moment, by `record` after a crash at
     another. To the servers these are two contents, but to the host it is the same event, and it is.
     """
-    request = metering_service_pb2.GetUsageEventRequest(
-        customer_id=event.customer_id, workflow_id=event.workflow_id, ordinal=event.ordinal
-    )
-    answer = yield from _call("GetUsageEvent", request, policy, timeout)
-    response = cast(metering_service_pb2.GetUsageEventResponse, answer)
+    response = yield from _recorded(event, policy, timeout)
     recorded = response.event
     if not repeats(event, recorded):
         return error
@@ -134,6 +238,17 @@ def verdicts_of(response: Message, count: int) -> list[Verdict]:
 def new_request_id() -> str:
     """An id for one call and its retries, by which the servers' logs know it."""
     return os.urandom(16).hex()
+
+
+def _recorded(
+    event: usage_pb2.UsageEvent, policy: RetryPolicy, timeout: float | None
+) -> Operation[metering_service_pb2.GetUsageEventResponse]:
+    """What the servers have recorded under the identity of this event."""
+    request = metering_service_pb2.GetUsageEventRequest(
+        customer_id=event.customer_id, workflow_id=event.workflow_id, ordinal=event.ordinal
+    )
+    response = yield from _call("GetUsageEvent", request, policy, timeout)
+    return cast(metering_service_pb2.GetUsageEventResponse, response)
 
 
 def _meter_chunk(
@@ -180,9 +295,7 @@ def _may_succeed_later(verdict: Verdict) -> bool:
     return isinstance(verdict, TallystickError) and verdict.retryable
 
 
-def _call(
-    method: MeteringMethod | LedgerMethod, request: Message, policy: RetryPolicy, timeout: float | None
-) -> Operation[Message]:
+def _call(method: Method, request: Message, policy: RetryPolicy, timeout: float | None) -> Operation[Message]:
     """Call, and call again after errors that may pass, until it succeeds or the time is up."""
     attempts = Attempts(policy, timeout)
     request_id = new_request_id()

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+from google.protobuf.message import Message
 
 from tallystick._buffer import DEFAULT_CAPACITY, Buffer
-from tallystick._convert import event_from_proto, event_to_proto
+from tallystick._convert import event_from_proto, event_to_proto, settled_from_proto
 from tallystick._operations import (
     BATCH_SIZE,
     Call,
@@ -36,6 +38,7 @@ from tallystick.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    ReservationTokenInvalid,
     TallystickError,
     Unauthenticated,
 )
@@ -44,8 +47,9 @@ from tallystick.models import Refused, UsageEvent
 
 logger = logging.getLogger("tallystick")
 
-# The first byte of a body: whether the host gave the time of the event, or `record` did.
-_TIME_GIVEN, _TIME_FILLED = b"\0", b"\1"
+# Bits of the first byte of a body. The time of the event is not the host's but that of `add`; and what
+# follows is not an event, but what settles a reservation with one.
+_TIME_FILLED, _SETTLES = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +88,17 @@ class BufferStats:
 
 
 # What these say of a whole call they may say of one event in it, which then is looked for.
-_EVENT_AT_FAULT: Final = (InvalidArgument, NotFound, AlreadyExists, FailedPrecondition)
+EVENT_AT_FAULT: Final = (InvalidArgument, NotFound, AlreadyExists, FailedPrecondition)
 # These say nothing of the events: whoever repairs the key finds them waiting.
 _KEY_AT_FAULT: Final = (Unauthenticated, PermissionDenied)
+
+
+class _Item(NamedTuple):
+    """What waits: an event, with the token of the reservation that it settles, if it has one."""
+
+    event: usage_pb2.UsageEvent
+    token: str
+    time_filled: bool
 
 
 class Outbox:
@@ -106,16 +118,23 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._buffer)
 
-    def add(self, event: UsageEvent) -> None:
-        """Take an event; it is safe when this returns. Raises what `Buffer.append` raises."""
+    def add(self, event: UsageEvent, token: str = "") -> None:
+        """Take an event, which settles the reservation of `token`, if there is one.
+
+        It is safe when this returns. Raises what `Buffer.append` raises.
+        """
         if os.getpid() != self._process:
             # In a forked child nobody delivers, and the file belongs to the parent.
             raise RuntimeError("this client was made before a fork: make another one in each process")
-        flag = _TIME_GIVEN
+        flags = 0
         if event.occur_time is None:
             # Now, because it may be delivered hours later.
-            flag, event = _TIME_FILLED, replace(event, occur_time=datetime.now(UTC))
-        self._buffer.append(flag + event_to_proto(event).SerializeToString())
+            flags, event = _TIME_FILLED, replace(event, occur_time=datetime.now(UTC))
+        message: Message = event_to_proto(event)
+        if token:
+            flags |= _SETTLES
+            message = metering_service_pb2.SettleRequest(token=token, event=event_to_proto(event))
+        self._buffer.append(bytes([flags]) + message.SerializeToString())
 
     def newest(self) -> int:
         """The number of the latest event, for `count_until`."""
@@ -127,7 +146,8 @@ class Outbox:
 
     def waiting(self) -> list[UsageEvent]:
         """The events that are not yet delivered."""
-        return [event_from_proto(_message(body)) for body in self._buffer.first(len(self._buffer)).values()]
+        bodies = self._buffer.first(len(self._buffer)).values()
+        return [event_from_proto(_read(body).event) for body in bodies]
 
     def stats(self) -> BufferStats:
         return BufferStats(
@@ -154,31 +174,52 @@ class Outbox:
     def deliver(self) -> Operation[None]:
         """Send what waits, batch after batch, until nothing does."""
         while batch := self._buffer.first(self._limit):
-            messages = {number: _message(body) for number, body in batch.items()}
-            request = metering_service_pb2.MeterBatchRequest(events=messages.values())
-            answer = yield Call("MeterBatch", request, self._policy.attempt_timeout, new_request_id())
-            try:
-                if isinstance(answer, TallystickError):
-                    raise answer
-                verdicts = verdicts_of(answer, len(messages))
-            except TallystickError as error:
-                wait = self._call_failed(messages, error)
-            else:
-                wait = yield from self._settle(batch, messages, verdicts)
+            items = {number: _read(body) for number, body in batch.items()}
+            reports = {number: item for number, item in items.items() if not item.token}
+            wait = (yield from self._report(reports)) if reports else 0.0
+            for number, item in items.items():
+                if item.token and not wait:
+                    wait = yield from self._settle(number, item)
             if wait:
                 yield Wait(wait)
 
-    def _settle(
-        self, batch: dict[int, bytes], messages: dict[int, usage_pb2.UsageEvent], verdicts: list[Verdict]
-    ) -> Operation[float]:
-        """Remember what became of each event of a batch; answers how long to wait before the next one."""
+    def _report(self, items: dict[int, _Item]) -> Operation[float]:
+        """Meter a batch of events; answers how long to wait before the next call."""
+        request = metering_service_pb2.MeterBatchRequest(events=[item.event for item in items.values()])
+        answer = yield Call("MeterBatch", request, self._policy.attempt_timeout, new_request_id())
+        try:
+            if isinstance(answer, TallystickError):
+                raise answer
+            verdicts = verdicts_of(answer, len(items))
+        except TallystickError as error:
+            return self._call_failed(items, error)
+        return (yield from self._conclude(items, verdicts))
+
+    def _settle(self, number: int, item: _Item) -> Operation[float]:
+        """Settle one reservation; answers how long to wait before the next call."""
+        request = metering_service_pb2.SettleRequest(token=item.token, event=item.event)
+        answer = yield Call("Settle", request, self._policy.attempt_timeout, new_request_id())
+        if isinstance(answer, ReservationTokenInvalid):
+            # Nothing can be settled with it; but the work is finished, and charged all the same.
+            logger.warning("the usage of %s is charged without its reservation: %s", _name(item), answer)
+            return (yield from self._report({number: item}))
+        if not isinstance(answer, TallystickError):
+            return (yield from self._conclude({number: item}, [settled_from_proto(answer).metered]))
+        if isinstance(answer, (*EVENT_AT_FAULT, ChargePending)):
+            return (yield from self._conclude({number: item}, [answer]))
+        # Behind the others, because it may be the only one that fails.
+        self._buffer.defer([number])
+        return self._call_failed({number: item}, answer)
+
+    def _conclude(self, items: dict[int, _Item], verdicts: list[Verdict]) -> Operation[float]:
+        """Remember what became of each event; answers how long to wait before the next call."""
         delivered = 0
         done: list[int] = []
         later: dict[int, TallystickError] = {}
-        for (number, message), verdict in zip(messages.items(), verdicts, strict=True):
-            if isinstance(verdict, IdempotencyKeyReused) and batch[number].startswith(_TIME_FILLED):
+        for (number, item), verdict in zip(items.items(), verdicts, strict=True):
+            if isinstance(verdict, IdempotencyKeyReused) and item.time_filled:
                 try:
-                    verdict = yield from first_report(message, verdict, self._policy, None)
+                    verdict = yield from first_report(item.event, verdict, self._policy, None)
                 except TallystickError as error:
                     verdict = error
             # Pending is as good as charged: the servers have it.
@@ -188,7 +229,7 @@ class Outbox:
             elif verdict.retryable or isinstance(verdict, _KEY_AT_FAULT):
                 later[number] = verdict
             else:
-                self._refuse(message, verdict)
+                self._refuse(item, verdict)
                 done.append(number)
         self._buffer.remove(done)
         self._delivered += delivered
@@ -201,27 +242,27 @@ class Outbox:
             self._failures_in_a_row = 0
         return self._failed(next(iter(later.values())))
 
-    def _call_failed(self, messages: dict[int, usage_pb2.UsageEvent], error: TallystickError) -> float:
+    def _call_failed(self, items: dict[int, _Item], error: TallystickError) -> float:
         """Decide what a failed call says of its events; answers how long to wait before the next one."""
         wait = self._failed(error)
         if error.retryable or isinstance(error, _KEY_AT_FAULT):
             return wait
-        if len(messages) > 1:
+        if len(items) > 1:
             # One of them offends, maybe: smaller batches find it, and let the others through.
-            self._limit = len(messages) // 2
+            self._limit = len(items) // 2
             return wait
-        ((number, message),) = messages.items()
-        if isinstance(error, _EVENT_AT_FAULT):
-            self._refuse(message, error)
+        ((number, item),) = items.items()
+        if isinstance(error, EVENT_AT_FAULT):
+            self._refuse(item, error)
             self._buffer.remove([number])
         else:
             # A defect of the servers, which may be repaired; meanwhile the others go first.
             self._buffer.defer([number])
         return wait
 
-    def _refuse(self, message: usage_pb2.UsageEvent, error: TallystickError) -> None:
+    def _refuse(self, item: _Item, error: TallystickError) -> None:
         # Before it leaves the buffer: a crash in between refuses it twice, which loses nothing.
-        self._refusals.add(Refused(event=event_from_proto(message), error=error))
+        self._refusals.add(Refused(event=event_from_proto(item.event), error=error))
         self._refused += 1
 
     def _succeeded(self) -> None:
@@ -240,5 +281,13 @@ class Outbox:
         return self._policy.wait_after(error, self._failures_in_a_row)
 
 
-def _message(body: bytes) -> usage_pb2.UsageEvent:
-    return usage_pb2.UsageEvent.FromString(body[1:])
+def _read(body: bytes) -> _Item:
+    flags, content = body[0], body[1:]
+    if flags & _SETTLES:
+        request = metering_service_pb2.SettleRequest.FromString(content)
+        return _Item(request.event, request.token, bool(flags & _TIME_FILLED))
+    return _Item(usage_pb2.UsageEvent.FromString(content), "", bool(flags & _TIME_FILLED))
+
+
+def _name(item: _Item) -> str:
+    return f"{item.event.customer_id}/{item.event.workflow_id}/{item.event.ordinal}"

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from tallystick import _operations
+from tallystick import _operations, _requests
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import LEDGER_ADDRESS, METERING_ADDRESS, OPTIONS, PLAINTEXT_OPTIONS, Access
+from tallystick._channel import METERING_ADDRESS, OPTIONS, PLAINTEXT_OPTIONS, Caller
 from tallystick._delivery import DeliveryTask
 from tallystick._operations import Call, Operation, Wait
 from tallystick._outbox import BufferOptions, BufferStats, Outbox
+from tallystick._requests import Amount
 from tallystick._retry import RetryPolicy
+from tallystick._run import OnError, Plan, WhenUnavailable
 from tallystick._status import from_rpc_error
 from tallystick.errors import Cancelled, TallystickError
-from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
-from tallystick.models import Balance, EventFields, Metered, Refused, UsageEvent
+from tallystick.models import (
+    Access,
+    Balance,
+    DeferredOutcome,
+    EventFields,
+    FinalOutcome,
+    Metered,
+    Refused,
+    Reservation,
+    RunFields,
+    Settled,
+    Settlement,
+    Usage,
+    UsageEvent,
+    WorkFields,
+)
+from tallystick.run import AsyncRun
 
 T = TypeVar("T")
 
@@ -40,7 +59,7 @@ class AsyncClient:
         api_key: str | None = None,
         *,
         metering: str | grpc.aio.Channel = METERING_ADDRESS,
-        ledger: str | grpc.aio.Channel = LEDGER_ADDRESS,
+        ledger: str | grpc.aio.Channel | None = None,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,
@@ -49,9 +68,9 @@ class AsyncClient:
         buffer_fsync: bool = False,
         on_refused: Callable[[Refused], object] | None = None,
     ) -> None:
-        self._access = Access.of(api_key, tls_ca, insecure)
+        self._caller = Caller.of(api_key, tls_ca, insecure)
         self._retry = retry or RetryPolicy()
-        self._targets = (metering, ledger)
+        self._target = metering
         self._closed = False
         self._channels: list[grpc.aio.Channel] = []
         # Filled at the first call: channels belong to the event loop that is running when they are made.
@@ -64,22 +83,125 @@ class AsyncClient:
 
     async def meter(self, *, timeout: float | None = None, **event: Unpack[EventFields]) -> Metered:
         """As `Client.meter`: charge one finished run or action, and learn what it cost."""
-        return await self._run(_operations.meter(UsageEvent(**event), self._retry, timeout))
+        return await self._drive(_operations.meter(UsageEvent(**event), self._retry, timeout))
 
     async def meter_batch(
         self, events: Iterable[UsageEvent], *, timeout: float | None = None
     ) -> list[Metered | TallystickError]:
         """As `Client.meter_batch`: charge many events, with a verdict for each."""
-        return await self._run(_operations.meter_batch(list(events), self._retry, timeout))
+        return await self._drive(_operations.meter_batch(list(events), self._retry, timeout))
 
-    async def balance(self, customer: str, currency: str = "USD", *, timeout: float | None = None) -> Balance:
+    def run(
+        self,
+        *,
+        max_cost: Amount | None = None,
+        expected: Usage | None = None,
+        ttl: timedelta | None = None,
+        idempotency_key: str | None = None,
+        when_unavailable: WhenUnavailable = "raise",
+        on_error: OnError = "release",
+        keep_alive: bool = True,
+        timeout: float | None = None,
+        **work: Unpack[RunFields],
+    ) -> AsyncRun:
+        """As `Client.run`; used with `async with`. Its `extend` is awaited, the rest is not."""
+        plan = Plan.of(
+            work,
+            max_cost=max_cost,
+            expected=expected,
+            ttl=ttl,
+            idempotency_key=idempotency_key,
+            when_unavailable=when_unavailable,
+            on_error=on_error,
+            keep_alive=keep_alive,
+            timeout=timeout,
+        )
+        return AsyncRun(plan, self._retry, self._keep, self._drive)
+
+    async def authorize(
+        self,
+        *,
+        max_cost: Amount | None = None,
+        expected: Usage | None = None,
+        ttl: timedelta | None = None,
+        idempotency_key: str = "",
+        timeout: float | None = None,
+        **work: Unpack[WorkFields],
+    ) -> Reservation:
+        """As `Client.authorize`: reserve money for a run, and pin its price."""
+        event = _requests.planned(work, WorkFields)
+        request = _requests.authorize_request(max_cost, expected, ttl, idempotency_key, event)
+        return await self._drive(_operations.authorize(request, self._retry, timeout))
+
+    async def extend(
+        self,
+        reservation: Reservation | str,
+        *,
+        max_cost: Amount | None = None,
+        ttl: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Reservation:
+        """As `Client.extend`: raise a reservation, or keep it for longer."""
+        request = _requests.extend_request(reservation, max_cost, ttl)
+        return await self._drive(_operations.extend(request, self._retry, timeout))
+
+    async def settle(
+        self,
+        reservation: Reservation | str,
+        *,
+        timeout: float | None = None,
+        **event: Unpack[EventFields],
+    ) -> Settled:
+        """As `Client.settle`: charge a finished run and end its reservation."""
+        operation = _operations.settle(reservation, UsageEvent(**event), self._retry, timeout)
+        return await self._drive(operation)
+
+    async def release(self, reservation: Reservation | str, *, timeout: float | None = None) -> Settlement:
+        """As `Client.release`: end a reservation without a charge."""
+        return await self._drive(_operations.release(reservation, self._retry, timeout))
+
+    async def check_access(
+        self,
+        customer: str,
+        agent: str,
+        action: str,
+        *,
+        cost: Amount | None = None,
+        workflow_id: str = "",
+        timeout: float | None = None,
+    ) -> Access:
+        """As `Client.check_access`: whether a customer may run an agent now, and up to what cost."""
+        request = _requests.check_access_request(customer, agent, action, cost, workflow_id)
+        return await self._drive(_operations.check_access(request, self._retry, timeout))
+
+    async def balance(
+        self, customer: str = "", currency: str = "USD", *, timeout: float | None = None
+    ) -> Balance:
         """As `Client.balance`: what a customer has and owes in one currency."""
-        return await self._run(_operations.balance(customer, currency, self._retry, timeout))
+        return await self._drive(_operations.balance(customer, currency, self._retry, timeout))
+
+    async def resolve_outcome(
+        self,
+        outcome_id: str,
+        outcome: FinalOutcome,
+        *,
+        evidence: Mapping[str, object] | None = None,
+        evidence_ref: str = "",
+        timeout: float | None = None,
+    ) -> DeferredOutcome:
+        """As `Client.resolve_outcome`: say how work ended that was reported as pending."""
+        operation = _operations.resolve_outcome(
+            outcome_id, outcome, evidence, evidence_ref, self._retry, timeout
+        )
+        return await self._drive(operation)
+
+    async def outcome(self, outcome_id: str, *, timeout: float | None = None) -> DeferredOutcome:
+        """As `Client.outcome`: the outcome of an event that was reported as pending."""
+        return await self._drive(_operations.outcome(outcome_id, self._retry, timeout))
 
     def record(self, **event: Unpack[EventFields]) -> None:
         """As `Client.record`: take finished work for later. Nothing to await; call it in the event loop."""
-        self._outbox.add(UsageEvent(**event))
-        self._delivery.notify()
+        self._keep(UsageEvent(**event))
 
     async def flush(self, timeout: float | None = None) -> int:
         """As `Client.flush`: wait for what is recorded by now; answers how many events are not delivered."""
@@ -114,18 +236,18 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def _keep(self, event: UsageEvent, token: str = "") -> None:
+        self._outbox.add(event, token)
+        self._delivery.notify()
+
     def _connect(self) -> None:
-        metering, ledger = map(self._channel, self._targets)
-        metering_stub, ledger_stub = MeteringServiceStub(metering), LedgerServiceStub(ledger)
-        self._methods = {
-            **{method: getattr(metering_stub, method) for method in _operations.METERING_METHODS},
-            **{method: getattr(ledger_stub, method) for method in _operations.LEDGER_METHODS},
-        }
+        stub = MeteringServiceStub(self._channel(self._target))
+        self._methods = {method: getattr(stub, method) for method in _operations.METHODS}
 
     def _channel(self, target: str | grpc.aio.Channel) -> grpc.aio.Channel:
         if isinstance(target, grpc.aio.Channel):
             return target
-        credentials = self._access.credentials(target)
+        credentials = self._caller.credentials(target)
         channel = (
             grpc.aio.insecure_channel(target, options=PLAINTEXT_OPTIONS)
             if credentials is None
@@ -134,29 +256,31 @@ class AsyncClient:
         self._channels.append(channel)
         return channel
 
-    async def _run(self, operation: Operation[T]) -> T:
+    async def _drive(self, operation: Operation[T]) -> T:
         """Drive an operation to its end."""
-        answer: object = None
-        while True:
-            if self._closed:
-                raise RuntimeError("the client is closed")
-            try:
-                step = operation.send(answer)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            if isinstance(step, Wait):
-                await asyncio.sleep(step.seconds)
-                answer = None
-            else:
-                answer = await self._call(step)
+        # One that is interrupted learns it, and may have something to save.
+        with closing(operation):
+            answer: object = None
+            while True:
+                if self._closed:
+                    raise RuntimeError("the client is closed")
+                try:
+                    step = operation.send(answer)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+                if isinstance(step, Wait):
+                    await asyncio.sleep(step.seconds)
+                    answer = None
+                else:
+                    answer = await self._call(step)
 
     async def _call(self, call: Call) -> object:
         if not self._methods:
             self._connect()
         try:
             return await self._methods[call.method](
-                call.request, timeout=call.timeout, metadata=self._access.metadata(call.request_id)
+                call.request, timeout=call.timeout, metadata=self._caller.metadata(call.request_id)
             )
         except grpc.RpcError as error:
             return from_rpc_error(error, request_id=call.request_id)

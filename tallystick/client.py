@@ -5,36 +5,56 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from tallystick import _operations
+from tallystick import _operations, _requests
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import LEDGER_ADDRESS, METERING_ADDRESS, OPTIONS, PLAINTEXT_OPTIONS, Access
+from tallystick._channel import METERING_ADDRESS, OPTIONS, PLAINTEXT_OPTIONS, Caller
 from tallystick._delivery import DeliveryThread
+from tallystick._keepalive import KeepAliveThread
 from tallystick._operations import Call, Operation, Wait
 from tallystick._outbox import BufferOptions, BufferStats, Outbox
+from tallystick._requests import Amount
 from tallystick._retry import RetryPolicy
+from tallystick._run import OnError, Plan, WhenUnavailable
 from tallystick._status import from_rpc_error
 from tallystick.errors import Cancelled, TallystickError
-from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
-from tallystick.models import Balance, EventFields, Metered, Refused, UsageEvent
+from tallystick.models import (
+    Access,
+    Balance,
+    DeferredOutcome,
+    EventFields,
+    FinalOutcome,
+    Metered,
+    Refused,
+    Reservation,
+    RunFields,
+    Settled,
+    Settlement,
+    Usage,
+    UsageEvent,
+    WorkFields,
+)
+from tallystick.run import Run
 
 T = TypeVar("T")
 
 
 class Client:
-    """Reports what agents did, and learns what it cost.
+    """Asks whether agents may run, reports what they did, and learns what it cost.
 
-    `api_key` is by default taken from the environment variable TALLYSTICK_API_KEY. `metering` and `ledger`
-    are addresses (host:port), or channels that you made, which stay yours to close. Other machines are
-    reached with TLS, and trusted as `tls_ca` (a file of PEM roots) or gRPC's own roots say; this machine in
-    plaintext, unless `tls_ca` is given. `insecure=True` means plaintext everywhere, for networks that
-    something else encrypts.
+    `api_key` is by default taken from the environment variable TALLYSTICK_API_KEY. `metering` is an address
+    (host:port), or a channel that you made, which stays yours to close. Other machines are reached with TLS,
+    and trusted as `tls_ca` (a file of PEM roots) or gRPC's own roots say; this machine in plaintext, unless
+    `tls_ca` is given. `insecure=True` means plaintext everywhere, for networks that something else encrypts.
+    `ledger` is accepted and not used: metering answers everything.
 
     `record` keeps events until they are delivered, at most `buffer_capacity` of them: in memory, or, with
     `buffer_path`, in a file that survives this process and is delivered by the next client that opens it.
@@ -52,7 +72,7 @@ class Client:
         api_key: str | None = None,
         *,
         metering: str | grpc.Channel = METERING_ADDRESS,
-        ledger: str | grpc.Channel = LEDGER_ADDRESS,
+        ledger: str | grpc.Channel | None = None,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,
@@ -61,21 +81,18 @@ class Client:
         buffer_fsync: bool = False,
         on_refused: Callable[[Refused], object] | None = None,
     ) -> None:
-        self._access = Access.of(api_key, tls_ca, insecure)
+        self._caller = Caller.of(api_key, tls_ca, insecure)
         self._retry = retry or RetryPolicy()
         self._closed = threading.Event()
         self._channels: list[grpc.Channel] = []
-        metering_stub = MeteringServiceStub(self._channel(metering))
-        ledger_stub = LedgerServiceStub(self._channel(ledger))
-        self._methods: dict[str, Any] = {
-            **{method: getattr(metering_stub, method) for method in _operations.METERING_METHODS},
-            **{method: getattr(ledger_stub, method) for method in _operations.LEDGER_METHODS},
-        }
+        stub = MeteringServiceStub(self._channel(metering))
+        self._methods: dict[str, Any] = {method: getattr(stub, method) for method in _operations.METHODS}
         options = BufferOptions(
             path=buffer_path, capacity=buffer_capacity, fsync=buffer_fsync, on_refused=on_refused
         )
         self._outbox = Outbox(options, self._retry)
         self._delivery = DeliveryThread(self._outbox, self._call)
+        self._keep_alive = KeepAliveThread(self._call)
         self._closes_at_exit = False
         if len(self._outbox):
             self._begin_delivery()
@@ -92,7 +109,7 @@ class Client:
         Raises a TallystickError. When it is `retryable`, calling again with the same arguments is safe. An
         agent that must not wait calls `record`.
         """
-        return self._run(_operations.meter(UsageEvent(**event), self._retry, timeout))
+        return self._drive(_operations.meter(UsageEvent(**event), self._retry, timeout))
 
     def meter_batch(
         self, events: Iterable[UsageEvent], *, timeout: float | None = None
@@ -103,11 +120,172 @@ class Client:
         that is away: when no call succeeds for `timeout` seconds, the events that are left get its error as
         their verdict.
         """
-        return self._run(_operations.meter_batch(list(events), self._retry, timeout))
+        return self._drive(_operations.meter_batch(list(events), self._retry, timeout))
 
-    def balance(self, customer: str, currency: str = "USD", *, timeout: float | None = None) -> Balance:
-        """What a customer has and owes in one currency; all zero when the currency was never used."""
-        return self._run(_operations.balance(customer, currency, self._retry, timeout))
+    def run(
+        self,
+        *,
+        max_cost: Amount | None = None,
+        expected: Usage | None = None,
+        ttl: timedelta | None = None,
+        idempotency_key: str | None = None,
+        when_unavailable: WhenUnavailable = "raise",
+        on_error: OnError = "release",
+        keep_alive: bool = True,
+        timeout: float | None = None,
+        **work: Unpack[RunFields],
+    ) -> Run:
+        """A run of an agent: authorized on entry, settled at the end, released if it fails.
+
+        >>> with client.run(  # doctest: +SKIP
+        ...     customer="cus_ada", agent="agt_helper", action="ticket.resolve", workflow_id="ticket-4711",
+        ...     max_cost="0.50",
+        ... ) as run:
+        ...     run.tokens(input=18_042, output=911, model="gpt-4o-mini")
+        ...     run.succeed({"ticket": 4711})
+
+        Entering reserves `max_cost` (a str, Decimal or Money, or an int of micros; never a float), or the
+        price of what is `expected`, and pins the price. It raises InsufficientCredits or BudgetExceeded
+        before any work is done. If the servers are away for `timeout` seconds (30 by default), it raises
+        their error; with `when_unavailable="run"` the run goes on without a reservation (after 5 seconds by
+        default), which no limit and no budget then bounds.
+
+        Every call is a new attempt, unless you give it an `idempotency_key`, unique within the run: then an
+        attempt whose process died is found again with its reservation; its refusal stands, and once its
+        reservation has ended it raises ReservationEnded.
+
+        The reservation ends by itself after `ttl` (5 minutes by default, at most 24 hours). It is kept alive
+        in the background while the block runs, unless `keep_alive=False`.
+
+        Leaving the block charges what `tokens` and `tool` added up, with the outcome that `succeed`, `fail`,
+        `partial` or `pending` said, else "unknown". Leaving it by an exception gives the reservation back and
+        charges nothing; with `on_error="settle"` what was consumed is charged, as a failure unless something
+        else was said. The exception goes on in any case.
+
+        An agent never waits long for its bill: if the servers do not answer within 5 seconds at the end,
+        the usage is kept as by `record`, and delivered with its reservation (`run.recorded`). What they
+        refuse for good is raised, and kept like any refused event. `run.result` says what the run cost.
+
+        `work` says what is to be done, as in UsageEvent; `customer`, `agent`, `workflow_id` and `action` are
+        required. (customer, workflow_id, ordinal) is the identity of the run: it is charged once.
+        """
+        plan = Plan.of(
+            work,
+            max_cost=max_cost,
+            expected=expected,
+            ttl=ttl,
+            idempotency_key=idempotency_key,
+            when_unavailable=when_unavailable,
+            on_error=on_error,
+            keep_alive=keep_alive,
+            timeout=timeout,
+        )
+        return Run(plan, self._retry, self._keep, self._drive, self._keep_alive)
+
+    def authorize(
+        self,
+        *,
+        max_cost: Amount | None = None,
+        expected: Usage | None = None,
+        ttl: timedelta | None = None,
+        idempotency_key: str = "",
+        timeout: float | None = None,
+        **work: Unpack[WorkFields],
+    ) -> Reservation:
+        """Reserve money for a run, and pin its price: what entering a `run` does, by itself.
+
+        For runs that begin and end in different places. Keep the reservation's token with the run, and
+        `settle` or `release` it. Raises InsufficientCredits or BudgetExceeded, which stands for this
+        attempt: the next one needs another `idempotency_key`. An attempt that is repeated answers the same
+        reservation, or ReservationEnded.
+        """
+        event = _requests.planned(work, WorkFields)
+        request = _requests.authorize_request(max_cost, expected, ttl, idempotency_key, event)
+        return self._drive(_operations.authorize(request, self._retry, timeout))
+
+    def extend(
+        self,
+        reservation: Reservation | str,
+        *,
+        max_cost: Amount | None = None,
+        ttl: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Reservation:
+        """Raise a reservation to `max_cost` in all, or keep it for `ttl` from now on; never less than before.
+
+        `reservation` is what `authorize` answered, or its token. The answer's token replaces it.
+        Raises InsufficientCredits, BudgetExceeded or ReservationEnded, and the reservation stays as it was.
+        """
+        request = _requests.extend_request(reservation, max_cost, ttl)
+        return self._drive(_operations.extend(request, self._retry, timeout))
+
+    def settle(
+        self,
+        reservation: Reservation | str,
+        *,
+        timeout: float | None = None,
+        **event: Unpack[EventFields],
+    ) -> Settled:
+        """Charge a finished run and end its reservation; what the run did not cost goes back.
+
+        The event is that of `meter`, with the identity that was authorized. Like `meter`, this is never
+        refused for lack of money, may be repeated, and charges once; a reservation that has ended is no
+        obstacle: the settlement says how the run was paid.
+        """
+        operation = _operations.settle(reservation, UsageEvent(**event), self._retry, timeout)
+        return self._drive(operation)
+
+    def release(self, reservation: Reservation | str, *, timeout: float | None = None) -> Settlement:
+        """End a reservation without a charge. One that was settled stays settled, and the answer says so."""
+        return self._drive(_operations.release(reservation, self._retry, timeout))
+
+    def check_access(
+        self,
+        customer: str,
+        agent: str,
+        action: str,
+        *,
+        cost: Amount | None = None,
+        workflow_id: str = "",
+        timeout: float | None = None,
+    ) -> Access:
+        """Whether a customer may run an agent now, and up to what cost. Reserves nothing.
+
+        `cost` is what the run may cost, in USD unless it is Money; when left out, at least something.
+        `workflow_id` is for budgets per workflow.
+        """
+        request = _requests.check_access_request(customer, agent, action, cost, workflow_id)
+        return self._drive(_operations.check_access(request, self._retry, timeout))
+
+    def balance(self, customer: str = "", currency: str = "USD", *, timeout: float | None = None) -> Balance:
+        """What a customer has and owes in one currency; all zero when the currency was never used.
+
+        `customer` may be left out with a customer's own API key.
+        """
+        return self._drive(_operations.balance(customer, currency, self._retry, timeout))
+
+    def resolve_outcome(
+        self,
+        outcome_id: str,
+        outcome: FinalOutcome,
+        *,
+        evidence: Mapping[str, object] | None = None,
+        evidence_ref: str = "",
+        timeout: float | None = None,
+    ) -> DeferredOutcome:
+        """Say how work ended that was reported as pending, and charge what that adds. May be repeated.
+
+        `outcome_id` is that of `Metered`. The SHA-256 of `evidence` is reported, the evidence itself is
+        not. Raises OutcomeAlreadyResolved if it was resolved otherwise, OutcomeExpired if it is too late.
+        """
+        operation = _operations.resolve_outcome(
+            outcome_id, outcome, evidence, evidence_ref, self._retry, timeout
+        )
+        return self._drive(operation)
+
+    def outcome(self, outcome_id: str, *, timeout: float | None = None) -> DeferredOutcome:
+        """The outcome of an event that was reported as pending. Raises OutcomeNotFound."""
+        return self._drive(_operations.outcome(outcome_id, self._retry, timeout))
 
     def record(self, **event: Unpack[EventFields]) -> None:
         """Take a finished run or action for later, and return at once: an agent never waits for its bill.
@@ -117,8 +295,7 @@ class Client:
         `occur_time` happened now. Raises BufferFull if too many events wait: then this one was not taken,
         and none was dropped.
         """
-        self._outbox.add(UsageEvent(**event))
-        self._begin_delivery()
+        self._keep(UsageEvent(**event))
 
     def flush(self, timeout: float | None = None) -> int:
         """Wait until everything that is recorded by now is delivered; answers how many events are not."""
@@ -139,6 +316,7 @@ class Client:
             return []
         self._delivery.flush(timeout)
         self._delivery.stop()
+        self._keep_alive.stop()
         self._closed.set()
         for channel in self._channels:
             channel.close()
@@ -158,6 +336,10 @@ class Client:
     ) -> None:
         self.close()
 
+    def _keep(self, event: UsageEvent, token: str = "") -> None:
+        self._outbox.add(event, token)
+        self._begin_delivery()
+
     def _begin_delivery(self) -> None:
         if not self._closes_at_exit:
             # The thread ends with the process; when nobody closes the client, what waits gets its time then.
@@ -168,7 +350,7 @@ class Client:
     def _channel(self, target: str | grpc.Channel) -> grpc.Channel:
         if isinstance(target, grpc.Channel):
             return target
-        credentials = self._access.credentials(target)
+        credentials = self._caller.credentials(target)
         channel = (
             grpc.insecure_channel(target, options=PLAINTEXT_OPTIONS)
             if credentials is None
@@ -177,28 +359,30 @@ class Client:
         self._channels.append(channel)
         return channel
 
-    def _run(self, operation: Operation[T]) -> T:
+    def _drive(self, operation: Operation[T]) -> T:
         """Drive an operation to its end."""
-        answer: object = None
-        while True:
-            if self._closed.is_set():
-                raise RuntimeError("the client is closed")
-            try:
-                step = operation.send(answer)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            if isinstance(step, Wait):
-                # Not time.sleep: who closes the client need not wait for those who wait to try again.
-                self._closed.wait(step.seconds)
-                answer = None
-            else:
-                answer = self._call(step)
+        # One that is interrupted learns it, and may have something to save.
+        with closing(operation):
+            answer: object = None
+            while True:
+                if self._closed.is_set():
+                    raise RuntimeError("the client is closed")
+                try:
+                    step = operation.send(answer)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+                if isinstance(step, Wait):
+                    # Not time.sleep: who closes the client need not wait for those who wait to try again.
+                    self._closed.wait(step.seconds)
+                    answer = None
+                else:
+                    answer = self._call(step)
 
     def _call(self, call: Call) -> object:
         try:
             return self._methods[call.method](
-                call.request, timeout=call.timeout, metadata=self._access.metadata(call.request_id)
+                call.request, timeout=call.timeout, metadata=self._caller.metadata(call.request_id)
             )
         except grpc.RpcError as error:
             return from_rpc_error(error, request_id=call.request_id)

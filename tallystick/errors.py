@@ -2,12 +2,19 @@
 
     TallystickError
     ├── InvalidArgument            a field is malformed: see `field_violations`; nothing was stored
+    │   └── ReservationTokenInvalid   the token is damaged, or belongs to other work
     ├── NotFound                   no such thing, or another tenant's; `reason` says what
+    │   └── OutcomeNotFound        no event was reported as pending under this outcome id
     ├── AlreadyExists              the id is taken by something else
     │   └── IdempotencyKeyReused   this event was reported before, with other content
     ├── PermissionDenied           the key is good, its role may not
     ├── Unauthenticated            no API key, or not a valid one
     ├── FailedPrecondition         the present state forbids it
+    │   ├── InsufficientCredits    the run was not authorized: the customer cannot pay it
+    │   ├── BudgetExceeded         the run was not authorized: a budget has no room; says which
+    │   ├── ReservationEnded       too late to extend it, or to begin this attempt again
+    │   ├── OutcomeAlreadyResolved   it was resolved before, otherwise
+    │   └── OutcomeExpired         it was resolved too late
     ├── ResourceExhausted          too much at once; was retried
     ├── Aborted                    lost a conflict; was retried
     ├── Cancelled                  broken off, for example by a server that stops; was retried
@@ -24,8 +31,10 @@ docs/errors.md lists every reason. "Was retried" means: by this library, until i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
+
+from tallystick.money import Money
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +94,18 @@ class InvalidArgument(TallystickError):
     code = "INVALID_ARGUMENT"
 
 
+class ReservationTokenInvalid(InvalidArgument):
+    """The reservation token is damaged, was not issued by these servers, or belongs to other work."""
+
+
 class NotFound(TallystickError):
     """There is no such thing, or it belongs to another tenant. `reason` says what, `metadata` which."""
 
     code = "NOT_FOUND"
+
+
+class OutcomeNotFound(NotFound):
+    """No event was recorded with this outcome id, or its outcome was known at once."""
 
 
 class AlreadyExists(TallystickError):
@@ -121,6 +138,117 @@ class FailedPrecondition(TallystickError):
     """The request is well formed, but the present state forbids it."""
 
     code = "FAILED_PRECONDITION"
+
+
+class InsufficientCredits(FailedPrecondition):
+    """The run was not authorized: the customer's credits and credit limit do not cover it.
+
+    No work was done. The refusal stands for its `idempotency_key`.
+    """
+
+    @property
+    def requested(self) -> Money | None:
+        """What was to be reserved."""
+        return _money(self.metadata, "requested_micros")
+
+    @property
+    def available(self) -> Money | None:
+        """What could have been. None for an organization's API key: it may not know."""
+        return _money(self.metadata, "available_micros")
+
+
+class BudgetExceeded(FailedPrecondition):
+    """The run was not authorized: a budget with a hard limit has no room for it.
+
+    No work was done. The refusal stands for its `idempotency_key`. Amounts are None if the server did not say
+    them: not everybody may know what others spend.
+    """
+
+    @property
+    def budget_id(self) -> str:
+        """The budget that has no room."""
+        return self.metadata.get("budget_id", "")
+
+    @property
+    def requested(self) -> Money | None:
+        """What was to be reserved."""
+        return _money(self.metadata, "requested_micros")
+
+    @property
+    def limit(self) -> Money | None:
+        """What may be spent in a period of this budget."""
+        return _money(self.metadata, "limit_micros")
+
+    @property
+    def spent(self) -> Money | None:
+        """What was spent in this period."""
+        return _money(self.metadata, "spent_micros")
+
+    @property
+    def reserved(self) -> Money | None:
+        """What is reserved for runs under way."""
+        return _money(self.metadata, "reserved_micros")
+
+    @property
+    def reset_time(self) -> datetime | None:
+        """When the budget starts again. None for one that never does."""
+        return _time(self.metadata, "reset_time")
+
+
+class ReservationEnded(FailedPrecondition):
+    """The reservation has ended: it cannot be extended, and its attempt cannot begin again.
+
+    A run under way is charged all the same when it ends. One that is to begin needs another
+    `idempotency_key`, unless `state` says that it was settled before.
+    """
+
+    @property
+    def reservation_id(self) -> str:
+        """The reservation."""
+        return self.metadata.get("reservation_id", "")
+
+    @property
+    def state(self) -> str:
+        """How it ended: "settled", "released" or "expired"."""
+        return self.metadata.get("state", "").lower().removeprefix("reservation_state_")
+
+
+class OutcomeAlreadyResolved(FailedPrecondition):
+    """The outcome was resolved before, otherwise. Nothing was changed."""
+
+    @property
+    def outcome_id(self) -> str:
+        """The outcome."""
+        return self.metadata.get("outcome_id", "")
+
+    @property
+    def outcome(self) -> str:
+        """What it was resolved to: "success", "failure", "partial" or "unknown"."""
+        return self.metadata.get("outcome", "").lower().removeprefix("outcome_")
+
+    @property
+    def resolve_time(self) -> datetime | None:
+        """When that was."""
+        return _time(self.metadata, "resolve_time")
+
+
+class OutcomeExpired(FailedPrecondition):
+    """The outcome was resolved too late: it had fallen to its default. Nothing was changed."""
+
+    @property
+    def outcome_id(self) -> str:
+        """The outcome."""
+        return self.metadata.get("outcome_id", "")
+
+    @property
+    def outcome(self) -> str:
+        """What it fell to: "success", "failure", "partial" or "unknown"."""
+        return self.metadata.get("outcome", "").lower().removeprefix("outcome_")
+
+    @property
+    def expire_time(self) -> datetime | None:
+        """When that was."""
+        return _time(self.metadata, "expire_time")
 
 
 class ResourceExhausted(TallystickError):
@@ -183,6 +311,13 @@ class BufferInUse(TallystickError):
 _BY_REASON: dict[str, type[TallystickError]] = {
     "IDEMPOTENCY_KEY_REUSED": IdempotencyKeyReused,
     "CHARGE_PENDING": ChargePending,
+    "INSUFFICIENT_CREDITS": InsufficientCredits,
+    "BUDGET_EXCEEDED": BudgetExceeded,
+    "RESERVATION_TOKEN_INVALID": ReservationTokenInvalid,
+    "RESERVATION_ENDED": ReservationEnded,
+    "OUTCOME_NOT_FOUND": OutcomeNotFound,
+    "OUTCOME_ALREADY_RESOLVED": OutcomeAlreadyResolved,
+    "OUTCOME_EXPIRED": OutcomeExpired,
 }
 _BY_CODE: dict[str, type[TallystickError]] = {
     error.code: error
@@ -206,3 +341,19 @@ _BY_CODE: dict[str, type[TallystickError]] = {
 def error_class(code: str, reason: str) -> type[TallystickError]:
     """The class for a reason, else for a status code, else Internal."""
     return _BY_REASON.get(reason) or _BY_CODE.get(code, Internal)
+
+
+# What an error is about comes from outside, and saying it must not raise another error.
+def _money(metadata: Mapping[str, str], key: str) -> Money | None:
+    try:
+        return Money(metadata["currency_code"], int(metadata[key]))
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def _time(metadata: Mapping[str, str], key: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(metadata[key])
+    except (KeyError, ValueError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

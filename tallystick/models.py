@@ -1,9 +1,9 @@
-"""What goes in and what comes out: usage events, what they cost, balances. Frozen and typed.
+"""What goes in and what comes out: usage events, what they cost, reservations, outcomes, balances.
 
-All are keyword-only, so that fields may be added without breaking anybody.
+All are frozen, typed and keyword-only, so that fields may be added without breaking anybody.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal, NotRequired, TypedDict, get_args
@@ -11,7 +11,8 @@ from typing import Literal, NotRequired, TypedDict, get_args
 from tallystick.errors import TallystickError
 from tallystick.money import Money
 
-Outcome = Literal["success", "failure", "partial", "unknown"]
+FinalOutcome = Literal["success", "failure", "partial", "unknown"]
+Outcome = Literal["success", "failure", "partial", "unknown", "pending"]
 
 
 class EventFields(TypedDict):
@@ -38,6 +39,29 @@ class EventFields(TypedDict):
     evidence_ref: NotRequired[str]
     evidence_hash: NotRequired[bytes]
     currency: NotRequired[str]
+    outcome_expire_time: NotRequired[datetime | None]
+
+
+class WorkFields(TypedDict):
+    """The keyword arguments of `authorize`, which say what is to be done: as in UsageEvent."""
+
+    customer: str
+    agent: str
+    workflow_id: str
+    action: str
+    ordinal: NotRequired[int]
+    agent_version: NotRequired[str]
+    currency: NotRequired[str]
+
+
+class RunFields(WorkFields):
+    """The keyword arguments of `run`, which say what is to be done: as in UsageEvent."""
+
+    outcome_candidate: NotRequired[str]
+    request_id: NotRequired[str]
+    span_id: NotRequired[str]
+    parent_span_id: NotRequired[str]
+    billable_rule_version: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +98,8 @@ class UsageEvent:
     tool: str = ""
     """The tool that was used, if any."""
     outcome: Outcome = "unknown"
-    """How it ended for the customer: "success", "failure", "partial" or "unknown"."""
+    """How it ended for the customer: "success", "failure", "partial" or "unknown"; or "pending", not decided
+    yet: what does not depend on it is charged at once, the rest when it is resolved."""
     outcome_candidate: str = ""
     """Names the business outcome that the event may be billed for, for example "ticket.resolved"."""
     occur_time: datetime | None = None
@@ -95,6 +120,9 @@ class UsageEvent:
     """SHA-256 of the evidence, 32 bytes."""
     currency: str = ""
     """The currency that you expect to be charged in; empty for that of the price book."""
+    outcome_expire_time: datetime | None = None
+    """When a pending outcome falls to its default, with a time zone: within 90 days. When left out, as the
+    price says."""
 
     def __post_init__(self) -> None:
         for name in ("customer", "agent", "workflow_id", "action"):
@@ -106,8 +134,12 @@ class UsageEvent:
                 raise TypeError(f"{name} is an int, not {type(value).__name__}")
         if self.outcome not in get_args(Outcome):
             raise ValueError(f"outcome is one of {', '.join(get_args(Outcome))}, not {self.outcome!r}")
-        if self.occur_time is not None and self.occur_time.utcoffset() is None:
-            raise ValueError("occur_time needs a time zone, for example datetime.now(timezone.utc)")
+        for name in ("occur_time", "outcome_expire_time"):
+            moment = getattr(self, name)
+            if moment is not None and moment.utcoffset() is None:
+                raise ValueError(f"{name} needs a time zone, for example datetime.now(timezone.utc)")
+        if self.outcome_expire_time is not None and self.outcome != "pending":
+            raise ValueError("outcome_expire_time goes with the outcome pending only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +173,40 @@ class Payment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeferredOutcome:
+    """The outcome of an event that was reported as pending."""
+
+    outcome_id: str
+    """"out_…", as in Metered."""
+    customer: str
+    workflow_id: str
+    ordinal: int
+    agent: str
+    state: Literal["pending", "resolved", "expired"]
+    """It leaves "pending" once: resolved by somebody, or expired, and then fallen to its default."""
+    outcome: Outcome
+    """What it was resolved to, or fell to; "pending" until then."""
+    expired_outcome: Outcome
+    """What it falls to when it expires."""
+    expire_time: datetime
+    resolve_time: datetime | None
+    """When it left "pending"."""
+    max_bonus: Money
+    """The most that it may add to the charge; held for it, as far as there was money."""
+    bonus: Money | None
+    """What it added. None until it left "pending"."""
+    charge_id: str
+    """The charge for it; empty if it added nothing."""
+    evidence_ref: str
+    evidence_hash: bytes
+    available: Money | None = None
+    """What the customer has left to spend. Only in the answer of `resolve_outcome`; None for an
+    organization's API key."""
+    duplicate: bool = False
+    """Whether it had been resolved so before, so that this call of `resolve_outcome` changed nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metered:
     """What one usage event cost, and how that was paid."""
 
@@ -158,23 +224,111 @@ class Metered:
     """Whether the event had been recorded before, so that this call charged nothing."""
     evidence_differs: bool
     """Whether it had been recorded before with other evidence. The first one stands."""
+    deferred_outcome: DeferredOutcome | None = None
+    """Its outcome, if that was reported as pending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a run is expected to consume. It is priced with the outcome that costs most."""
+
+    model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Money that is kept for one run, until it is settled, released or over."""
+
+    reservation_id: str
+    token: str = field(repr=False)
+    """What extends, settles or releases it. Keep it with the run, and out of logs."""
+    customer: str
+    workflow_id: str
+    ordinal: int
+    agent: str
+    amount: Money
+    """What is reserved."""
+    price_version_id: str
+    """The price that the run will be charged by, whatever is published meanwhile."""
+    expire_time: datetime
+    """When it ends by itself."""
+    kind: Literal["leased", "durable"]
+    """How the servers keep it. A durable one may last longer than 15 minutes."""
+    available: Money | None = None
+    """What the customer has left to spend beside it. None for an organization's API key: it may not know."""
+    duplicate: bool = False
+    """Whether it had been made before, by the same attempt, so that this call reserved nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What became of a reservation: reserved = captured + returned."""
+
+    reservation_id: str
+    state: Literal["settled", "released", "expired"]
+    """How it ended. Finished work is charged also if its reservation had ended otherwise before; it is then
+    paid as work without one."""
+    reserved: Money
+    captured: Money
+    """What the charge took of it."""
+    returned: Money
+    """What went back."""
+    excess: Money
+    """What the run cost beyond what was captured. The next three add up to it."""
+    excess_from_credits: Money
+    """Paid from available credits."""
+    excess_from_receivable: Money
+    """Owed under the credit limit."""
+    excess_unpaid: Money
+    """Neither."""
+    available: Money | None = None
+    """What the customer has left to spend. None for an organization's API key: it may not know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A run that was charged: what it cost, and what became of its reservation."""
+
+    metered: Metered
+    settlement: Settlement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Whether a customer may run an agent now. Nothing is reserved: only `authorize` and `run` promise."""
+
+    allowed: bool
+    up_to: Money | None
+    """The most that could be reserved. None for an organization's API key: it may not know."""
+    refusal: TallystickError | None
+    """If not allowed, what `authorize` would raise: InsufficientCredits or BudgetExceeded."""
+    price_version_id: str
+    """The price that would apply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """What a customer has and owes in one currency, at one moment."""
+    """What a customer has and owes in one currency, at one moment. credits = available + reserved + held."""
 
     customer: str
+    credits: Money
+    """Granted and not spent."""
     available: Money
-    """Spendable now."""
+    """The part of them that can be spent or reserved now."""
+    reserved: Money
+    """The part that is reserved for runs under way."""
     held: Money
-    """Held for work in progress."""
+    """The part that is held for outcomes which are not decided yet."""
     receivable: Money
     """Owed under the credit limit."""
     unpaid: Money
     """Finished work beyond credits and credit limit."""
     credit_limit: Money
     """How much may be owed as receivable; zero means prepaid only."""
+    credit_room: Money
+    """What the credit limit still leaves for new runs: not owed, and not reserved or held either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

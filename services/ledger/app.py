@@ -9,12 +9,15 @@ from services.kit.clock import SystemClock
 from services.kit.db import Database
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
-from services.ledger import background
+from services.ledger import background, reaper
 from services.ledger.config import LedgerConfig
+from services.ledger.rpc.credits import CreditService
 from services.ledger.rpc.directory import DirectoryService
 from services.ledger.rpc.ledger import LedgerService
 from services.ledger.store.api_keys import DatabaseKeyResolver
 from tallystick.ledger.v1 import (
+    credit_service_pb2,
+    credit_service_pb2_grpc,
     directory_service_pb2,
     directory_service_pb2_grpc,
     ledger_service_pb2,
@@ -46,6 +49,9 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
     try:
         clock = SystemClock()
         ledger = LedgerService(writer, reader, clock)
+        credits = CreditService(
+            writer, reader, clock, lease_duration=config.lease_duration, lease_drain=config.lease_drain
+        )
         directory = DirectoryService(writer, reader, clock)
         yield App(
             services=(
@@ -55,13 +61,21 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
                     ledger,
                 ),
                 bind(
+                    credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
+                    credit_service_pb2_grpc.add_CreditServiceServicer_to_server,
+                    credits,
+                ),
+                bind(
                     directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"],
                     directory_service_pb2_grpc.add_DirectoryServiceServicer_to_server,
                     directory,
                 ),
             ),
             authenticator=CachedAuthenticator(DatabaseKeyResolver(reader)),
-            workers=background.workers(config, writer, reader),
+            workers=[
+                *background.workers(config, writer, reader),
+                *reaper.workers(config, writer, reader),
+            ],
         )
     finally:
         await reader.close()

@@ -31,3 +31,17 @@ class LedgerConfig(ServerConfig, DatabaseConfig):
         default=timedelta(seconds=2),
         metadata=setting("pause between two searches for debts that credits could pay, in seconds"),
     )
+    lease_duration: timedelta = field(
+        default=timedelta(seconds=1800),
+        metadata=setting("how long a credit lease lasts unless it is renewed, in seconds"),
+    )
+    lease_drain: timedelta = field(
+        default=timedelta(seconds=1200),
+        metadata=setting(
+            "how long a superseded credit lease still pays what was allocated in it, in seconds"
+        ),
+    )
+    reap_interval: timedelta = field(
+        default=timedelta(seconds=1),
+        metadata=setting("pause between two searches for leases and holds whose time is over, in seconds"),
+    )

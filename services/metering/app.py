@@ -9,27 +9,52 @@ from typing import Final
 from services.kit.auth import Authenticator, CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
+from services.kit.coalesce import Coalescer
 from services.kit.db import Database
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
 from services.metering.config import MeteringConfig
+from services.metering.domain.reservation_token import TokenSigner
+from services.metering.lease_keeper import LeaseKeeper
+from services.metering.outcome_expiry import OutcomeExpiry
+from services.metering.reconciler import Reconciler
 from services.metering.recovery import Recovery
+from services.metering.rpc.balances import Balances
+from services.metering.rpc.budget_catalog import BudgetCatalog
+from services.metering.rpc.budget_gate import BudgetGate
+from services.metering.rpc.budgets import BudgetService
 from services.metering.rpc.confirmations import Confirmations
+from services.metering.rpc.credits import Credits
+from services.metering.rpc.durable_credits import DurableCredits
+from services.metering.rpc.leased_credits import LeasedCredits
+from services.metering.rpc.leases import Leases
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.metering import MeteringService
+from services.metering.rpc.outcomes import Outcomes
 from services.metering.rpc.parties import Directory
-from services.metering.rpc.pipeline import Pipeline
+from services.metering.rpc.pipeline import Metered, Pipeline, Report
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.pricing import PricingService
-from services.metering.valkey import ValkeyWatch
+from services.metering.rpc.reservation_admin import ReservationService
+from services.metering.rpc.reservations import Reservations
+from services.metering.rpc.terms import TermsFinder
+from services.metering.store.pools import Pools
+from services.metering.valkey import Valkey, open_client
 from tallystick.metering.v1 import (
+    budget_service_pb2,
+    budget_service_pb2_grpc,
     metering_service_pb2,
     metering_service_pb2_grpc,
     pricing_service_pb2,
     pricing_service_pb2_grpc,
+    reservation_service_pb2,
+    reservation_service_pb2_grpc,
 )
 
 _VALKEY_INTERVAL: Final = timedelta(seconds=1)
+_PURGE_INTERVAL: Final = timedelta(seconds=10)
+_DRIFT_INTERVAL: Final = timedelta(seconds=60)
+_OUTCOME_EXPIRY_INTERVAL: Final = timedelta(seconds=1)
 _SYSTEM_CLOCK: Final = SystemClock()
 
 
@@ -60,33 +85,110 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         )
         cleanup.push_async_callback(channel.close)
         ledger = Ledger(channel)
-        catalog = PriceCatalog(reader)
+        directory, catalog = Directory(ledger), PriceCatalog(reader)
+        budgets = BudgetCatalog(reader)
         confirmations = Confirmations(writer)
         # Before the pools: it waits for confirmations that still use them.
         cleanup.push_async_callback(confirmations.close)
         recovery = Recovery(writer=writer, ledger=ledger, delay=config.recovery_delay)
         workers: list[Worker] = [recovery.worker(config.recovery_interval)]
-        if config.redis_url is not None:
-            watch = ValkeyWatch(config.redis_url)
-            cleanup.push_async_callback(watch.close)
-            workers.append(watch.worker(_VALKEY_INTERVAL))
+        terms = TermsFinder(directory, catalog)
+        redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
             writer=writer,
-            directory=Directory(ledger),
-            catalog=catalog,
+            terms=terms,
+            budgets=budgets,
             ledger=ledger,
             confirmations=confirmations,
             clock=clock,
             recovery_delay=config.recovery_delay,
         )
+        signer = TokenSigner(config.token_secrets)
+        pools, valkey = (None, None) if redis is None else redis
+        gate = BudgetGate(catalog=budgets, writer=writer, pools=pools, valkey=valkey)
+        workers.append(gate.purger(_PURGE_INTERVAL))
+        expiry = OutcomeExpiry(
+            writer=writer,
+            ledger=ledger,
+            confirmations=confirmations,
+            budgets=budgets,
+            gate=gate,
+            recovery_delay=config.recovery_delay,
+        )
+        workers.append(expiry.worker(_OUTCOME_EXPIRY_INTERVAL))
+        leased = reconciler = None
+        if pools is not None and valkey is not None:
+            leases = Leases(ledger=ledger, pools=pools)
+            leased = LeasedCredits(pools=pools, leases=leases, signer=signer)
+            keeper = LeaseKeeper(leases=leases, pools=pools, valkey=valkey, idle=config.lease_idle)
+            reconciler = Reconciler(
+                ledger=ledger, leases=leases, pools=pools, catalog=budgets, writer=writer, clock=clock
+            )
+            workers += [
+                valkey.worker(_VALKEY_INTERVAL),
+                keeper.worker(config.lease_interval),
+                keeper.scanner(config.lease_scan_interval),
+                reconciler.worker(_DRIFT_INTERVAL),
+            ]
+        credits = Credits(
+            ledger=ledger,
+            durable=DurableCredits(ledger=ledger, signer=signer),
+            leased=leased,
+            pools=pools,
+            valkey=valkey,
+        )
+        outcomes = Outcomes(
+            writer=writer,
+            reader=reader,
+            ledger=ledger,
+            confirmations=confirmations,
+            budgets=budgets,
+            credits=credits,
+            gate=gate,
+            recovery_delay=config.recovery_delay,
+        )
+        workers.append(credits.teller(_VALKEY_INTERVAL))
+        # One run at a time: the more events gather in a run, the less each of them costs.
+        meter = Coalescer[Report, Metered](pipeline.run).submit
+        reservations = Reservations(
+            credits=credits, gate=gate, terms=terms, signer=signer, clock=clock, meter=meter
+        )
+        balances = Balances(ledger=ledger, credits=credits, gate=gate, terms=terms, clock=clock)
         yield App(
             services=_bindings(
-                MeteringService(pipeline=pipeline, reader=reader, ledger=ledger, clock=clock),
+                MeteringService(
+                    pipeline=pipeline,
+                    meter=meter,
+                    credits=credits,
+                    gate=gate,
+                    reservations=reservations,
+                    balances=balances,
+                    outcomes=outcomes,
+                    reader=reader,
+                    ledger=ledger,
+                    clock=clock,
+                ),
                 PricingService(writer=writer, reader=reader, ledger=ledger, catalog=catalog, clock=clock),
+                BudgetService(
+                    writer=writer,
+                    reader=reader,
+                    directory=directory,
+                    catalog=budgets,
+                    reserved=gate,
+                    clock=clock,
+                ),
+                ReservationService(pools=pools, reconciler=reconciler),
             ),
             authenticator=CachedAuthenticator(ledger),
             workers=workers,
         )
+
+
+def _open_redis(config: MeteringConfig, cleanup: AsyncExitStack) -> tuple[Pools, Valkey]:
+    client = open_client(config.redis_url or "", cluster=config.redis_cluster)
+    valkey = Valkey(client)
+    cleanup.push_async_callback(valkey.close)
+    return Pools(client, grace=config.reservation_grace), valkey
 
 
 def _database(config: MeteringConfig, role: str) -> Database:
@@ -99,7 +201,12 @@ def _database(config: MeteringConfig, role: str) -> Database:
     )
 
 
-def _bindings(metering: MeteringService, pricing: PricingService) -> tuple[ServiceBinding, ...]:
+def _bindings(
+    metering: MeteringService,
+    pricing: PricingService,
+    budgets: BudgetService,
+    reservations: ReservationService,
+) -> tuple[ServiceBinding, ...]:
     return (
         bind(
             metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"],
@@ -110,5 +217,15 @@ def _bindings(metering: MeteringService, pricing: PricingService) -> tuple[Servi
             pricing_service_pb2.DESCRIPTOR.services_by_name["PricingService"],
             pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
             pricing,
+        ),
+        bind(
+            budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+            budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
+            budgets,
+        ),
+        bind(
+            reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
+            reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server,
+            reservations,
         ),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from services.kit.config import DatabaseConfig, ServerConfig, setting
 from services.kit.net import is_loopback
 from services.kit.urls import redis_url_problem
+from services.metering.domain.reservation_token import MIN_KEY_LENGTH
 
 ENV_PREFIX = "METERING"
 
@@ -21,6 +22,34 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
     )
     redis_url: str | None = field(
         default=None, metadata=setting("Valkey or Redis, as redis://host:port/0", shared=True, secret=True)
+    )
+    redis_cluster: bool = field(
+        default=False, metadata=setting("redis_url names a node of a cluster", shared=True)
+    )
+    token_keys: str = field(
+        metadata=setting(
+            "secrets of 32 characters or more that sign reservation tokens, separated by commas: the first"
+            " signs, all are accepted; the same for all replicas",
+            secret=True,
+        )
+    )
+    reservation_grace: timedelta = field(
+        default=timedelta(seconds=60),
+        metadata=setting(
+            "seconds for which Redis keeps a reservation past its end: more than clocks differ", minimum=0
+        ),
+    )
+    lease_interval: timedelta = field(
+        default=timedelta(seconds=2),
+        metadata=setting("pause between two looks at the credit leases in use, in seconds"),
+    )
+    lease_scan_interval: timedelta = field(
+        default=timedelta(seconds=10),
+        metadata=setting("pause between two searches for leases that no process looks after, in seconds"),
+    )
+    lease_idle: timedelta = field(
+        default=timedelta(seconds=60),
+        metadata=setting("age of a lease's last use from which its credits are given back, in seconds"),
     )
     ledger_address: str = field(
         default="127.0.0.1:50051", metadata=setting("host:port, or unix:/path, of the ledger")
@@ -41,10 +70,17 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
         metadata=setting("age from which a pending charge is recovered, in seconds"),
     )
 
+    @property
+    def token_secrets(self) -> list[bytes]:
+        """The keys that sign reservation tokens, the one in use first."""
+        return [key.strip().encode() for key in self.token_keys.split(",") if key.strip()]
+
     def problems(self) -> list[str]:
         found = super().problems()
         if self.redis_url is not None and (problem := redis_url_problem(self.redis_url)):
             found.append(f"redis_url: {problem}")
+        if not self.token_secrets or any(len(key) < MIN_KEY_LENGTH for key in self.token_secrets):
+            found.append(f"token_keys: must be secrets of at least {MIN_KEY_LENGTH} characters")
         if self.ledger_tls_ca_file is not None and not self.ledger_tls_ca_file.is_file():
             found.append(f"ledger_tls_ca_file: {self.ledger_tls_ca_file} is not a file")
         if self.ledger_tls_ca_file is None and not self.insecure and not is_loopback(self.ledger_address):

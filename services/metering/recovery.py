@@ -9,8 +9,7 @@ from services.kit import log
 from services.kit.db import Database
 from services.kit.errors import TallystickError
 from services.kit.worker import PeriodicWorker
-from services.metering.domain.usage_event import EventKey
-from services.metering.domain.usage_record import charge_id
+from services.metering.domain.usage_record import ChargeKey
 from services.metering.rpc.ledger import Ledger, is_passing
 from services.metering.store import pending_charges
 from services.metering.store.pending_charges import FailedCharge
@@ -25,7 +24,9 @@ _log = log.get_logger()
 
 
 class Recovery:
-    """Posts pending charges, however often it takes: the ledger knows each by its id, and posts it once."""
+    """Posts pending charges, however often it takes: the ledger knows each by its id, and posts it once. What
+    is held for an outcome that adds nothing is released instead.
+    """
 
     def __init__(self, *, writer: Database, ledger: Ledger, delay: timedelta) -> None:
         self._writer = writer
@@ -47,14 +48,14 @@ class Recovery:
             _REFUSED.set(await pending_charges.count_refused(connection))
         if not charges:
             return False
-        verdicts = await self._ledger.post_charges(charges)
-        posted: list[EventKey] = []
+        verdicts = await self._ledger.settle_charges(charges)
+        posted: list[ChargeKey] = []
         failed: list[FailedCharge] = []
         for charge, verdict in zip(charges, verdicts, strict=True):
             if isinstance(verdict, TallystickError):
-                failed.append(_failed(charge.key, verdict))
+                failed.append(_failed(charge.charge_key, verdict))
             else:
-                posted.append(charge.key)
+                posted.append(charge.charge_key)
         async with self._writer.hot() as connection:
             await pending_charges.confirm(connection, posted)
             await pending_charges.note_failed(connection, failed)
@@ -63,12 +64,12 @@ class Recovery:
         return len(charges) == _BATCH
 
 
-def _failed(key: EventKey, error: TallystickError) -> FailedCharge:
+def _failed(key: ChargeKey, error: TallystickError) -> FailedCharge:
     refused = not is_passing(error)
     if refused:
         _log.error(
             "charge.refused",
-            charge_id=charge_id(key),
+            charge_id=key.charge_id,
             reason=error.reason,
             message=error.message,
             **key._asdict(),

@@ -71,22 +71,29 @@ EMBEDDED_STORES = {"DATABASE_URL": "", "REDIS_URL": ""}
 class Priced:
     """What one good line must cost, and who pays."""
 
+    name: str
     customer: str
     gross: int
+    # With the outcome that costs most: what is reserved for a run.
+    most: int
+    deferred: bool = False
 
 
-def priced(workflow_id: str, gross: Fraction) -> Priced:
+def priced(
+    workflow_id: str, gross: Fraction, bonus: int = 0, missed: int = 0, deferred: bool = False
+) -> Priced:
     bucket = int.from_bytes(hashlib.sha256(workflow_id.encode()).digest()[:8], "big") % 25
+    customer = "cus_one-dollar" if bucket == 24 else f"cus_replay-{bucket:02}"
     # round() of a Fraction rounds half to even.
-    return Priced("cus_one-dollar" if bucket == 24 else f"cus_replay-{bucket:02}", round(gross))
+    return Priced(workflow_id, customer, round(gross + bonus), round(gross + bonus + missed), deferred)
 
 
 def priced_run(run: Mapping[str, Any]) -> Priced:
     """0.005 USD + 0.60 and 2.40 USD per million tokens + 0.20 USD on success, in micros."""
     gross = Fraction(5_000)
     gross += Fraction(60, 100) * (run["tokens_input"] or 0) + Fraction(240, 100) * (run["tokens_output"] or 0)
-    gross += 200_000 if run["outcome"] == "success" else 0
-    return priced(run["run_id"], gross)
+    bonus, missed = (200_000, 0) if run["outcome"] == "success" else (0, 200_000)
+    return priced(run["run_id"], gross, bonus, missed, run["outcome"] == "unknown")
 
 
 def priced_request(number: int, row: str) -> Priced:
@@ -97,12 +104,36 @@ def priced_request(number: int, row: str) -> Priced:
     )
 
 
-def expected(charges: Iterable[Priced]) -> dict[str, int]:
-    charges = list(charges)
+def refusals(runs: Iterable[Priced]) -> dict[str, list[str]]:
+    """Who must be refused: of the customer with one dollar, and of the one who may spend two, each run that
+    would cost more than is left if it succeeds.
+    """
+    left = {"cus_one-dollar": 1_000_000, "cus_replay-23": 2_000_000}
+    refused: dict[str, list[str]] = {customer: [] for customer in left}
+    for run in runs:
+        if run.customer in left:
+            if run.most > left[run.customer]:
+                refused[run.customer].append(run.name)
+            else:
+                left[run.customer] -= run.gross
+    return {
+        "INSUFFICIENT_CREDITS": refused["cus_one-dollar"],
+        "BUDGET_EXCEEDED": refused["cus_replay-23"],
+    }
+
+
+def expected(runs: Iterable[Priced], requests: Iterable[Priced]) -> dict[str, Any]:
+    runs = list(runs)
+    by_reason = refusals(runs)
+    refused = {name for names in by_reason.values() for name in names}
+    settled = [run for run in runs if run.name not in refused]
+    charges = [*settled, *requests]
     gross = sum(charge.gross for charge in charges)
     platform_fee = sum(charge.gross * 1500 // 10_000 for charge in charges)
     processing = sum(charge.gross * 290 // 10_000 for charge in charges)
     one_dollar = sum(charge.gross for charge in charges if charge.customer == "cus_one-dollar")
+    capped = sum(charge.gross for charge in charges if charge.customer == "cus_replay-23")
+    deferred = sum(run.deferred for run in settled)
     return {
         "charges": len(charges),
         "gross": gross,
@@ -112,6 +143,20 @@ def expected(charges: Iterable[Priced]) -> dict[str, int]:
         "paid_from_credits": gross,
         "unpaid_before_top_up": max(0, one_dollar - 1_000_000),
         "unpaid": 0,
+        "refused": [run.name for run in runs if run.name in refused],
+        "refused_by_reason": by_reason,
+        "settled": len(settled),
+        "deferred_outcomes": deferred,
+        "expired_outcomes": deferred,
+        "reserved": 0,
+        "held": 0,
+        "short_customer": {"customer_id": "cus_one-dollar", "credits": 1_000_000},
+        "capped_customer": {
+            "customer_id": "cus_replay-23",
+            "budget_id": "bud_replay",
+            "limit": 2_000_000,
+            "spent": capped,
+        },
     }
 
 
@@ -144,25 +189,31 @@ def assert_invariants_hold(demo: Demo) -> None:
     assert demo.status == 0, demo.output + demo.errors
 
 
-def figures(demo: Demo, names: Iterable[str]) -> dict[str, int]:
+def figures(demo: Demo, names: Iterable[str]) -> dict[str, Any]:
     return {name: demo.result[name] for name in names}
 
 
 def test_plain_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cost(
     tmp_path: Path, given_stores: dict[str, str]
 ) -> None:
-    chance = random.Random(1)
-    good = [some_run(number, chance) for number in range(150)]
-    # Of two that differ the first counts, and the other is bad; of two that agree the other is a duplicate.
-    changed = good[3] | {"tokens_input": 5_000_000}
+    chance = random.Random(34)
+    good = [some_run(number, chance) for number in range(250)]
+    by_reason = refusals(map(priced_run, good))
+    assert all(by_reason.values())
+    refused = {run_id for run_ids in by_reason.values() for run_id in run_ids}
+    done, again = [run for run in good[:100] if run["run_id"] not in refused][3:5]
+    # Of two that differ the first counts and the other is bad; of two that agree the other is a duplicate,
+    # unless the first was refused: then it is refused too.
+    changed = done | {"tokens_input": 5_000_000}
+    refused_again = [run for run in good if run["run_id"] in refused][:3]
     bad = [
         "{",
         "[1]",
         *(json.dumps(good[0] | change) for change in ({"tokens_input": -5}, {"outcome": "so-so"})),
     ]
     bad += [json.dumps({"run_id": "r"}), json.dumps(good[1] | {"started_at": "later"})]
-    lines = [*map(json.dumps, good[:100]), *bad, "", json.dumps(changed), json.dumps(good[4])]
-    lines += map(json.dumps, good[100:])
+    lines = [*map(json.dumps, good[:100]), *bad, "", json.dumps(changed), json.dumps(again)]
+    lines += map(json.dumps, [*good[100:], *refused_again])
     runs = tmp_path / "runs.jsonl"
     runs.write_text("\n".join(lines) + "\n")
     rows = some_rows(1200, chance)
@@ -176,8 +227,9 @@ def test_plain_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cos
     requests = [
         priced_request(number, row) for number, row in enumerate(rows, start=1) if number not in (8, 9, 10)
     ]
-    wanted = expected([*map(priced_run, good), *requests])
+    wanted = expected(map(priced_run, good), requests)
     assert wanted["unpaid_before_top_up"] > 0
+    assert wanted["deferred_outcomes"] > 0
     wanted |= {"runs": len(lines) - 1, "requests": 1200, "bad_lines": len(bad) + 1 + 3, "duplicates": 1}
     assert figures(demo, wanted) == wanted
     for number in (*range(101, 107), 108):
@@ -185,14 +237,22 @@ def test_plain_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cos
     for number in (9, 10, 11):
         assert f"{trace}:{number}: " in demo.errors
     assert len(demo.errors.splitlines()) >= demo.result["bad_lines"]
-    assert demo.result["seconds"].keys() == {"start", "setup", "replay", "top_up", "verify", "total"}
+    assert demo.result["seconds"].keys() == {
+        "start",
+        "setup",
+        "replay",
+        "outcomes",
+        "top_up",
+        "verify",
+        "total",
+    }
 
 
 def test_gzip_files_replayed_twice_are_all_duplicates_and_change_nothing(
     tmp_path: Path, given_stores: dict[str, str]
 ) -> None:
-    chance = random.Random(2)
-    good = [some_run(number, chance) for number in range(60)]
+    chance = random.Random(3)
+    good = [some_run(number, chance) for number in range(150)]
     runs = tmp_path / "runs.jsonl.gz"
     runs.write_bytes(gzip.compress("\n".join(["nonsense", *map(json.dumps, good)]).encode()))
     rows = some_rows(700, chance)
@@ -209,8 +269,10 @@ def test_gzip_files_replayed_twice_are_all_duplicates_and_change_nothing(
         "second_replay_changes_nothing",
     }
     requests = [priced_request(number, row) for number, row in enumerate(rows, start=1)]
-    wanted = expected([*map(priced_run, good), *requests])
-    wanted |= {"runs": 61, "requests": 700, "bad_lines": 1, "duplicates": 760}
+    wanted = expected(map(priced_run, good), requests)
+    assert all(wanted["refused_by_reason"].values())
+    # What was refused is refused again.
+    wanted |= {"runs": 151, "requests": 700, "bad_lines": 1, "duplicates": 850 - len(wanted["refused"])}
     assert figures(demo, wanted) == wanted
 
 
@@ -219,12 +281,19 @@ def test_the_bundled_recordings_come_to_the_documented_total(tmp_path: Path) -> 
 
     assert_invariants_hold(demo)
     with gzip.open(DATA / "runs.jsonl.gz", "rt") as file:
-        charges = [priced_run(json.loads(line)) for line in file]
+        runs = [priced_run(json.loads(line)) for line in file]
     with gzip.open(DATA / "trace.csv.gz", "rt") as file:
         rows = file.read().splitlines()[1:]
-    charges += [priced_request(number, row) for number, row in enumerate(rows, start=1)]
-    wanted = expected(charges) | {"runs": 729, "requests": 28_185, "bad_lines": 0, "duplicates": 0}
-    assert wanted["gross"] == 159_728_332
+    requests = [priced_request(number, row) for number, row in enumerate(rows, start=1)]
+    # All that was recorded, and what of it is left without the runs that did not happen.
+    assert sum(charge.gross for charge in [*runs, *requests]) == 159_728_332
+    wanted = expected(runs, requests) | {"runs": 729, "requests": 28_185, "bad_lines": 0, "duplicates": 0}
+    assert wanted["gross"] == 153_026_375
+    assert {reason: len(names) for reason, names in wanted["refused_by_reason"].items()} == {
+        "INSUFFICIENT_CREDITS": 30,
+        "BUDGET_EXCEEDED": 9,
+    }
+    assert (wanted["settled"], wanted["deferred_outcomes"]) == (690, 1)
     assert figures(demo, wanted) == wanted
 
 
@@ -279,6 +348,8 @@ def test_an_unsound_ledger_fails_the_demo_and_a_used_one_is_refused(
     assert failing.status == 1
     assert [name for name, holds in failing.result["invariants"].items() if not holds] == ["audit_clean"]
     assert "FAILS  audit clean" in failing.output
+    # There is nothing to refuse.
+    assert (failing.result["refused"], failing.result["settled"]) == ([], 1)
     assert "org_nobody" in failing.errors
 
     refused = run_demo(tmp_path, *small_files, stores=stores)

@@ -17,9 +17,10 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import account_pb2, charge_pb2, transaction_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_service_pb2, transaction_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
+from tests.support.ledger_credits import hold_request, of_hold
 from tests.support.ledger_server import LedgerServer, running_ledger
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "accounting.md"
@@ -102,7 +103,8 @@ class Play:
             (r"customer (\S+?)(?:, may owe ([\d,]+))?", self._customer),
             (r"(purchase) of ([\d,]+) by (\S+)", self._grant),
             (r"(promotion) of ([\d,]+) to (\S+)", self._grant),
-            (r"charge (\S+) of ([\d,]+) to (\S+) for (.+)", self._charge),
+            (r"hold (\S+) of ([\d,]+) for (\S+)", self._hold),
+            (r"charge (\S+) of ([\d,]+) to (\S+)(?: from (\S+))? for (.+)", self._charge),
             (r"adjustment of (.+)", self._adjust),
         ):
             if match := re.fullmatch(pattern, line):
@@ -135,7 +137,16 @@ class Play:
             )
         )
 
-    async def _charge(self, workflow_id: str, gross: str, customer_id: str, payees: str) -> None:
+    async def _hold(self, hold_id: str, amount: str, customer_id: str) -> None:
+        request = hold_request(hold_id, number(amount), customer=customer_id)
+        answer = await self.server.service.credits.PlaceHolds(
+            credit_service_pb2.PlaceHoldsRequest(holds=[request])
+        )
+        assert answer.verdicts[0].HasField("placed")
+
+    async def _charge(
+        self, workflow_id: str, gross: str, customer_id: str, hold_id: str | None, payees: str
+    ) -> None:
         occur_time = Timestamp()
         occur_time.FromDatetime(datetime.now(UTC) - WORK_TO_CHARGE)
         intent = charge_pb2.ChargeIntent(
@@ -146,6 +157,7 @@ class Play:
             payees=[payee(text) for text in payees.split(", ")],
             occur_time=occur_time,
             price_version_id="pv_story",
+            reservation=of_hold(hold_id) if hold_id else None,
         )
         posted = await self.server.service.ledger.PostCharge(ledger.PostChargeRequest(intent=intent))
         self.charges[posted.posted.charge.charge_id] = posted.posted.charge

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.kit.money import MAX_AMOUNT_MICROS
+from services.metering.domain.outcome import FINAL_OUTCOMES, bonuses
 from services.metering.domain.price_book import (
     BaseFee,
     Component,
@@ -20,7 +21,7 @@ from services.metering.domain.price_book import (
     UnitPrice,
     check_prices,
 )
-from services.metering.domain.rating import Rated, compile_price, rate
+from services.metering.domain.rating import Rated, compile_price, rate, rate_bonus
 from services.metering.domain.usage_event import MAX_TOKENS, Outcome, Usage
 
 amounts = st.builds(
@@ -135,4 +136,26 @@ def test_more_usage_never_costs_less(price: Price, usage: Usage, outcome: Outcom
     assert (
         rate_within_bounds(price, usage, outcome).total_micros
         <= rate_within_bounds(price, greater, outcome).total_micros
+    )
+
+
+@given(prices, usages)
+def test_base_and_bonus_are_the_whole_price_whatever_the_outcome(price: Price, usage: Usage) -> None:
+    compiled = compile_price(price)
+    whole = {outcome: rate_within_bounds(price, usage, outcome) for outcome in FINAL_OUTCOMES}
+    base = rate(compiled, usage, Outcome.PENDING)
+    earned = bonuses(compiled, usage)
+
+    for outcome in FINAL_OUTCOMES:
+        bonus = rate_bonus(compiled, usage, outcome)
+        assert base.total_micros + bonus.total_micros == whole[outcome].total_micros
+        assert sum(line.amount_micros for line in bonus.lines) == bonus.total_micros
+        assert min((line.amount_micros for line in bonus.lines), default=0) >= 0
+        # Those lines and no others that the base does not have.
+        names = [line.component_name for line in (*base.lines, *bonus.lines)]
+        assert sorted(names) == sorted(line.component_name for line in whole[outcome].lines)
+        assert earned.get(outcome, Rated((), 0)).total_micros == bonus.total_micros
+    assert Outcome.UNKNOWN not in earned
+    assert max(whole[outcome].total_micros for outcome in FINAL_OUTCOMES) == base.total_micros + max(
+        (bonus.total_micros for bonus in earned.values()), default=0
     )

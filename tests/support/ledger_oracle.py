@@ -1,12 +1,15 @@
-"""The ledger, small and obviously right: one charge after the other, in exact fractions.
+"""The ledger, small and obviously right: one thing after the other, in exact fractions.
 
-It knows one currency. Amounts are micros.
+It knows one currency. Amounts are micros. It has no clock: a claim says itself whether it comes too late, and
+what time ends is told to it.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor
+from typing import NamedTuple
 
 
 def largest_remainder(amount: int, weights: list[int]) -> list[int]:
@@ -22,20 +25,94 @@ def largest_remainder(amount: int, weights: list[int]) -> list[int]:
     return shares
 
 
+class Claim(NamedTuple):
+    """What a charge claims: up to an amount of a lease, unless it is too late, or (epoch 0) a hold."""
+
+    reservation_id: str
+    epoch: int = 0
+    amount: int = 0
+    too_late: bool = False
+
+
+class Item(NamedTuple):
+    """A charge that is asked for. `outcome` is the id and amount of a hold that goes with it."""
+
+    customer: str
+    workflow: str
+    gross: int
+    payees: tuple[tuple[str, int], ...]
+    claim: Claim | None = None
+    outcome: tuple[str, int] | None = None
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What makes two of them the same charge."""
+        return self.gross, self.payees
+
+
+class Ended(NamedTuple):
+    """How a reservation ended, and what was captured of it: of credits, and of the room."""
+
+    state: str
+    credits: int = 0
+    room: int = 0
+
+
 @dataclass
 class Charge:
     """A charge and what is still open of its legs: net, platform fee and processing fee of each payee."""
 
-    content: tuple[object, ...]
-    organizations: list[str]
-    from_credits: int
-    uncollected: list[int]
-    unearned: list[int]
+    item: Item
+    reservation_id: str = ""
+    captured_credits: int = 0
+    captured_room: int = 0
+    uncollected: list[int] = field(default_factory=list)
+    unearned: list[int] = field(default_factory=list)
+    # While it is being paid.
+    ended: Ended | None = None
+    kept_room: int = 0
+    from_credits: int = 0
+    owed: int = 0
+
+    @property
+    def rest(self) -> int:
+        return self.item.gross - self.from_credits - self.owed
+
+    @property
+    def paid(self) -> int:
+        """From credits, at once or later."""
+        return self.item.gross - sum(self.uncollected) - sum(self.unearned)
+
+    @property
+    def organizations(self) -> list[str]:
+        return [organization for organization, _ in self.item.payees]
+
+
+@dataclass
+class Lease:
+    """A lease. Only the newest of a customer is current, unless it is over."""
+
+    remaining: int
+    return_id: str = ""
+    recall: bool = False
+    over: bool = False
+
+
+@dataclass
+class Hold:
+    """Money kept for one piece of work."""
+
+    purpose: str
+    content: str
+    state: str = "held"
+    credits: int = 0
+    room: int = 0
+    captured: tuple[int, int] = (0, 0)
 
 
 @dataclass
 class LedgerOracle:
-    """Balances by owner, and every charge by its id."""
+    """Balances by owner; every charge, lease and hold by its id. `credits` are those that nobody holds."""
 
     shares: dict[str, tuple[int, int]]  # organization -> platform and processing basis points
     credits: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -46,40 +123,164 @@ class LedgerOracle:
     processing_fees: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     charges: dict[tuple[str, str], Charge] = field(default_factory=dict)
     grants: dict[tuple[str, str], int] = field(default_factory=dict)
+    leases: dict[tuple[str, int], Lease] = field(default_factory=dict)
+    holds: dict[tuple[str, str], Hold] = field(default_factory=dict)
+    released: set[tuple[str, str]] = field(default_factory=set)
+
+    # What there is.
+
+    def charges_of(self, customer: str) -> list[Charge]:
+        return [charge for (payer, _), charge in self.charges.items() if payer == customer]
+
+    def holds_of(self, customer: str) -> list[Hold]:
+        return [hold for (owner, _), hold in self.holds.items() if owner == customer and hold.state == "held"]
 
     def receivable(self, customer: str) -> int:
-        return sum(
-            sum(charge.uncollected) for (payer, _), charge in self.charges.items() if payer == customer
-        )
+        return sum(sum(charge.uncollected) for charge in self.charges_of(customer))
 
     def unpaid(self, customer: str) -> int:
-        return sum(sum(charge.unearned) for (payer, _), charge in self.charges.items() if payer == customer)
+        return sum(sum(charge.unearned) for charge in self.charges_of(customer))
 
-    def charge(self, customer: str, workflow: str, gross: int, payees: list[tuple[str, int]]) -> str:
-        """'posted', 'duplicate' or 'reused'."""
-        content = (gross, tuple(payees))
-        known = self.charges.get((customer, workflow))
-        if known is not None:
-            return "duplicate" if known.content == content else "reused"
-        from_credits = min(gross, self.credits[customer])
-        room = max(0, self.credit_limit[customer] - self.receivable(customer))
-        from_receivable = min(gross - from_credits, room)
-        legs = self._legs(gross, payees)
-        paid = largest_remainder(from_credits, legs)
+    def granted(self, customer: str) -> int:
+        return sum(amount for (owner, _), amount in self.grants.items() if owner == customer)
+
+    def spent(self, customer: str) -> int:
+        return sum(charge.paid for charge in self.charges_of(customer))
+
+    def leased(self, customer: str) -> int:
+        return sum(lease.remaining for (owner, _), lease in self.leases.items() if owner == customer)
+
+    def held(self, customer: str) -> int:
+        return self.leased(customer) + sum(hold.credits for hold in self.holds_of(customer))
+
+    def room(self, customer: str, promised: int = 0) -> int:
+        """What the credit limit leaves beside what is owed, held, and `promised`."""
+        held = sum(hold.room for hold in self.holds_of(customer))
+        return max(0, self.credit_limit[customer] - self.receivable(customer) - held - promised)
+
+    def newest(self, customer: str) -> int:
+        """The epoch of the newest lease; 0 if there was none."""
+        return max((epoch for owner, epoch in self.leases if owner == customer), default=0)
+
+    def ended(self, customer: str, claim: Claim, charge: Charge | None = None) -> Ended | None:
+        """How a reservation ended, as far as the charge that it is for is concerned; None if it stands."""
+        if charge is not None and charge.reservation_id == claim.reservation_id:
+            return Ended("settled", charge.captured_credits, charge.captured_room)
+        if claim.epoch == 0:
+            hold = self.holds.get((customer, claim.reservation_id))
+            if hold is not None and hold.state in ("settled", "released"):
+                return Ended(hold.state)
+            return None if hold is not None and hold.state == "held" else Ended("expired")
+        if (customer, claim.reservation_id) in self.released:
+            return Ended("released")
+        lease = self.leases.get((customer, claim.epoch))
+        return Ended("expired") if lease is None or lease.over or claim.too_late else None
+
+    # Charges.
+
+    def post(self, items: Sequence[Item]) -> list[tuple[str, Ended | None]]:
+        """'posted', 'duplicate' or 'reused' for each, and how its reservation ended.
+
+        Paid source by source, each in the order of the charges. Of items for one charge the first is judged
+        with the batch; those of another content only after it.
+        """
+        first: dict[tuple[str, str], Item] = {}
+        for item in items:
+            first.setdefault((item.customer, item.workflow), item)
+        judged = {
+            key: self.ended(item.customer, item.claim, self.charges[key]) if item.claim else None
+            for key, item in first.items()
+            if key in self.charges
+        }
+        fresh = {key: Charge(item) for key, item in first.items() if key not in self.charges}
+        self._pay(list(fresh.values()))
+        judged |= {key: charge.ended for key, charge in fresh.items()}
+        return [self._said(item, first, judged, fresh) for item in items]
+
+    def _said(
+        self,
+        item: Item,
+        first: dict[tuple[str, str], Item],
+        judged: dict[tuple[str, str], Ended | None],
+        fresh: dict[tuple[str, str], Charge],
+    ) -> tuple[str, Ended | None]:
+        key = item.customer, item.workflow
+        charge = self.charges[key]
+        if item.content != charge.item.content:
+            return "reused", None
+        ended = judged[key]
+        if first[key].content != charge.item.content:
+            ended = self.ended(item.customer, item.claim, charge) if item.claim else None
+        return ("posted" if key in fresh and item is first[key] else "duplicate"), ended
+
+    def _pay(self, batch: list[Charge]) -> None:
+        for charge in batch:
+            self._capture(charge)
+        for charge in batch:
+            from_credits = min(charge.rest, self.credits[charge.item.customer])
+            self.credits[charge.item.customer] -= from_credits
+            charge.from_credits += from_credits
+        for charge in batch:
+            charge.owed = charge.captured_room = min(charge.rest, charge.kept_room)
+        for charge in batch:
+            customer = charge.item.customer
+            owed = sum(other.owed for other in batch if other.item.customer == customer)
+            charge.owed += min(charge.rest, self.room(customer, owed))
+        for charge in batch:
+            self._record(charge)
+        for charge in batch:
+            if charge.from_credits < charge.item.gross:
+                self._recall(charge.item.customer)
+        for charge in batch:
+            if charge.item.outcome is not None:
+                self._hold_outcome(charge, *charge.item.outcome)
+
+    def _capture(self, charge: Charge) -> None:
+        customer, claim = charge.item.customer, charge.item.claim
+        if claim is None:
+            return
+        charge.ended = self.ended(customer, claim)
+        if charge.ended is not None:
+            return
+        charge.reservation_id = claim.reservation_id
+        if claim.epoch == 0:
+            hold = self.holds[customer, claim.reservation_id]
+            taken = min(charge.item.gross, hold.credits)
+            self.credits[customer] += hold.credits - taken
+            charge.kept_room = hold.room
+            hold.state = "settled"
+        else:
+            lease = self.leases[customer, claim.epoch]
+            taken = min(charge.item.gross, claim.amount, lease.remaining)
+            lease.remaining -= taken
+        charge.from_credits = charge.captured_credits = taken
+
+    def _record(self, charge: Charge) -> None:
+        customer, claim = charge.item.customer, charge.item.claim
+        legs = self._legs(charge.item)
+        paid = largest_remainder(charge.from_credits, legs)
         rest = [leg - part for leg, part in zip(legs, paid, strict=True)]
-        owed = largest_remainder(from_receivable, rest)
-        charge = Charge(
-            content=content,
-            organizations=[organization for organization, _ in payees],
-            from_credits=from_credits,
-            uncollected=owed,
-            unearned=[leg - part for leg, part in zip(rest, owed, strict=True)],
-        )
-        self.credits[customer] -= from_credits
+        charge.uncollected = largest_remainder(charge.owed, rest)
+        charge.unearned = [leg - part for leg, part in zip(rest, charge.uncollected, strict=True)]
         self._earn(charge, paid, collected=True)
-        self._earn(charge, owed, collected=False)
-        self.charges[customer, workflow] = charge
-        return "posted"
+        self._earn(charge, charge.uncollected, collected=False)
+        self.charges[customer, charge.item.workflow] = charge
+        if charge.reservation_id:
+            charge.ended = Ended("settled", charge.captured_credits, charge.captured_room)
+            if claim is not None and claim.epoch == 0:
+                captured = charge.captured_credits, charge.captured_room
+                self.holds[customer, claim.reservation_id].captured = captured
+
+    def _hold_outcome(self, charge: Charge, hold_id: str, amount: int) -> None:
+        customer, claim = charge.item.customer, charge.item.claim
+        if (customer, hold_id) in self.holds:
+            return
+        hold = self.holds[customer, hold_id] = Hold("outcome", "")
+        if claim is not None and claim.epoch and charge.reservation_id:
+            lease = self.leases[customer, claim.epoch]
+            hold.credits = min(amount, claim.amount - charge.captured_credits, lease.remaining)
+            lease.remaining -= hold.credits
+        self._raise(customer, hold, amount)
 
     def grant(self, customer: str, key: str, amount: int) -> str:
         """'posted', 'duplicate' or 'reused'. Collects receivables before unpaid charges, oldest first."""
@@ -87,15 +288,17 @@ class LedgerOracle:
             return "duplicate" if self.grants[customer, key] == amount else "reused"
         self.grants[customer, key] = amount
         self.credits[customer] += amount
-        own = [charge for (payer, _), charge in self.charges.items() if payer == customer]
-        for charge in own:
+        self._collect(customer)
+        return "posted"
+
+    def _collect(self, customer: str) -> None:
+        for charge in self.charges_of(customer):
             parts = self._take(customer, charge.uncollected)
             self._earn(charge, parts, collected=True, fees=False)
             for organization, net in zip(charge.organizations, parts[::3], strict=True):
                 self.uncollected[organization] -= net
-        for charge in own:
+        for charge in self.charges_of(customer):
             self._earn(charge, self._take(customer, charge.unearned), collected=True)
-        return "posted"
 
     def _take(self, customer: str, legs: list[int]) -> list[int]:
         amount = min(self.credits[customer], sum(legs))
@@ -104,10 +307,10 @@ class LedgerOracle:
         legs[:] = [leg - part for leg, part in zip(legs, parts, strict=True)]
         return parts
 
-    def _legs(self, gross: int, payees: list[tuple[str, int]]) -> list[int]:
+    def _legs(self, item: Item) -> list[int]:
         legs = []
-        shares = largest_remainder(gross, [weight for _, weight in payees])
-        for (organization, _), share in zip(payees, shares, strict=True):
+        shares = largest_remainder(item.gross, [weight for _, weight in item.payees])
+        for (organization, _), share in zip(item.payees, shares, strict=True):
             platform_bps, processing_bps = self.shares[organization]
             platform_fee = floor(Fraction(share * platform_bps, 10_000))
             processing_fee = floor(Fraction(share * processing_bps, 10_000))
@@ -121,3 +324,113 @@ class LedgerOracle:
             if fees:
                 self.platform_fees[organization] += platform_fee
                 self.processing_fees[organization] += processing_fee
+
+    # Leases.
+
+    def open_lease(self, customer: str, seen: int, wanted: int) -> bool:
+        """Whether it was opened: the one after `seen`, unless there is a later one."""
+        newest = self.newest(customer)
+        if seen < newest:
+            return False
+        if newest and self.leases[customer, newest].over:
+            del self.leases[customer, newest]
+        self.leases[customer, seen + 1] = lease = Lease(0)
+        self._grant_lease(customer, lease, wanted)
+        return True
+
+    def renew_lease(self, customer: str, epoch: int, wanted: int) -> str:
+        """'renewed' or 'superseded'."""
+        lease = self.leases.get((customer, epoch))
+        if lease is None or lease.over or epoch != self.newest(customer):
+            return "superseded"
+        if lease.remaining == 0:
+            lease.recall = False
+        if not lease.recall:
+            self._grant_lease(customer, lease, wanted)
+        return "renewed"
+
+    def return_lease(self, customer: str, epoch: int, return_id: str, amount: int) -> str:
+        """'returned' or 'superseded'. What comes back pays debts first."""
+        lease = self.leases.get((customer, epoch))
+        if lease is None or lease.over:
+            return "superseded"
+        if lease.return_id != return_id:
+            lease.return_id, lease.recall = return_id, False
+            returned = min(amount, lease.remaining)
+            lease.remaining -= returned
+            self.credits[customer] += returned
+            self._collect(customer)
+        return "returned"
+
+    def expire_lease(self, customer: str, epoch: int) -> None:
+        """Its time is over. Of the newest one the number stays."""
+        lease = self.leases.pop((customer, epoch))
+        self.credits[customer] += lease.remaining
+        if epoch > self.newest(customer):
+            self.leases[customer, epoch] = Lease(0, over=True)
+
+    def _grant_lease(self, customer: str, lease: Lease, wanted: int) -> None:
+        free = self.credits[customer]
+        generous = free if free <= 1_000_000 else free // 2
+        granted = min(free, max(wanted, generous)) if wanted else 0
+        lease.remaining += granted
+        self.credits[customer] -= granted
+
+    def _recall(self, customer: str) -> None:
+        lease = self.leases.get((customer, self.newest(customer)))
+        if lease is not None and lease.remaining:
+            lease.recall = True
+
+    # Holds, and what ends a reservation without a charge.
+
+    def place_hold(self, customer: str, hold_id: str, purpose: str, amount: int, content: str) -> str:
+        """'placed', 'duplicate', 'insufficient', 'reused' or 'missing'. Only without content it is raised."""
+        hold = self.holds.get((customer, hold_id))
+        if hold is None:
+            if not content:
+                return "missing"
+            hold = Hold(purpose, content)
+            self.holds[customer, hold_id] = hold
+            if not self._raise(customer, hold, amount):
+                hold.state = "refused"
+                return "insufficient"
+            return "placed"
+        if hold.purpose != purpose or (content and content != hold.content):
+            return "reused"
+        if hold.state == "refused":
+            return "insufficient"
+        if hold.state == "held" and not content and not self._raise(customer, hold, amount):
+            return "insufficient"
+        return "duplicate"
+
+    def _raise(self, customer: str, hold: Hold, amount: int) -> bool:
+        """Raise a hold to an amount: for a run wholly or not at all, for an outcome as far as it goes."""
+        lacking = max(0, amount - hold.credits - hold.room)
+        from_credits = min(lacking, self.credits[customer])
+        from_room = min(lacking - from_credits, self.room(customer))
+        if from_credits + from_room < lacking:
+            self._recall(customer)
+            if hold.purpose == "run":
+                return False
+        self.credits[customer] -= from_credits
+        hold.credits += from_credits
+        hold.room += from_room
+        return True
+
+    def release(self, customer: str, workflow: str, claim: Claim) -> Ended:
+        """How it has ended, now or before."""
+        ended = self.ended(customer, claim, self.charges.get((customer, workflow)))
+        hold = self.holds.get((customer, claim.reservation_id))
+        if ended is not None:
+            return Ended(ended.state, *hold.captured) if claim.epoch == 0 and hold is not None else ended
+        if claim.epoch == 0:
+            self.end_hold(customer, claim.reservation_id, "released")
+        else:
+            self.released.add((customer, claim.reservation_id))
+        return Ended("released")
+
+    def end_hold(self, customer: str, hold_id: str, state: str) -> None:
+        """It gives back what it keeps."""
+        hold = self.holds[customer, hold_id]
+        hold.state = state
+        self.credits[customer] += hold.credits

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -19,11 +19,13 @@ from services.ledger.config import LedgerConfig
 from services.ledger.create_key import CreateKeyConfig, create_key
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceStub
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 
 if TYPE_CHECKING:
     # The stubs' types of calls on an aio channel; at run time there is one class for both.
+    from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceAsyncStub
     from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceAsyncStub
     from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
 
@@ -35,6 +37,11 @@ class Caller:
     key: str
     ledger: LedgerServiceAsyncStub
     directory: DirectoryServiceAsyncStub
+    credits: CreditServiceAsyncStub
+
+
+def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
+    return Caller(key, LedgerServiceStub(channel), DirectoryServiceStub(channel), CreditServiceStub(channel))
 
 
 @dataclass
@@ -51,7 +58,7 @@ class LedgerServer:
         """The services as the bearer of another key reaches them."""
         channel = connect(self.address, key)
         self._channels.append(channel)
-        return Caller(key, LedgerServiceStub(channel), DirectoryServiceStub(channel))
+        return _caller(key, channel)
 
     async def create_caller(
         self,
@@ -107,9 +114,14 @@ async def platform_key(database_url: str, role: str) -> str:
 
 
 @asynccontextmanager
-async def running_ledger(database_url: str) -> AsyncIterator[LedgerServer]:
-    """Serve a ledger on this database until the end of the `async with`, with its workers."""
-    config = LedgerConfig(database_url=database_url, sequence_interval=timedelta(milliseconds=10))
+async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[LedgerServer]:
+    """Serve a ledger on this database until the end of the `async with`, with its workers.
+
+    `settings` are fields of its configuration.
+    """
+    config = LedgerConfig(
+        database_url=database_url, **{"sequence_interval": timedelta(milliseconds=10), **settings}
+    )
     channels: list[grpc.aio.Channel] = []
     async with open_app(config) as app:
         server = build_server(services=app.services, authenticator=app.authenticator)
@@ -121,7 +133,7 @@ async def running_ledger(database_url: str) -> AsyncIterator[LedgerServer]:
         def caller(key: str) -> Caller:
             channel = connect(address, key)
             channels.append(channel)
-            return Caller(key, LedgerServiceStub(channel), DirectoryServiceStub(channel))
+            return _caller(key, channel)
 
         try:
             yield LedgerServer(

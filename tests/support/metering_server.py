@@ -18,14 +18,21 @@ from services.metering.app import open_app
 from services.metering.config import MeteringConfig
 from services.metering.rpc.ledger import Ledger
 from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2, usage_pb2
+from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
+from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceStub
 from tests.support.ledger_server import LedgerServer
 
 if TYPE_CHECKING:
     # Known to type checkers only.
+    from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceAsyncStub
     from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
+    from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceAsyncStub
+
+
+TOKEN_KEY = "a secret of the tests and of nobody else"
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Caller:
 
     metering: MeteringServiceAsyncStub
     pricing: PricingServiceAsyncStub
+    budgets: BudgetServiceAsyncStub
+    reservations: ReservationServiceAsyncStub
 
 
 @dataclass
@@ -49,7 +58,12 @@ class MeteringServer:
         """The services as the bearer of this key reaches them."""
         channel = connect(self.address, key)
         self._channels.append(channel)
-        return Caller(MeteringServiceStub(channel), PricingServiceStub(channel))
+        return Caller(
+            MeteringServiceStub(channel),
+            PricingServiceStub(channel),
+            BudgetServiceStub(channel),
+            ReservationServiceStub(channel),
+        )
 
     @property
     def operator(self) -> Caller:
@@ -142,7 +156,12 @@ async def running_metering(
     *,
     ledger_address: str | None = None,
     redis_url: str | None = None,
+    redis_cluster: bool = False,
     recovery_delay: timedelta = timedelta(seconds=5),
+    reservation_grace: timedelta = timedelta(milliseconds=200),
+    lease_interval: timedelta = timedelta(milliseconds=50),
+    lease_idle: timedelta = timedelta(seconds=60),
+    lease_scan_interval: timedelta = timedelta(seconds=10),
 ) -> AsyncIterator[MeteringServer]:
     """Serve metering on this database until the end of the `async with`, with its workers.
 
@@ -154,8 +173,14 @@ async def running_metering(
         redis_url=redis_url,
         ledger_address=ledger_address or ledger.address,
         ledger_api_key=ledger.service.key,
+        token_keys=TOKEN_KEY,
         recovery_delay=recovery_delay,
         recovery_interval=timedelta(milliseconds=20),
+        redis_cluster=redis_cluster,
+        reservation_grace=reservation_grace,
+        lease_interval=lease_interval,
+        lease_idle=lease_idle,
+        lease_scan_interval=lease_scan_interval,
     )
     running: MeteringServer | None = None
     async with open_app(config) as app, connect(ledger.address, ledger.service.key) as channel:

@@ -67,6 +67,18 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldCredits:
+    """What a customer's held credits are held for; the four amounts add up to what is held."""
+
+    leased: int
+    # 0 if there is no current lease.
+    lease_epoch: int
+    draining: int
+    runs: int
+    outcomes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CustomerBalance:
     """What a customer has and owes in one currency."""
 
@@ -77,6 +89,9 @@ class CustomerBalance:
     receivable: int = 0
     unpaid: int = 0
     credit_limit: int = 0
+    held_receivable: int = 0
+    # Not every answer says so much.
+    held_credits: HeldCredits | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,13 @@ from enum import IntEnum
 from services.kit import ids
 from services.kit.money import check_amount, check_currency
 from services.ledger.domain.accounts import CustomerBalance
+from services.ledger.domain.credits import (
+    EndedReservation,
+    Hold,
+    OutcomeHold,
+    ReservationClaim,
+    claim_violations,
+)
 from services.ledger.domain.violations import Violations
 
 MAX_CHARGES_PER_CALL = 1000
@@ -53,6 +60,9 @@ class ChargeIntent:
     occur_time: datetime
     price_version_id: str
     evidence_hash: bytes
+    # What it is paid from first, and what is held with it: not part of what the charge is.
+    reservation: ReservationClaim | None = None
+    outcome_hold: OutcomeHold | None = None
     # Both are derived from the fields above.
     charge_id: str = field(init=False)
     content_hash: bytes = field(init=False)
@@ -66,7 +76,8 @@ class ChargeIntent:
         object.__setattr__(self, "content_hash", self._content_hash())
 
     def _content_hash(self) -> bytes:
-        """What must be equal for a repeated request to be the same: everything but the evidence.
+        """What must be equal for a repeated request to be the same: everything but the evidence and the
+        reservation.
 
         It is stored for ever, so its form never changes; a new field that matters starts a new version.
         """
@@ -99,6 +110,7 @@ def check(intent: ChargeIntent, now: datetime) -> None:
     violations.require(
         len(intent.evidence_hash) in (0, SHA256_LENGTH), "evidence_hash", "must be a SHA-256, or empty"
     )
+    claim_violations(violations, intent.reservation, intent.outcome_hold, intent.currency_code, now)
     violations.raise_if_any()
 
 
@@ -163,6 +175,9 @@ class Charge:
     price_version_id: str
     evidence_hash: bytes
     transaction_id: str
+    # What it was paid from first, and how much came from there; as the payment, not for every reader.
+    reservation_id: str = ""
+    captured: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +188,6 @@ class PostedCharge:
     balance: CustomerBalance
     duplicate: bool
     evidence_differs: bool
+    # None if the intent claims nothing, or something that stands.
+    reservation: EndedReservation | None = None
+    outcome_hold: Hold | None = None

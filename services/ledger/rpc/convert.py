@@ -1,17 +1,12 @@
 """Between the contract and the domain."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.errors import InvalidArgument
 from services.ledger.domain.accounts import (
     Account,
     AccountKind,
     AccountRef,
-    CustomerBalance,
     EarningsBalance,
     Entry,
     PostedEntry,
@@ -26,6 +21,8 @@ from services.ledger.domain.charges import (
     Payee,
     PostedCharge,
 )
+from services.ledger.rpc import credits_convert
+from services.ledger.rpc.times import time_from_proto, timestamp
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, ledger_service_pb2, transaction_pb2
 
@@ -58,23 +55,6 @@ def type_from_proto(number: int, field: str) -> TransactionType:
     return _TYPE_FROM_PROTO[number]
 
 
-def time_from_proto(message: Any, field: str) -> datetime:
-    """The time in a required field, in UTC; raises InvalidArgument naming the field."""
-    if not message.HasField(field):
-        raise InvalidArgument.of(field, "is required")
-    timestamp: Timestamp = getattr(message, field)
-    try:
-        return timestamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument.of(field, "is not a valid time") from None
-
-
-def timestamp(moment: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message
-
-
 def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
     """An intent as it was sent; domain.charges.check judges what needs no contract to be judged."""
     if message.component not in _COMPONENTS:
@@ -95,6 +75,12 @@ def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
         occur_time=time_from_proto(message, "occur_time"),
         price_version_id=message.price_version_id,
         evidence_hash=message.evidence_hash,
+        reservation=credits_convert.claim_from_proto(message.reservation)
+        if message.HasField("reservation")
+        else None,
+        outcome_hold=credits_convert.outcome_hold_from_proto(message.outcome_hold)
+        if message.HasField("outcome_hold")
+        else None,
     )
 
 
@@ -136,29 +122,23 @@ def charge_to_proto(charge: Charge) -> charge_pb2.Charge:
         price_version_id=charge.price_version_id,
         evidence_hash=charge.evidence_hash,
         transaction_id=charge.transaction_id,
+        reservation_id=charge.reservation_id,
+        captured=money(charge.captured) if charge.reservation_id else None,
     )
 
 
 def posted_to_proto(posted: PostedCharge) -> ledger_service_pb2.PostedCharge:
     return ledger_service_pb2.PostedCharge(
         charge=charge_to_proto(posted.charge),
-        balance=customer_balance_to_proto(posted.balance),
+        balance=credits_convert.customer_balance_to_proto(posted.balance),
         duplicate=posted.duplicate,
         evidence_differs=posted.evidence_differs,
-    )
-
-
-def customer_balance_to_proto(balance: CustomerBalance) -> account_pb2.CustomerBalance:
-    def money(amount: int) -> money_pb2.Money:
-        return money_pb2.Money(currency_code=balance.currency_code, amount_micros=amount)
-
-    return account_pb2.CustomerBalance(
-        customer_id=balance.customer_id,
-        available=money(balance.available),
-        held=money(balance.held),
-        receivable=money(balance.receivable),
-        unpaid=money(balance.unpaid),
-        credit_limit=money(balance.credit_limit),
+        reservation=None
+        if posted.reservation is None
+        else credits_convert.ended_to_proto(posted.reservation),
+        outcome_hold=None
+        if posted.outcome_hold is None
+        else credits_convert.hold_to_proto(posted.outcome_hold),
     )
 
 

@@ -19,7 +19,7 @@ from services.ledger.domain.directory import (
     RevenueShareAgreement,
 )
 from services.ledger.domain.violations import Violations
-from services.ledger.rpc.convert import timestamp
+from services.ledger.rpc.times import timestamp
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import directory_pb2, directory_service_pb2
 

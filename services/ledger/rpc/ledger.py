@@ -14,7 +14,7 @@ from services.kit.auth import Principal, current_principal
 from services.kit.clock import Clock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
-from services.kit.errors import Aborted, InvalidArgument, TallystickError
+from services.kit.errors import Aborted, FailedPrecondition, InvalidArgument, TallystickError
 from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
@@ -30,7 +30,8 @@ from services.ledger.domain.accounts import (
 )
 from services.ledger.domain.charges import MAX_CHARGES_PER_CALL, ChargeIntent, PostedCharge, check
 from services.ledger.rpc import convert
-from services.ledger.store import balances, charges, movements, transactions
+from services.ledger.rpc.credits_convert import customer_balance_to_proto
+from services.ledger.store import balances, charges, credits, movements, transactions
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc, transaction_pb2
 
@@ -38,8 +39,6 @@ _CREDIT_SOURCES = {
     ledger_service_pb2.CREDIT_SOURCE_PURCHASE: TransactionType.PURCHASE,
     ledger_service_pb2.CREDIT_SOURCE_PLATFORM_PROMOTION: TransactionType.PROMOTION,
 }
-# Charges collected in one database transaction: it holds the customer's lock, so it is kept short.
-COLLECT_LIMIT = 500
 _MAX_REASON_LENGTH = 500
 _MAX_KEY_LENGTH = 128
 _DEFAULT_FEED_BATCH = 500
@@ -190,7 +189,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                     return posted, movements.Collected(0, False)
                 # In the same transaction: no charge comes between the money and the oldest debts.
                 return posted, await movements.collect(
-                    connection, customer_id, currency, COLLECT_LIMIT, actor
+                    connection, customer_id, currency, movements.COLLECT_LIMIT, actor
                 )
 
         posted, collected = await retry_transaction(grant, idempotent=True)
@@ -203,15 +202,15 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         return ledger_service_pb2.GrantCreditsResponse(
             transaction_id=posted.transaction_id,
             collected=money_pb2.Money(currency_code=currency, amount_micros=total),
-            balance=convert.customer_balance_to_proto(
-                await self._customer_balance(PLATFORM, customer_id, currency)
-            ),
+            balance=customer_balance_to_proto(await self._customer_balance(PLATFORM, customer_id, currency)),
         )
 
     async def _collect(self, customer_id: str, currency: str, actor: str) -> movements.Collected:
         async def collect() -> movements.Collected:
             async with self._writer.hot() as connection:
-                return await movements.collect(connection, customer_id, currency, COLLECT_LIMIT, actor)
+                return await movements.collect(
+                    connection, customer_id, currency, movements.COLLECT_LIMIT, actor
+                )
 
         # Not counted twice if repeated: what was collected is no longer open.
         return await retry_transaction(collect, idempotent=True)
@@ -259,15 +258,29 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                             connection,
                             account.owner_id,
                             account.currency_code,
-                            COLLECT_LIMIT,
+                            movements.COLLECT_LIMIT,
                             principal.api_key_id,
                         )
                 return posted
 
-        posted = await retry_transaction(adjust, idempotent=True)
+        try:
+            posted = await retry_transaction(adjust, idempotent=True)
+        except FailedPrecondition as refused:
+            if "recall" in refused.metadata:
+                await self._recall(refused.metadata["owner_id"], refused.metadata["currency_code"])
+            raise
         return ledger_service_pb2.AdjustBalancesResponse(
             transaction=await self._transaction(posted.transaction_id, principal)
         )
+
+    async def _recall(self, customer_id: str, currency: str) -> None:
+        """Ask for what a lease keeps; in a transaction of its own, since that of the refusal is undone."""
+
+        async def recall() -> None:
+            async with self._writer.hot() as connection:
+                await credits.recall_lease(connection, customer_id, currency)
+
+        await retry_transaction(recall, idempotent=True)
 
     async def GetCustomerBalance(
         self, request: ledger_service_pb2.GetCustomerBalanceRequest, context: Context
@@ -276,9 +289,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         currency = check_currency(request.currency_code or DEFAULT_CURRENCY)
         tenants = _balance_tenants(current_principal(), customer_id)
         balance = await self._customer_balance(tenants, customer_id, currency)
-        return ledger_service_pb2.GetCustomerBalanceResponse(
-            balance=convert.customer_balance_to_proto(balance)
-        )
+        return ledger_service_pb2.GetCustomerBalanceResponse(balance=customer_balance_to_proto(balance))
 
     async def _customer_balance(self, tenants: Tenants, customer_id: str, currency: str) -> CustomerBalance:
         async with self._reader.begin() as connection:
@@ -427,6 +438,9 @@ def _repeated(intent: ChargeIntent, first: ChargeIntent, verdict: Verdict) -> Ve
         return verdict
     if not same:
         return charges.key_reused(intent.charge_id)
+    if (intent.reservation, intent.outcome_hold) != (first.reservation, first.outcome_hold):
+        # What became of its own reservation, only the database knows.
+        return None
     return replace(
         verdict, duplicate=True, evidence_differs=intent.evidence_hash != verdict.charge.evidence_hash
     )

@@ -95,13 +95,81 @@ CHECKS = (
     ),
     Check(
         "nothing_overdrawn",
-        "no debit-limited account is below its bound, and nothing is held without a lease or hold",
+        "no debit-limited account is below its bound",
         """
         SELECT owner_id, kind, currency_code, credits, debits, held, lower_bound
         FROM ledger.account
-        WHERE credits - debits - held < lower_bound OR held <> 0
+        WHERE credits - debits - held < lower_bound
            OR (kind = 'customer_credits' AND lower_bound IS DISTINCT FROM 0)
            OR (kind = 'customer_receivable' AND lower_bound IS NULL)
+        """,
+    ),
+    Check(
+        "held_by_leases_and_holds",
+        "what is held of every account is what its leases and its standing holds keep",
+        """
+        SELECT owner_id, kind, currency_code, a.held, k.kept
+        FROM (SELECT * FROM ledger.account WHERE held <> 0) AS a
+        FULL JOIN (
+            SELECT owner_id, kind, currency_code, sum(amount) AS kept
+            FROM (
+                SELECT customer_id AS owner_id, 'customer_credits'::ledger.account_kind AS kind,
+                       currency_code, remaining AS amount
+                FROM ledger.credit_lease
+                UNION ALL
+                SELECT customer_id, 'customer_credits', currency_code, credits
+                FROM ledger.hold WHERE state = 'held'
+                UNION ALL
+                SELECT customer_id, 'customer_receivable', currency_code, receivable
+                FROM ledger.hold WHERE state = 'held'
+            ) AS part
+            GROUP BY owner_id, kind, currency_code
+            HAVING sum(amount) <> 0
+        ) AS k USING (owner_id, kind, currency_code)
+        WHERE coalesce(a.held, 0) <> coalesce(k.kept, 0)
+        """,
+    ),
+    Check(
+        "one_lease_is_current",
+        "of the leases of a customer in one currency only the newest is not draining",
+        """
+        SELECT customer_id, currency_code, count(*) FILTER (WHERE NOT draining) AS current_leases,
+               max(epoch) AS newest, max(epoch) FILTER (WHERE NOT draining) AS newest_current
+        FROM ledger.credit_lease GROUP BY customer_id, currency_code
+        HAVING count(*) FILTER (WHERE NOT draining) <> 1
+            OR max(epoch) FILTER (WHERE NOT draining) <> max(epoch)
+        """,
+    ),
+    Check(
+        "captures_are_paid",
+        "a charge captured no more than it was paid, and of a hold no more than that kept, each hold once",
+        """
+        SELECT c.charge_id, c.reservation_id, c.from_credits, c.captured_credits, c.from_receivable,
+               c.captured_receivable, h.state, h.credits AS hold_credits, h.receivable AS hold_receivable,
+               h.captured_credits AS hold_captured_credits, h.captured_receivable AS hold_captured_receivable
+        FROM ledger.charge c
+        FULL JOIN (SELECT * FROM ledger.hold WHERE state = 'settled') AS h
+            ON h.customer_id = c.customer_id AND h.charge_id = c.charge_id
+        WHERE c.charge_id IS NULL
+           OR c.captured_credits > c.from_credits OR c.captured_receivable > c.from_receivable
+           OR (c.reservation_id = '' AND c.captured_credits + c.captured_receivable > 0)
+           OR (h.hold_id IS NOT NULL AND (
+               (h.hold_id, h.currency_code, h.captured_credits, h.captured_receivable)
+                   <> (c.reservation_id, c.currency_code, c.captured_credits, c.captured_receivable)
+               OR h.captured_credits > h.credits OR h.captured_receivable > h.receivable))
+        """,
+    ),
+    Check(
+        "reservations_end_once",
+        "no charge captured a reservation that was released, and no two charges the same one",
+        """
+        SELECT customer_id, reservation_id, count(*) AS ends
+        FROM (
+            SELECT customer_id, reservation_id FROM ledger.charge WHERE reservation_id <> ''
+            UNION ALL
+            SELECT customer_id, reservation_id FROM ledger.released_reservation
+        ) AS ended
+        GROUP BY customer_id, reservation_id HAVING count(*) > 1
         """,
     ),
     Check(

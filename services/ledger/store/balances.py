@@ -4,7 +4,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kit.pages import Page
-from services.ledger.domain.accounts import Account, AccountKind, AccountRef, CustomerBalance, EarningsBalance
+from services.ledger.domain.accounts import (
+    Account,
+    AccountKind,
+    AccountRef,
+    CustomerBalance,
+    EarningsBalance,
+    HeldCredits,
+)
 from services.ledger.store.charges import unknown_party
 
 _OWNER = text("""
@@ -22,7 +29,8 @@ async def check_owner(connection: AsyncConnection, owner_id: str) -> None:
         raise unknown_party(owner_id)
 
 
-# Groups by the customer, so that one who is not there, or not visible, gives no row rather than zeros.
+# One statement, so that what is held is what leases and holds keep. Groups by the customer, so that one who
+# is not there, or not visible, gives no row rather than zeros.
 _CUSTOMER_BALANCE = text("""
     SELECT coalesce(sum(credits - debits - held) FILTER (WHERE kind = 'customer_credits'), 0)::bigint
                AS available,
@@ -30,11 +38,25 @@ _CUSTOMER_BALANCE = text("""
            coalesce(sum(debits - credits) FILTER (WHERE kind = 'customer_receivable'), 0)::bigint
                AS receivable,
            coalesce(sum(debits - credits) FILTER (WHERE kind = 'customer_unpaid'), 0)::bigint AS unpaid,
-           coalesce(sum(credit_limit) FILTER (WHERE kind = 'customer_receivable'), 0)::bigint AS credit_limit
+           coalesce(sum(credit_limit) FILTER (WHERE kind = 'customer_receivable'), 0)::bigint AS credit_limit,
+           coalesce(sum(held) FILTER (WHERE kind = 'customer_receivable'), 0)::bigint AS held_receivable,
+           l.leased, l.lease_epoch, l.draining, h.runs, h.outcomes
     FROM ledger.customer c
     LEFT JOIN ledger.account a ON a.owner_id = c.customer_id AND a.currency_code = :currency_code
+    CROSS JOIN (
+        SELECT coalesce(sum(remaining) FILTER (WHERE NOT draining), 0)::bigint AS leased,
+               coalesce(max(epoch) FILTER (WHERE NOT draining AND NOT closed), 0) AS lease_epoch,
+               coalesce(sum(remaining) FILTER (WHERE draining), 0)::bigint AS draining
+        FROM ledger.credit_lease WHERE customer_id = :owner_id AND currency_code = :currency_code
+    ) AS l
+    CROSS JOIN (
+        SELECT coalesce(sum(credits) FILTER (WHERE purpose = 'run'), 0)::bigint AS runs,
+               coalesce(sum(credits) FILTER (WHERE purpose = 'outcome'), 0)::bigint AS outcomes
+        FROM ledger.hold
+        WHERE customer_id = :owner_id AND currency_code = :currency_code AND state = 'held'
+    ) AS h
     WHERE c.customer_id = :owner_id
-    GROUP BY c.customer_id
+    GROUP BY c.customer_id, l.leased, l.lease_epoch, l.draining, h.runs, h.outcomes
 """)
 
 
@@ -45,10 +67,20 @@ async def customer_balance(
     found = await connection.execute(
         _CUSTOMER_BALANCE, {"owner_id": customer_id, "currency_code": currency_code}
     )
-    row = found.mappings().one_or_none()
+    row = found.one_or_none()
     if row is None:
         raise unknown_party(customer_id)
-    return CustomerBalance(customer_id=customer_id, currency_code=currency_code, **row)
+    return CustomerBalance(
+        customer_id=customer_id,
+        currency_code=currency_code,
+        available=row.available,
+        held=row.held,
+        receivable=row.receivable,
+        unpaid=row.unpaid,
+        credit_limit=row.credit_limit,
+        held_receivable=row.held_receivable,
+        held_credits=HeldCredits(row.leased, row.lease_epoch, row.draining, row.runs, row.outcomes),
+    )
 
 
 # One statement, so that a fold between two reads cannot make money vanish or appear twice.

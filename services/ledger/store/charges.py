@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, TallystickError
 from services.kit.ids import AGENT, CUSTOMER
-from services.ledger.domain.accounts import CustomerBalance
 from services.ledger.domain.charges import (
     Charge,
     ChargeComponent,
@@ -21,13 +20,24 @@ from services.ledger.domain.charges import (
     Earning,
     PostedCharge,
 )
+from services.ledger.domain.credits import (
+    NO_LEASE,
+    EndedReservation,
+    Hold,
+    HoldPurpose,
+    HoldState,
+    ReservationClaim,
+    ReservationState,
+)
+from services.ledger.store import credit_rows
 
 # Parameters travel in binary form (%b): times and bytes are written in a fraction of the time.
 _POST_CHARGES = """
 SELECT * FROM ledger.post_charges(
     %b::text[], %b::text[], %b::text[], %b::smallint[], %b::integer[], %b::text[], %b::bigint[],
     %b::timestamptz[], %b::text[], %b::bytea[], %b::bytea[],
-    %b::integer[], %b::text[], %b::text[], %b::bigint[], %b
+    %b::integer[], %b::text[], %b::text[], %b::bigint[], %b,
+    %b::text[], %b::bigint[], %b::bigint[], %b::timestamptz[], %b::text[], %b::bigint[], %b::timestamptz[]
 )
 """
 
@@ -65,11 +75,43 @@ async def post_charges(
                 [payee.agent_id for _, payee in payees],
                 [payee.weight for _, payee in payees],
                 actor_api_key_id,
+                *_claims(intents),
+                *_outcome_holds(intents),
             ),
         )
     except psycopg.errors.NumericValueOutOfRange:
         raise TotalOutOfRange from None
     return [_verdict(intent, row) for intent, row in zip(intents, await cursor.fetchall(), strict=True)]
+
+
+# NULLs instead of arrays say that no charge of the batch has any.
+_Columns = tuple[list[Any] | None, ...]
+
+
+def _claims(intents: Sequence[ChargeIntent]) -> _Columns:
+    """The claims on reservations: ids, epochs, amounts, times."""
+    if not any(intent.reservation for intent in intents):
+        return (None, None, None, None)
+    claims = [intent.reservation or ReservationClaim("", NO_LEASE) for intent in intents]
+    return (
+        [claim.reservation_id for claim in claims],
+        [claim.lease_epoch for claim in claims],
+        [claim.amount for claim in claims],
+        # Without a time in the claim it does not matter.
+        [claim.expire_time or intent.occur_time for claim, intent in zip(claims, intents, strict=True)],
+    )
+
+
+def _outcome_holds(intents: Sequence[ChargeIntent]) -> _Columns:
+    """The holds for outcomes: ids, amounts, times."""
+    if not any(intent.outcome_hold for intent in intents):
+        return (None, None, None)
+    asked = [(intent.outcome_hold, intent.occur_time) for intent in intents]
+    return (
+        [hold.hold_id if hold else "" for hold, _ in asked],
+        [hold.amount if hold else 0 for hold, _ in asked],
+        [hold.expire_time if hold else time for hold, time in asked],
+    )
 
 
 def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
@@ -107,21 +149,49 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
         price_version_id=intent.price_version_id,
         evidence_hash=row.evidence_hash,
         transaction_id=row.transaction_id,
-    )
-    balance = CustomerBalance(
-        customer_id=intent.customer_id,
-        currency_code=intent.currency_code,
-        available=row.balance_available,
-        held=row.balance_held,
-        receivable=row.balance_receivable,
-        unpaid=row.balance_unpaid,
-        credit_limit=row.balance_credit_limit,
+        reservation_id=row.reservation_id,
+        captured=row.captured_credits + row.captured_receivable,
     )
     return PostedCharge(
         charge=charge,
-        balance=balance,
+        balance=credit_rows.balance(row, intent.customer_id, intent.currency_code),
         duplicate=row.status == "duplicate",
         evidence_differs=row.evidence_hash != intent.evidence_hash,
+        reservation=_reservation(intent, row),
+        outcome_hold=_outcome_hold(intent, row),
+    )
+
+
+def _reservation(intent: ChargeIntent, row: Any) -> EndedReservation | None:
+    if intent.reservation is None or row.reservation_state is None:
+        return None
+    # The charge may have been paid from another one.
+    own = intent.reservation.reservation_id == row.reservation_id
+    return EndedReservation(
+        state=ReservationState(row.reservation_state),
+        currency_code=intent.currency_code,
+        captured_credits=row.captured_credits if own else 0,
+        captured_receivable=row.captured_receivable if own else 0,
+        lease=credit_rows.current_lease(row, intent.customer_id, intent.currency_code),
+    )
+
+
+def _outcome_hold(intent: ChargeIntent, row: Any) -> Hold | None:
+    if intent.outcome_hold is None or row.hold_state is None:
+        return None
+    return Hold(
+        customer_id=intent.customer_id,
+        hold_id=intent.outcome_hold.hold_id,
+        currency_code=intent.currency_code,
+        purpose=HoldPurpose(row.hold_purpose),
+        state=HoldState(row.hold_state),
+        credits=row.hold_credits,
+        receivable=row.hold_receivable,
+        captured=row.hold_captured_credits + row.hold_captured_receivable,
+        charge_id=row.hold_charge_id,
+        expire_time=row.hold_expire_time,
+        create_time=row.hold_create_time,
+        end_time=row.hold_end_time,
     )
 
 
@@ -204,4 +274,6 @@ async def get_charge(connection: Connection, charge_id: str) -> Charge:
         price_version_id=header["price_version_id"],
         evidence_hash=b"" if paid is None else paid["evidence_hash"],
         transaction_id=header["transaction_id"],
+        reservation_id="" if paid is None else paid["reservation_id"],
+        captured=0 if paid is None else paid["captured_credits"] + paid["captured_receivable"],
     )

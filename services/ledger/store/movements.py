@@ -3,24 +3,18 @@
 Each is one call of a database function, which says its locks and their order.
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from services.kit.db import single
-from services.kit.errors import AlreadyExists, FailedPrecondition, PreconditionViolation
 from services.ledger.domain.accounts import AccountRef, TransactionType
-from services.ledger.store.charges import unknown_party
+from services.ledger.store.refusals import refusals
 
-# SQLSTATEs of our own, raised by the functions of migration 0002.
-_KEY_REUSED = "TL001"
-_UNKNOWN_PARTY = "TL002"
-_INSUFFICIENT_BALANCE = "TL003"
+# Charges collected in one database transaction: it holds the customer's lock, so it is kept short.
+COLLECT_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +33,6 @@ class Collected:
     more: bool
 
 
-@contextmanager
-def _refusals(key: str) -> Iterator[None]:
-    """Turn what the functions refuse into errors with a meaning."""
-    try:
-        yield
-    except psycopg.Error as error:
-        detail = error.diag.message_detail or ""
-        if error.sqlstate == _KEY_REUSED:
-            raise AlreadyExists(
-                "this idempotency key was used before with another request",
-                reason="IDEMPOTENCY_KEY_REUSED",
-                metadata={"key": key},
-            ) from None
-        if error.sqlstate == _UNKNOWN_PARTY:
-            raise unknown_party(detail) from None
-        if error.sqlstate == _INSUFFICIENT_BALANCE:
-            account: dict[str, str] = json.loads(detail)
-            raise FailedPrecondition(
-                "the account does not hold that much",
-                reason="INSUFFICIENT_BALANCE",
-                metadata=account,
-                precondition_violations=[
-                    PreconditionViolation(
-                        "BALANCE",
-                        f"{account['owner_id']}/{account['account']}/{account['currency_code']}",
-                        f"{account['available_micros']} micros are available,"
-                        f" {account['requested_micros']} were asked for",
-                    )
-                ],
-            ) from None
-        raise
-
-
 async def grant_credits(
     connection: AsyncConnection[TupleRow],
     *,
@@ -85,7 +46,7 @@ async def grant_credits(
     request_hash: bytes,
 ) -> Posted:
     """Add credits to a customer, once per key."""
-    with _refusals(key):
+    with refusals(key):
         cursor = await connection.execute(
             "SELECT transaction_id, duplicate FROM ledger.grant_credits(%s, %s, %s, %s, %s, %s, %s, %s)",
             (
@@ -127,7 +88,7 @@ async def adjust(
     request_hash: bytes,
 ) -> Posted:
     """Post an operator's adjustment, once per key."""
-    with _refusals(key):
+    with refusals(key):
         cursor = await connection.execute(
             "SELECT transaction_id, duplicate FROM"
             " ledger.adjust(%s::text[], %s::ledger.account_kind[], %s::text[], %s::bigint[], %s, %s, %s, %s)",

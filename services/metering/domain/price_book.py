@@ -6,12 +6,12 @@ A book is a series of versions, a version an ordered list of prices, a price the
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from services.kit.errors import FieldViolation, InvalidArgument
 from services.kit.ids import AGENT, check_id
-from services.metering.domain.usage_event import IDENTIFIER, Outcome
+from services.metering.domain.usage_event import IDENTIFIER, MAX_DEFERRAL, Outcome
 
 # The owner of the platform's own books.
 PLATFORM_OWNER = "platform"
@@ -22,6 +22,8 @@ MAX_SELECTED = 1_000
 # Components and selector entries of a whole version: what a version may weigh.
 MAX_ENTRIES = 10_000
 MAX_PER_UNITS = 10**12
+MIN_DEFERRAL = timedelta(seconds=1)
+DEFAULT_DEFERRAL = timedelta(days=7)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Strictly decimal: no sign, exponent, separator, infinity, or leading zero.
@@ -91,12 +93,25 @@ class PriceSelector:
 
 
 @dataclass(frozen=True, slots=True)
+class OutcomeDeferral:
+    """How long an outcome may stay pending, unless the event says, and what it then falls to."""
+
+    expire_after: timedelta = DEFAULT_DEFERRAL
+    # Never earns a bonus, unless an organization decides otherwise.
+    expired_outcome: Outcome = Outcome.UNKNOWN
+
+
+DEFAULT_OUTCOME_DEFERRAL = OutcomeDeferral()
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
     """What the events that the selector picks cost."""
 
     name: str
     selector: PriceSelector
     components: tuple[PriceComponent, ...]
+    deferral: OutcomeDeferral = DEFAULT_OUTCOME_DEFERRAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +185,7 @@ def _price_violations(prices: Sequence[Price]) -> Iterator[FieldViolation]:
         yield from _name_violations(path, (component.name for component in price.components))
         for position, named in enumerate(price.components):
             yield from _component_violations(f"{path}[{position}]", named.component)
+        yield from _deferral_violations(f"prices[{index}].deferral", price.deferral)
 
 
 def _name_violations(path: str, names: Iterable[str]) -> Iterator[FieldViolation]:
@@ -207,6 +223,16 @@ def _is_agent_id(value: str) -> bool:
     return True
 
 
+def _deferral_violations(path: str, deferral: OutcomeDeferral) -> Iterator[FieldViolation]:
+    after = deferral.expire_after
+    if not MIN_DEFERRAL <= after <= MAX_DEFERRAL or after.microseconds:
+        yield FieldViolation(
+            f"{path}.expire_after", f"must be a second to {MAX_DEFERRAL.days} days, in whole seconds"
+        )
+    if deferral.expired_outcome is Outcome.PENDING:
+        yield FieldViolation(f"{path}.expired_outcome", "must be success, failure, partial or unknown")
+
+
 def _component_violations(path: str, component: Component) -> Iterator[FieldViolation]:
     match component:
         case BaseFee(price):
@@ -218,7 +244,7 @@ def _component_violations(path: str, component: Component) -> Iterator[FieldViol
         case OutcomeBonus(outcome, price):
             path = f"{path}.outcome_bonus"
             is_rate = False
-            if outcome is Outcome.UNKNOWN:
+            if outcome in (Outcome.UNKNOWN, Outcome.PENDING):
                 yield FieldViolation(f"{path}.outcome", "must be success, failure or partial")
     if not _DECIMAL.fullmatch(price.amount):
         yield FieldViolation(

@@ -17,6 +17,7 @@ from services.metering.domain.price_book import (
     BaseFee,
     Component,
     OutcomeBonus,
+    OutcomeDeferral,
     Price,
     PriceComponent,
     PriceSelector,
@@ -39,12 +40,17 @@ class CompiledComponent(NamedTuple):
     rate: int
 
 
+# A component, how many units of it were used, and the parts that they cost.
+_Charged = tuple[CompiledComponent, int, int]
+
+
 class CompiledPrice(NamedTuple):
     """A price, ready for integer arithmetic: `denominator` parts make one micro."""
 
     selector: PriceSelector
     components: tuple[CompiledComponent, ...]
     denominator: int
+    deferral: OutcomeDeferral
 
 
 class RatedLine(NamedTuple):
@@ -74,6 +80,7 @@ def compile_price(price: Price) -> CompiledPrice:
             for named, rate in zip(price.components, rates, strict=True)
         ),
         denominator=denominator,
+        deferral=price.deferral,
     )
 
 
@@ -90,37 +97,59 @@ def rate(price: CompiledPrice, usage: Usage, outcome: Outcome) -> Rated:
 
     The exact sum is rounded once, half to even, to micros; lines are rounded by largest remainder, ties to
     the earlier one, so that they add up to it. A base fee always leaves a line; tokens do when there are any,
-    a bonus when it is earned. Raises InvalidArgument naming `usage` if the total exceeds MAX_AMOUNT_MICROS.
+    a bonus when it is earned: never while the outcome is pending. Raises InvalidArgument naming `usage` if
+    the total exceeds MAX_AMOUNT_MICROS.
     """
-    denominator = price.denominator
+    charged: list[_Charged] = []
     exact = 0
-    charged: list[tuple[CompiledComponent, int]] = []
-    shares: list[int] = []
-    remainders: list[int] = []
     for component in price.components:
         quantity = component.measure(usage, outcome)
         if quantity:
             parts = quantity * component.rate
             exact += parts
-            share, remainder = divmod(parts, denominator)
-            charged.append((component, quantity))
-            shares.append(share)
-            remainders.append(remainder)
-    total = round_half_even(exact, denominator)
+            charged.append((component, quantity, parts))
+    total = round_half_even(exact, price.denominator)
     if total > MAX_AMOUNT_MICROS:
         raise InvalidArgument.of("usage", f"costs {total} micros, more than {MAX_AMOUNT_MICROS}")
+    return Rated(_lines(charged, total, price.denominator), total)
+
+
+def rate_bonus(price: CompiledPrice, usage: Usage, outcome: Outcome) -> Rated:
+    """What the outcome adds to what the usage cost while it was pending.
+
+    Both together are what the usage costs with this outcome, to the micro, which is why the bonus is not
+    rounded by itself. Its lines are those of the components that only this outcome earns. Raises
+    InvalidArgument as `rate` does.
+    """
+    total = rate(price, usage, outcome).total_micros - rate(price, usage, Outcome.PENDING).total_micros
+    earned: list[_Charged] = [
+        (component, quantity, quantity * component.rate)
+        for component in price.components
+        if (quantity := component.measure(usage, outcome) - component.measure(usage, Outcome.PENDING))
+    ]
+    return Rated(_lines(earned, total, price.denominator), total)
+
+
+def _lines(charged: Sequence[_Charged], total: int, denominator: int) -> tuple[RatedLine, ...]:
+    """A line for each component, rounded so that they add up to `total`."""
+    shares: list[int] = []
+    remainders: list[int] = []
+    for _, _, parts in charged:
+        share, remainder = divmod(parts, denominator)
+        shares.append(share)
+        remainders.append(remainder)
     left = total - sum(shares)
-    if left:
-        # sorted() is stable, so ties stay in the order of the lines. A line without a remainder is never
-        # reached: remainders are below one micro each, so `left` counts at most the lines that have one.
+    if left > 0:
+        # sorted() is stable, so ties stay in the order of the lines. `left` counts at most the lines, and
+        # for a whole price at most those that have a remainder, since each is below one micro.
         for index in sorted(range(len(shares)), key=lambda index: -remainders[index])[:left]:
             shares[index] += 1
-    return Rated(
-        lines=tuple(
-            RatedLine(component.name, quantity, component.unit_price, share)
-            for (component, quantity), share in zip(charged, shares, strict=True)
-        ),
-        total_micros=total,
+    elif left < 0:
+        # Only a bonus of whole micros can come to one less, by what it is added to being rounded to even.
+        shares[shares.index(max(shares))] -= 1
+    return tuple(
+        RatedLine(component.name, quantity, component.unit_price, share)
+        for (component, quantity, _), share in zip(charged, shares, strict=True)
     )
 
 

@@ -14,6 +14,8 @@ MAX_TOKENS = 10**12
 # Clocks of hosts may be a little ahead of ours.
 MAX_CLOCK_SKEW = timedelta(minutes=5)
 MAX_AGE = timedelta(days=400)
+# How long an outcome may stay pending.
+MAX_DEFERRAL = timedelta(days=90)
 MAX_ORDINAL = 2**31 - 1
 
 # workflow_id and action_type.
@@ -32,8 +34,8 @@ _TEXT_LIMITS = {
     "request_id": 128,
     "idempotency_key": 128,
     "billable_rule_version": 64,
-    "evidence_ref": 1_024,
 }
+_MAX_EVIDENCE_REF = 1_024
 _MAX_MODEL = 128
 
 
@@ -44,6 +46,8 @@ class Outcome(Enum):
     FAILURE = "failure"
     PARTIAL = "partial"
     UNKNOWN = "unknown"
+    # Not decided yet: what does not depend on it is charged at once.
+    PENDING = "pending"
 
 
 class Usage(NamedTuple):
@@ -66,9 +70,9 @@ class EventKey(NamedTuple):
 class UsageEvent(NamedTuple):
     """One finished run or action of an agent, as its host reported it.
 
-    `outcome` is None when the host sent a value that this release does not know. `occur_time` is None when
-    the host left it to us. `content` is the event as sent, serialized without its evidence: what a repeated
-    report must equal.
+    `outcome` is None when the host sent a value that this release does not know. `occur_time` and
+    `outcome_expire_time` are None when the host left them to us. `content` is the event as sent, serialized
+    without its evidence: what a repeated report must equal.
     """
 
     key: EventKey
@@ -89,6 +93,7 @@ class UsageEvent(NamedTuple):
     evidence_hash: bytes
     currency_code: str
     content: bytes
+    outcome_expire_time: datetime | None = None
 
 
 def violations(event: UsageEvent, now: datetime) -> list[FieldViolation]:
@@ -110,6 +115,12 @@ def violations(event: UsageEvent, now: datetime) -> list[FieldViolation]:
             refuse(name, f"must be from 0 to {MAX_TOKENS}")
     if event.outcome is None:
         refuse("outcome", "is not an outcome")
+    if event.outcome_expire_time is not None:
+        if event.outcome is not Outcome.PENDING:
+            refuse("outcome_expire_time", "must be unset unless the outcome is pending")
+        # One that has passed is fine: usage may come late, or again. Its outcome then expires at once.
+        elif event.outcome_expire_time > now + MAX_DEFERRAL:
+            refuse("outcome_expire_time", f"must be at most {MAX_DEFERRAL.days} days ahead")
     if event.occur_time is not None:
         if event.occur_time > now + MAX_CLOCK_SKEW:
             refuse("occur_time", f"is in the future: it is {now.isoformat()} here")
@@ -118,11 +129,27 @@ def violations(event: UsageEvent, now: datetime) -> list[FieldViolation]:
     for name, span in (("span_id", event.span_id), ("parent_span_id", event.parent_span_id)):
         if span and not _SPAN_ID.fullmatch(span):
             refuse(name, "must be 16 hexadecimal digits, or empty")
-    if len(event.evidence_hash) not in (0, 32):
-        refuse("evidence_hash", "must be the 32 bytes of a SHA-256, or empty")
+    _check_evidence(event.evidence_ref, event.evidence_hash, refuse)
     if event.currency_code and event.currency_code not in MINOR_UNIT_DIGITS:
         refuse("currency_code", f"{event.currency_code[:16]!r} is not an active ISO 4217 currency code")
     return found
+
+
+def evidence_violations(evidence_ref: str, evidence_hash: bytes) -> list[FieldViolation]:
+    """Everything that makes evidence unacceptable that does not come with an event."""
+    found: list[FieldViolation] = []
+
+    def refuse(field: str, description: str) -> None:
+        found.append(FieldViolation(field, description))
+
+    _check_evidence(evidence_ref, evidence_hash, refuse)
+    return found
+
+
+def _check_evidence(evidence_ref: str, evidence_hash: bytes, refuse: Callable[[str, str], None]) -> None:
+    _check_text("evidence_ref", evidence_ref, _MAX_EVIDENCE_REF, refuse)
+    if len(evidence_hash) not in (0, 32):
+        refuse("evidence_hash", "must be the 32 bytes of a SHA-256, or empty")
 
 
 def _check_identity(event: UsageEvent, refuse: Callable[[str, str], None]) -> None:

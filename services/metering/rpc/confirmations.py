@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database
 from services.kit.errors import TallystickError
-from services.metering.domain.usage_event import EventKey
+from services.metering.domain.usage_record import ChargeKey
 from services.metering.store import pending_charges
 
 _MAX_BATCHES_WAITING: Final = 256
@@ -29,13 +29,13 @@ class Confirmations:
 
     def __init__(self, writer: Database) -> None:
         self._writer = writer
-        self._coalescer = Coalescer[Sequence[EventKey], None](
+        self._coalescer = Coalescer[Sequence[ChargeKey], None](
             self._confirm, max_batch=64, max_queue=_MAX_BATCHES_WAITING
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, keys: Sequence[EventKey]) -> None:
-        """Confirm the charges of these events soon."""
+    def add(self, keys: Sequence[ChargeKey]) -> None:
+        """Confirm these charges soon."""
         if keys:
             task = asyncio.create_task(self._submit(keys))
             self._tasks.add(task)
@@ -46,14 +46,14 @@ class Confirmations:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace.total_seconds())
 
-    async def _submit(self, keys: Sequence[EventKey]) -> None:
+    async def _submit(self, keys: Sequence[ChargeKey]) -> None:
         try:
             await self._coalescer.submit(keys)
         except TallystickError:
             # The coalescer has logged it, unless there was just too much.
             _LOST.inc(len(keys))
 
-    async def _confirm(self, batches: list[Sequence[EventKey]]) -> list[None]:
+    async def _confirm(self, batches: list[Sequence[ChargeKey]]) -> list[None]:
         async with self._writer.hot() as connection:
             await pending_charges.confirm(connection, list(chain.from_iterable(batches)))
         return [None] * len(batches)

@@ -2,23 +2,49 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.errors import FieldViolation, InvalidArgument
+from services.metering.domain.claim import Claim, OutcomeHold
+from services.metering.domain.outcome import DeferredOutcome, OutcomeState
 from services.metering.domain.rating import RatedLine
 from services.metering.domain.usage_event import EventKey, Outcome, Usage, UsageEvent, violations
-from services.metering.domain.usage_record import IntendedCharge, UsageRecord, outcome_id
+from services.metering.domain.usage_record import (
+    ChargeKey,
+    Component,
+    IntendedCharge,
+    UsageRecord,
+    outcome_id,
+)
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import charge_pb2
-from tallystick.metering.v1 import charge_line_pb2, metering_service_pb2, price_book_pb2, usage_pb2
+from tallystick.ledger.v1 import charge_pb2, credit_service_pb2
+from tallystick.metering.v1 import (
+    charge_line_pb2,
+    metering_service_pb2,
+    outcome_pb2,
+    price_book_pb2,
+    usage_pb2,
+)
 
-_OUTCOMES = {
-    usage_pb2.OUTCOME_UNSPECIFIED: Outcome.UNKNOWN,
-    usage_pb2.OUTCOME_SUCCESS: Outcome.SUCCESS,
-    usage_pb2.OUTCOME_FAILURE: Outcome.FAILURE,
-    usage_pb2.OUTCOME_PARTIAL: Outcome.PARTIAL,
-    usage_pb2.OUTCOME_UNKNOWN: Outcome.UNKNOWN,
+OUTCOMES_TO_PROTO: Final = {
+    Outcome.SUCCESS: usage_pb2.OUTCOME_SUCCESS,
+    Outcome.FAILURE: usage_pb2.OUTCOME_FAILURE,
+    Outcome.PARTIAL: usage_pb2.OUTCOME_PARTIAL,
+    Outcome.UNKNOWN: usage_pb2.OUTCOME_UNKNOWN,
+    Outcome.PENDING: usage_pb2.OUTCOME_PENDING,
+}
+OUTCOMES_FROM_PROTO: Final = {number: outcome for outcome, number in OUTCOMES_TO_PROTO.items()}
+_REPORTED_OUTCOMES: Final = {usage_pb2.OUTCOME_UNSPECIFIED: Outcome.UNKNOWN, **OUTCOMES_FROM_PROTO}
+_COMPONENTS: Final = {
+    Component.BASE: charge_pb2.CHARGE_COMPONENT_BASE,
+    Component.OUTCOME: charge_pb2.CHARGE_COMPONENT_OUTCOME,
+}
+_OUTCOME_STATES: Final = {
+    OutcomeState.PENDING: outcome_pb2.DEFERRED_OUTCOME_STATE_PENDING,
+    OutcomeState.RESOLVED: outcome_pb2.DEFERRED_OUTCOME_STATE_RESOLVED,
+    OutcomeState.EXPIRED: outcome_pb2.DEFERRED_OUTCOME_STATE_EXPIRED,
 }
 
 
@@ -29,12 +55,8 @@ def event_from_proto(message: usage_pb2.UsageEvent, now: datetime) -> UsageEvent
     need not be copied.
     """
     malformed: list[FieldViolation] = []
-    occur_time = None
-    if message.HasField("occur_time"):
-        try:
-            occur_time = message.occur_time.ToDatetime(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            malformed.append(FieldViolation("occur_time", "is not a valid time"))
+    occur_time = _time(message, "occur_time", malformed)
+    outcome_expire_time = _time(message, "outcome_expire_time", malformed)
     evidence_ref, evidence_hash = message.evidence_ref, message.evidence_hash
     message.ClearField("evidence_ref")
     message.ClearField("evidence_hash")
@@ -46,7 +68,7 @@ def event_from_proto(message: usage_pb2.UsageEvent, now: datetime) -> UsageEvent
         action_type=message.action_type,
         tool_name=message.tool_name,
         usage=Usage(usage.model, usage.input_tokens, usage.output_tokens),
-        outcome=_OUTCOMES.get(message.outcome),
+        outcome=_REPORTED_OUTCOMES.get(message.outcome),
         outcome_candidate=message.outcome_candidate,
         occur_time=occur_time,
         request_id=message.request_id,
@@ -58,11 +80,17 @@ def event_from_proto(message: usage_pb2.UsageEvent, now: datetime) -> UsageEvent
         evidence_hash=evidence_hash,
         currency_code=message.currency_code,
         content=message.SerializeToString(deterministic=True),
+        outcome_expire_time=outcome_expire_time,
     )
     malformed += violations(event, now)
     if malformed:
-        raise InvalidArgument(_message(malformed), field_violations=malformed)
+        raise malformed_fields(malformed)
     return event
+
+
+def malformed_fields(malformed: Sequence[FieldViolation]) -> InvalidArgument:
+    """The error for a request with these malformed fields."""
+    return InvalidArgument(_message(malformed), field_violations=malformed)
 
 
 def within(field: str, error: InvalidArgument) -> InvalidArgument:
@@ -95,16 +123,36 @@ def event_to_proto(record: UsageRecord) -> usage_pb2.UsageEvent:
 
 def intent_to_proto(charge: IntendedCharge) -> charge_pb2.ChargeIntent:
     """What the ledger is asked to post. It follows from the charge alone: asking again asks the same."""
-    return charge_pb2.ChargeIntent(
+    intent = charge_pb2.ChargeIntent(
         customer_id=charge.key.customer_id,
         workflow_id=charge.key.workflow_id,
-        component=charge_pb2.CHARGE_COMPONENT_BASE,
+        component=_COMPONENTS[charge.component],
         ordinal=charge.key.ordinal,
-        gross=_money(charge.currency_code, charge.amount_micros),
+        gross=money_to_proto(charge.currency_code, charge.amount_micros),
         payees=[charge_pb2.Payee(organization_id=charge.organization_id, agent_id=charge.agent_id, weight=1)],
         occur_time=time_to_proto(charge.occur_time),
         price_version_id=charge.price_version_id,
         evidence_hash=charge.evidence_hash,
+    )
+    # Of what costs nothing nothing was reserved: such a claim only pins the price.
+    if charge.claim is not None and charge.claim.amount_micros:
+        intent.reservation.CopyFrom(_claim_to_proto(charge.claim))
+    if charge.outcome_hold is not None:
+        intent.outcome_hold.CopyFrom(_hold_to_proto(charge.outcome_hold, charge.currency_code))
+    return intent
+
+
+def release_to_proto(charge: IntendedCharge) -> credit_service_pb2.ReservationRelease:
+    """What the ledger is asked to release when there is nothing to charge."""
+    if charge.claim is None:
+        raise ValueError(f"{charge.charge_key.charge_id} has nothing to release")
+    return credit_service_pb2.ReservationRelease(
+        customer_id=charge.key.customer_id,
+        currency_code=charge.currency_code,
+        reservation_id=charge.claim.reservation_id,
+        lease_epoch=charge.claim.lease_epoch,
+        expire_time=time_to_proto(charge.claim.expire_time),
+        charge_id=charge.charge_key.charge_id,
     )
 
 
@@ -124,7 +172,7 @@ def metered_to_proto(
     return metering_service_pb2.MeteredEvent(
         charge_id=charge.charge_id,
         outcome_id=outcome_id(charge.charge_id),
-        price_charged=_money(intended.currency_code, intended.amount_micros),
+        price_charged=money_to_proto(intended.currency_code, intended.amount_micros),
         lines=[_line_to_proto(line, intended.currency_code) for line in record.lines],
         price_version_id=intended.price_version_id,
         from_credits=charge.payment.from_credits,
@@ -133,7 +181,37 @@ def metered_to_proto(
         available_balance=available,
         duplicate=duplicate,
         evidence_differs=evidence_differs,
+        deferred_outcome=None if record.deferred is None else deferred_to_proto(record.deferred),
     )
+
+
+def deferred_to_proto(deferred: DeferredOutcome) -> outcome_pb2.DeferredOutcome:
+    """A deferred outcome as it travels."""
+    message = outcome_pb2.DeferredOutcome(
+        outcome_id=deferred.outcome_id,
+        customer_id=deferred.key.customer_id,
+        workflow_id=deferred.key.workflow_id,
+        ordinal=deferred.key.ordinal,
+        agent_id=deferred.agent_id,
+        state=_OUTCOME_STATES[deferred.state],
+        outcome=OUTCOMES_TO_PROTO[deferred.outcome],
+        expired_outcome=OUTCOMES_TO_PROTO[deferred.expired_outcome],
+        expire_time=time_to_proto(deferred.expire_time),
+        max_bonus=money_to_proto(deferred.currency_code, deferred.max_bonus_micros),
+        evidence_ref=deferred.evidence_ref,
+        evidence_hash=deferred.evidence_hash,
+    )
+    if deferred.resolve_time is not None:
+        message.resolve_time.CopyFrom(time_to_proto(deferred.resolve_time))
+        message.bonus.CopyFrom(money_to_proto(deferred.currency_code, deferred.bonus_micros))
+    if deferred.bonus_micros:
+        message.charge_id = ChargeKey(*deferred.key, Component.OUTCOME).charge_id
+    return message
+
+
+def money_to_proto(currency_code: str, amount_micros: int) -> money_pb2.Money:
+    """An amount as it travels."""
+    return money_pb2.Money(currency_code=currency_code, amount_micros=amount_micros)
 
 
 def time_to_proto(moment: datetime) -> Timestamp:
@@ -147,8 +225,33 @@ def _message(malformed: Sequence[FieldViolation]) -> str:
     return "; ".join(f"{one.field}: {one.description}" for one in malformed)
 
 
-def _money(currency_code: str, amount_micros: int) -> money_pb2.Money:
-    return money_pb2.Money(currency_code=currency_code, amount_micros=amount_micros)
+def _time(message: usage_pb2.UsageEvent, field: str, malformed: list[FieldViolation]) -> datetime | None:
+    """The time in a field; None if it is unset, or `malformed`."""
+    if not message.HasField(field):  # type: ignore[arg-type]
+        return None
+    try:
+        moment: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        malformed.append(FieldViolation(field, "is not a valid time"))
+        return None
+    return moment
+
+
+def _claim_to_proto(claim: Claim) -> charge_pb2.ReservationClaim:
+    return charge_pb2.ReservationClaim(
+        reservation_id=claim.reservation_id,
+        lease_epoch=claim.lease_epoch,
+        amount=money_to_proto(claim.currency_code, claim.amount_micros),
+        expire_time=time_to_proto(claim.expire_time),
+    )
+
+
+def _hold_to_proto(hold: OutcomeHold, currency_code: str) -> charge_pb2.OutcomeHold:
+    return charge_pb2.OutcomeHold(
+        hold_id=hold.hold_id,
+        amount=money_to_proto(currency_code, hold.amount_micros),
+        expire_time=time_to_proto(hold.expire_time),
+    )
 
 
 def _line_to_proto(line: RatedLine, currency_code: str) -> charge_line_pb2.ChargeLine:
@@ -158,5 +261,5 @@ def _line_to_proto(line: RatedLine, currency_code: str) -> charge_line_pb2.Charg
         unit_price=price_book_pb2.UnitPrice(
             amount=line.unit_price.amount, per_units=line.unit_price.per_units
         ),
-        amount=_money(currency_code, line.amount_micros),
+        amount=money_to_proto(currency_code, line.amount_micros),
     )

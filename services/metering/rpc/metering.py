@@ -1,6 +1,7 @@
 """MeteringService."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
@@ -14,9 +15,20 @@ from services.kit.status import from_rpc_error, to_item_error
 from services.kit.tenancy import scope, tenants_of
 from services.metering.domain.usage_event import MAX_ORDINAL, EventKey
 from services.metering.domain.usage_record import KnownUsage, UsageRecord, charge_id
-from services.metering.rpc.convert import event_from_proto, event_to_proto, metered_to_proto, within
+from services.metering.rpc.balances import Balances
+from services.metering.rpc.budget_gate import BudgetGate
+from services.metering.rpc.convert import (
+    event_from_proto,
+    event_to_proto,
+    metered_to_proto,
+    money_to_proto,
+    within,
+)
+from services.metering.rpc.credits import Credits
 from services.metering.rpc.ledger import Ledger
-from services.metering.rpc.pipeline import Pipeline, Report, Verdict, may_see_balance
+from services.metering.rpc.outcomes import Outcomes
+from services.metering.rpc.pipeline import Metered, Pipeline, Report, Verdict, may_see_balance
+from services.metering.rpc.reservations import Reservations
 from services.metering.store import usage_events
 from tallystick.common.v1 import money_pb2
 from tallystick.metering.v1 import metering_service_pb2, metering_service_pb2_grpc, usage_pb2
@@ -27,15 +39,32 @@ _BATCHES_WAITING = 32
 
 
 class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
-    """Serves MeteringService. Single calls in flight are gathered, and go the way of batches."""
+    """Serves MeteringService. `meter` is the way of single events: those in flight are gathered."""
 
-    def __init__(self, *, pipeline: Pipeline, reader: Database, ledger: Ledger, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        pipeline: Pipeline,
+        meter: Callable[[Report], Awaitable[Metered]],
+        credits: Credits,
+        gate: BudgetGate,
+        reservations: Reservations,
+        balances: Balances,
+        outcomes: Outcomes,
+        reader: Database,
+        ledger: Ledger,
+        clock: Clock,
+    ) -> None:
         self._pipeline = pipeline
+        self._meter = meter
+        self._credits = credits
+        self._gate = gate
+        self._reservations = reservations
+        self._balances = balances
+        self._outcomes = outcomes
         self._reader = reader
         self._ledger = ledger
         self._clock = clock
-        # One run at a time: the more gather in a run, the less each of them costs.
-        self._singles = Coalescer[Report, metering_service_pb2.MeteredEvent](pipeline.run)
         # Batches are not gathered, only bounded; several at once, because each waits for PostgreSQL, then for
         # the ledger.
         self._batches = Coalescer[list[Report], list[Verdict]](
@@ -50,10 +79,11 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
         ],
     ) -> metering_service_pb2.MeterResponse:
         try:
-            metered = await self._singles.submit(self._report(request.event))
+            metered = await self._meter(self._report(request.event))
         except InvalidArgument as error:
             raise within("event", error) from None
-        return metering_service_pb2.MeterResponse(metered=metered)
+        await self._complete([metered])
+        return metering_service_pb2.MeterResponse(metered=metered.event)
 
     async def MeterBatch(
         self,
@@ -66,13 +96,87 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
             raise InvalidArgument.of("events", f"must be 1 to {MAX_EVENTS_PER_CALL}")
         reports = [self._try_report(event) for event in request.events]
         well_formed = [report for report in reports if isinstance(report, Report)]
-        verdicts = iter(await self._batches.submit(well_formed) if well_formed else [])
+        judged = await self._batches.submit(well_formed) if well_formed else []
+        await self._complete([verdict for verdict in judged if isinstance(verdict, Metered)])
+        verdicts = iter(judged)
         return metering_service_pb2.MeterBatchResponse(
             verdicts=[
                 _verdict_to_proto(next(verdicts) if isinstance(report, Report) else report)
                 for report in reports
             ]
         )
+
+    async def Authorize(
+        self,
+        request: metering_service_pb2.AuthorizeRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.AuthorizeRequest, metering_service_pb2.AuthorizeResponse
+        ],
+    ) -> metering_service_pb2.AuthorizeResponse:
+        return await self._reservations.authorize(request)
+
+    async def Extend(
+        self,
+        request: metering_service_pb2.ExtendRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.ExtendRequest, metering_service_pb2.ExtendResponse
+        ],
+    ) -> metering_service_pb2.ExtendResponse:
+        return await self._reservations.extend(request)
+
+    async def Settle(
+        self,
+        request: metering_service_pb2.SettleRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.SettleRequest, metering_service_pb2.SettleResponse
+        ],
+    ) -> metering_service_pb2.SettleResponse:
+        return await self._reservations.settle(request)
+
+    async def Release(
+        self,
+        request: metering_service_pb2.ReleaseRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.ReleaseRequest, metering_service_pb2.ReleaseResponse
+        ],
+    ) -> metering_service_pb2.ReleaseResponse:
+        return await self._reservations.release(request)
+
+    async def CheckAccess(
+        self,
+        request: metering_service_pb2.CheckAccessRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.CheckAccessRequest, metering_service_pb2.CheckAccessResponse
+        ],
+    ) -> metering_service_pb2.CheckAccessResponse:
+        return await self._balances.check_access(request)
+
+    async def GetBalance(
+        self,
+        request: metering_service_pb2.GetBalanceRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.GetBalanceRequest, metering_service_pb2.GetBalanceResponse
+        ],
+    ) -> metering_service_pb2.GetBalanceResponse:
+        return await self._balances.get(request)
+
+    async def ResolveOutcome(
+        self,
+        request: metering_service_pb2.ResolveOutcomeRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.ResolveOutcomeRequest, metering_service_pb2.ResolveOutcomeResponse
+        ],
+    ) -> metering_service_pb2.ResolveOutcomeResponse:
+        return await self._outcomes.resolve(request)
+
+    async def GetOutcome(
+        self,
+        request: metering_service_pb2.GetOutcomeRequest,
+        context: grpc.aio.ServicerContext[
+            metering_service_pb2.GetOutcomeRequest, metering_service_pb2.GetOutcomeResponse
+        ],
+    ) -> metering_service_pb2.GetOutcomeResponse:
+        return await self._outcomes.get(request)
 
     async def GetUsageEvent(
         self,
@@ -89,6 +193,15 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
         return metering_service_pb2.GetUsageEventResponse(
             event=event_to_proto(known.record), metered=await self._metered(known.record)
         )
+
+    async def _complete(self, metered: Sequence[Metered]) -> None:
+        """Tell Redis what budgets have spent, and add what leases have free to what customers have left."""
+        await self._gate.spent({key: total for one in metered for key, total in one.spent.items()})
+        if not metered or not may_see_balance(current_principal()):
+            return
+        spendable = await self._credits.spendable([one.posted.balance for one in metered])
+        for one, available in zip(metered, spendable, strict=True):
+            one.event.available_balance.amount_micros = available
 
     def _report(self, event: usage_pb2.UsageEvent) -> Report:
         return Report(event_from_proto(event, self._clock.now()), current_principal())
@@ -141,10 +254,10 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
     async def _available(self, customer_id: str, currency_code: str) -> money_pb2.Money | None:
         if not may_see_balance(current_principal()):
             return None
-        return (await self._ledger.get_balance(customer_id, currency_code)).available
+        return money_to_proto(currency_code, await self._credits.available(customer_id, currency_code))
 
 
 def _verdict_to_proto(verdict: Verdict) -> metering_service_pb2.MeterVerdict:
     if isinstance(verdict, TallystickError):
         return metering_service_pb2.MeterVerdict(error=to_item_error(verdict))
-    return metering_service_pb2.MeterVerdict(metered=verdict)
+    return metering_service_pb2.MeterVerdict(metered=verdict.event)

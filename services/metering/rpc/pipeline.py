@@ -11,37 +11,60 @@ from services.kit import log
 from services.kit.auth import Principal
 from services.kit.clock import Clock
 from services.kit.db import Database, retry_transaction
-from services.kit.errors import AlreadyExists, NotFound, TallystickError, Unavailable
-from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, rate, select
+from services.kit.errors import AlreadyExists, TallystickError
+from services.metering.domain.budget import CounterKey
+from services.metering.domain.claim import Claim
+from services.metering.domain.outcome import DeferredOutcome, bonuses
+from services.metering.domain.rating import rate
 from services.metering.domain.usage_event import EventKey, Outcome, UsageEvent
-from services.metering.domain.usage_record import IntendedCharge, KnownUsage, UsageRecord, charge_id
+from services.metering.domain.usage_record import (
+    ChargeKey,
+    IntendedCharge,
+    KnownUsage,
+    UsageRecord,
+    charge_id,
+    outcome_id,
+)
+from services.metering.rpc.budget_alerts import announce_alerts
+from services.metering.rpc.budget_catalog import BudgetCatalog
 from services.metering.rpc.confirmations import Confirmations
 from services.metering.rpc.convert import metered_to_proto, same_content
-from services.metering.rpc.ledger import Ledger, PostVerdict, is_passing
-from services.metering.rpc.parties import Directory, Parties
-from services.metering.rpc.price_catalog import PriceCatalog
-from services.metering.store import usage_events
+from services.metering.rpc.ledger import Ledger, PostVerdict, charge_pending, is_passing
+from services.metering.rpc.spending import spends
+from services.metering.rpc.terms import Terms, TermsFinder, Work
+from services.metering.store import budgets, usage_events
+from services.metering.store.budgets import CountedSpend, Spend
+from tallystick.ledger.v1.ledger_service_pb2 import PostedCharge
 from tallystick.metering.v1.metering_service_pb2 import MeteredEvent
 
 _VERDICTS = Counter("tallystick_metered_events", "Usage events by what became of them.", ["verdict"])
 _log = log.get_logger()
 
-Verdict = MeteredEvent | TallystickError
-
 
 class Report(NamedTuple):
-    """A well-formed event, and who reports it."""
+    """A well-formed event, who reports it, and what was reserved for it."""
 
     event: UsageEvent
     principal: Principal
+    claim: Claim | None = None
 
 
-class _Prices(NamedTuple):
-    """The published versions, and the compiled prices of those that a batch needs."""
+class Metered(NamedTuple):
+    """What became of a report.
 
-    published: PriceIndex
-    compiled: Mapping[str, Sequence[CompiledPrice]]
+    `event` is the answer to who reported it, and `posted` what the ledger said. Of a duplicate `record` is
+    what was recorded first: the claim in it stands, and not that of the report (`record.is_settled_with`
+    tells which). `spent` is what the counters of the budgets that counted the event say now; only who
+    recorded the event learns that.
+    """
+
+    event: MeteredEvent
+    posted: PostedCharge
+    record: UsageRecord
+    spent: Mapping[CounterKey, int]
+
+
+Verdict = Metered | TallystickError
 
 
 class Pipeline:
@@ -54,16 +77,16 @@ class Pipeline:
         self,
         *,
         writer: Database,
-        directory: Directory,
-        catalog: PriceCatalog,
+        terms: TermsFinder,
+        budgets: BudgetCatalog,
         ledger: Ledger,
         confirmations: Confirmations,
         clock: Clock,
         recovery_delay: timedelta,
     ) -> None:
         self._writer = writer
-        self._directory = directory
-        self._catalog = catalog
+        self._terms = terms
+        self._budgets = budgets
         self._ledger = ledger
         self._confirmations = confirmations
         self._clock = clock
@@ -74,12 +97,15 @@ class Pipeline:
         others.
         """
         priced = await self._price(reports)
+        index = await self._budgets.index()
         # The first report of each event; the same event may come again within the batch.
         first: dict[EventKey, UsageRecord] = {}
-        for one in priced:
-            if isinstance(one, UsageRecord):
-                first.setdefault(one.charge.key, one)
-        known = await self._record(list(first.values()))
+        spending: dict[EventKey, Sequence[Spend]] = {}
+        for one, report in zip(priced, reports, strict=True):
+            if isinstance(one, UsageRecord) and one.charge.key not in first:
+                first[one.charge.key] = one
+                spending[one.charge.key] = spends(index, one.charge, report.principal.api_key_id)
+        known, counted = await self._record(list(first.values()), spending)
         records = {key: known[key].record if key in known else record for key, record in first.items()}
         judged = [
             one if isinstance(one, TallystickError) else _compare(report.event, records[report.event.key])
@@ -88,45 +114,44 @@ class Pipeline:
         # In the order of the reports, because credits pay for charges in the order they are posted in.
         accepted = dict.fromkeys(one.charge.key for one in judged if isinstance(one, UsageRecord))
         posted = await self._post([records[key].charge for key in accepted])
-        self._confirmations.add(_confirmed(posted, known))
-        fresh = first.keys() - known.keys()
+        self._confirmations.add(_confirmed(posted, known, records))
+        fresh = {key: _spent(spending[key], counted) for key in first.keys() - known.keys()}
         return [self._answer(one, report, posted, fresh) for one, report in zip(judged, reports, strict=True)]
 
     async def _price(self, reports: Sequence[Report]) -> list[UsageRecord | TallystickError]:
         """What to record of each report; nothing is stored yet."""
         now = self._clock.now()
-        parties = await self._directory.find(
-            {report.event.key.customer_id for report in reports},
-            {(report.event.agent_id, report.event.agent_version) for report in reports},
-        )
-        index = await self._catalog.index()
-        versions = {
-            version
-            for report in reports
-            if (agent := parties.agents.get(report.event.agent_id)) is not None
-            for version in _in_force(index, agent.organization_id, report.event, now)
-        }
-        prices = _Prices(index, await self._catalog.compiled(versions))
+        terms = await self._terms.find([_work(report) for report in reports], now)
         found: list[UsageRecord | TallystickError] = []
-        for report in reports:
+        for report, one in zip(reports, terms, strict=True):
             try:
-                found.append(_price(report, parties, prices, now))
+                found.append(one if isinstance(one, TallystickError) else _price(report, one, now))
             except TallystickError as error:
                 found.append(error)
         return found
 
-    async def _record(self, records: list[UsageRecord]) -> Mapping[EventKey, KnownUsage]:
-        """Record new events with their intended charges, in one transaction; answers those known before."""
-        if not records:
-            return {}
+    async def _record(
+        self, records: list[UsageRecord], spending: Mapping[EventKey, Sequence[Spend]]
+    ) -> tuple[Mapping[EventKey, KnownUsage], Mapping[CounterKey, int]]:
+        """Record new events with their intended charges and count what these spend, in one transaction.
 
-        async def record() -> Mapping[EventKey, KnownUsage]:
+        Answers the events that were known before, and what the counters say now.
+        """
+        if not records:
+            return {}, {}
+
+        async def record() -> tuple[Mapping[EventKey, KnownUsage], CountedSpend]:
             async with self._writer.hot() as connection:
-                return await usage_events.record(connection, records, self._recovery_delay)
+                known = await usage_events.record(connection, records, self._recovery_delay)
+                # Only what is new: a rolled back or repeated event is not counted twice.
+                added = [spend for key, some in spending.items() if key not in known for spend in some]
+                return known, await budgets.count_spend(connection, added)
 
         # Idempotent by key: if the connection broke at the commit, the second run finds what the first one
         # recorded.
-        return await retry_transaction(record, idempotent=True)
+        known, counted = await retry_transaction(record, idempotent=True)
+        announce_alerts(counted.alerts)
+        return known, counted.spent
 
     async def _post(self, charges: list[IntendedCharge]) -> dict[EventKey, PostVerdict]:
         """Post charges; if the ledger is away, the verdict of each is CHARGE_PENDING.
@@ -135,20 +160,22 @@ class Pipeline:
         """
         if not charges:
             return {}
-        keys = [charge.key for charge in charges]
         verdicts: Sequence[PostVerdict]
         try:
             verdicts = await self._ledger.post_charges(charges)
         except grpc.aio.AioRpcError as error:
-            _log.warning("charges.pending", count=len(keys), code=error.code().name, detail=error.details())
-            return {key: _pending(key) for key in keys}
+            _log.warning(
+                "charges.pending", count=len(charges), code=error.code().name, detail=error.details()
+            )
+            return {charge.key: charge_pending(charge.charge_key) for charge in charges}
         posted: dict[EventKey, PostVerdict] = {}
-        for key, verdict in zip(keys, verdicts, strict=True):
+        for charge, verdict in zip(charges, verdicts, strict=True):
             if isinstance(verdict, TallystickError):
-                _log.warning("charge.not_posted", charge_id=charge_id(key), reason=verdict.reason)
-                posted[key] = _pending(key) if is_passing(verdict) else verdict
+                key = charge.charge_key
+                _log.warning("charge.not_posted", charge_id=key.charge_id, reason=verdict.reason)
+                posted[charge.key] = charge_pending(key) if is_passing(verdict) else verdict
             else:
-                posted[key] = verdict
+                posted[charge.key] = verdict
         return posted
 
     def _answer(
@@ -156,7 +183,7 @@ class Pipeline:
         judged: UsageRecord | TallystickError,
         report: Report,
         posted: Mapping[EventKey, PostVerdict],
-        fresh: set[EventKey],
+        fresh: dict[EventKey, Mapping[CounterKey, int]],
     ) -> Verdict:
         """The verdict on one report. Takes the event from `fresh`: what reports it again is a duplicate."""
         if isinstance(judged, TallystickError):
@@ -166,16 +193,22 @@ class Pipeline:
         if isinstance(verdict, TallystickError):
             _VERDICTS.labels("pending").inc()
             return verdict
-        duplicate = judged.charge.key not in fresh
-        fresh.discard(judged.charge.key)
+        spent = fresh.pop(judged.charge.key, None)
+        duplicate = spent is None
         _VERDICTS.labels("duplicate" if duplicate else "recorded").inc()
-        return metered_to_proto(
+        event = metered_to_proto(
             judged,
             verdict.charge,
             verdict.balance.available if may_see_balance(report.principal) else None,
             duplicate=duplicate,
             evidence_differs=judged.evidence_differs(report.event),
         )
+        return Metered(event, verdict, judged, spent or {})
+
+
+def _spent(spending: Sequence[Spend], counted: Mapping[CounterKey, int]) -> Mapping[CounterKey, int]:
+    # A budget that was deleted meanwhile is not among the counted.
+    return {spend.key: counted[spend.key] for spend in spending if spend.key in counted}
 
 
 def may_see_balance(principal: Principal) -> bool:
@@ -185,88 +218,61 @@ def may_see_balance(principal: Principal) -> bool:
     return principal.organization_id is None
 
 
-def _price(report: Report, parties: Parties, prices: _Prices, now: datetime) -> UsageRecord:
-    """What to record of a report. Raises NotFound naming the party or price that is missing."""
-    event, principal = report
-    customer_id = event.key.customer_id
-    if customer_id not in parties.customers or not principal.may_use_customer(customer_id):
-        raise NotFound(
-            f"customer {customer_id} does not exist",
-            reason="CUSTOMER_NOT_FOUND",
-            metadata={"customer_id": customer_id},
-        )
-    organization_id = _organization_of(event, principal, parties)
-    price_version_id, currency_code, price = _find_price(event, organization_id, prices, now)
+def _work(report: Report) -> Work:
+    event, claim = report.event, report.claim
+    return Work(
+        customer_id=event.key.customer_id,
+        agent_id=event.agent_id,
+        agent_version=event.agent_version,
+        action_type=event.action_type,
+        # What was pinned when the run was authorized holds, whatever was published since.
+        currency_code=event.currency_code if claim is None else claim.currency_code,
+        time=event.occur_time,
+        principal=report.principal,
+        price_version_id="" if claim is None else claim.price_version_id,
+    )
+
+
+def _price(report: Report, terms: Terms, now: datetime) -> UsageRecord:
+    """What to record of a report."""
+    event = report.event
     # Never None: an outcome that is unknown to us was refused as malformed.
-    rated = rate(price, event.usage, event.outcome or Outcome.UNKNOWN)
+    outcome = event.outcome or Outcome.UNKNOWN
+    rated = rate(terms.price, event.usage, outcome)
+    deferred = _deferred(report, terms, now) if outcome is Outcome.PENDING else None
     return UsageRecord(
         charge=IntendedCharge(
             key=event.key,
-            organization_id=organization_id,
+            organization_id=terms.organization_id,
             agent_id=event.agent_id,
             occur_time=_occur_time(event, now),
-            currency_code=currency_code,
+            currency_code=terms.currency_code,
             amount_micros=rated.total_micros,
-            price_version_id=price_version_id,
+            price_version_id=terms.price_version_id,
             evidence_hash=event.evidence_hash,
+            claim=report.claim,
+            outcome_hold=None if deferred is None else deferred.hold,
         ),
         content=event.content,
         evidence_ref=event.evidence_ref,
         lines=rated.lines,
+        deferred=deferred,
     )
 
 
-def _organization_of(event: UsageEvent, principal: Principal, parties: Parties) -> str:
-    """Who earns from the event, if this caller may report it."""
-    agent = parties.agents.get(event.agent_id)
-    if (
-        agent is None
-        # Another organization's agent answers as one that does not exist.
-        or principal.organization_id not in (None, agent.organization_id)
-        or not principal.may_use_agent(event.agent_id)
-    ):
-        raise NotFound(
-            f"agent {event.agent_id} does not exist",
-            reason="AGENT_NOT_FOUND",
-            metadata={"agent_id": event.agent_id},
-        )
-    if not agent.has_version(event.agent_version):
-        raise NotFound(
-            f"agent {event.agent_id} has no version {event.agent_version}",
-            reason="AGENT_VERSION_NOT_FOUND",
-            metadata={"agent_id": event.agent_id, "agent_version": event.agent_version},
-        )
-    return agent.organization_id
-
-
-def _find_price(
-    event: UsageEvent, organization_id: str, prices: _Prices, now: datetime
-) -> tuple[str, str, CompiledPrice]:
-    """(price version id, currency, price) of an event."""
-    currency_code = _currency(prices.published, organization_id, event)
-    for version in _in_force(prices.published, organization_id, event, now):
-        price = select(prices.compiled[version], event.action_type, event.agent_id)
-        if price is not None:
-            return version, currency_code, price
-    raise NotFound(
-        f"no price in {currency_code} applies to {event.action_type} of agent {event.agent_id}",
-        reason="PRICE_NOT_FOUND",
-        metadata={
-            "agent_id": event.agent_id,
-            "action_type": event.action_type,
-            "currency_code": currency_code,
-            "organization_id": organization_id,
-        },
+def _deferred(report: Report, terms: Terms, now: datetime) -> DeferredOutcome:
+    """The outcome of an event that is reported as pending."""
+    event, deferral = report.event, terms.price.deferral
+    return DeferredOutcome(
+        outcome_id=outcome_id(charge_id(event.key)),
+        key=event.key,
+        agent_id=event.agent_id,
+        currency_code=terms.currency_code,
+        api_key_id=report.principal.api_key_id,
+        expired_outcome=deferral.expired_outcome,
+        expire_time=event.outcome_expire_time or now + deferral.expire_after,
+        bonuses=bonuses(terms.price, event.usage),
     )
-
-
-def _in_force(index: PriceIndex, organization_id: str, event: UsageEvent, now: datetime) -> list[str]:
-    currency_code = _currency(index, organization_id, event)
-    return index.in_force(organization_id, currency_code, _occur_time(event, now))
-
-
-def _currency(index: PriceIndex, organization_id: str, event: UsageEvent) -> str:
-    return event.currency_code or index.currency_of(organization_id)
 
 
 def _occur_time(event: UsageEvent, now: datetime) -> datetime:
@@ -287,19 +293,13 @@ def _compare(event: UsageEvent, record: UsageRecord) -> UsageRecord | Tallystick
 
 
 def _confirmed(
-    posted: Mapping[EventKey, PostVerdict], known: Mapping[EventKey, KnownUsage]
-) -> list[EventKey]:
-    """The events whose charge the ledger has confirmed and which are still in the queue."""
+    posted: Mapping[EventKey, PostVerdict],
+    known: Mapping[EventKey, KnownUsage],
+    records: Mapping[EventKey, UsageRecord],
+) -> list[ChargeKey]:
+    """The charges that the ledger has confirmed and which are still in the queue."""
     return [
-        key
+        records[key].charge.charge_key
         for key, verdict in posted.items()
         if not isinstance(verdict, TallystickError) and (key not in known or known[key].pending)
     ]
-
-
-def _pending(key: EventKey) -> Unavailable:
-    return Unavailable(
-        "the usage is recorded and will be charged; the ledger did not answer in time",
-        reason="CHARGE_PENDING",
-        metadata={"charge_id": charge_id(key)},
-    )

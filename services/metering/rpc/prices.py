@@ -1,9 +1,14 @@
 """Between the contract and the domain: price books and their versions."""
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
 
 from services.kit.errors import InvalidArgument
 from services.metering.domain.price_book import (
+    DEFAULT_DEFERRAL,
+    DEFAULT_OUTCOME_DEFERRAL,
     MAX_COMPONENTS,
     MAX_ENTRIES,
     MAX_PRICES,
@@ -11,6 +16,7 @@ from services.metering.domain.price_book import (
     BaseFee,
     Component,
     OutcomeBonus,
+    OutcomeDeferral,
     Price,
     PriceBook,
     PriceComponent,
@@ -21,7 +27,7 @@ from services.metering.domain.price_book import (
     UnitPrice,
 )
 from services.metering.domain.usage_event import Outcome
-from services.metering.rpc.convert import time_to_proto
+from services.metering.rpc.convert import OUTCOMES_FROM_PROTO, OUTCOMES_TO_PROTO, time_to_proto
 from tallystick.metering.v1 import price_book_pb2, usage_pb2
 
 _TOKEN_KINDS = {
@@ -35,7 +41,6 @@ _OUTCOMES = {
     usage_pb2.OUTCOME_FAILURE: Outcome.FAILURE,
     usage_pb2.OUTCOME_PARTIAL: Outcome.PARTIAL,
 }
-_OUTCOMES_TO_PROTO = {outcome: number for number, outcome in _OUTCOMES.items()}
 
 
 def prices_from_proto(messages: Sequence[price_book_pb2.Price]) -> tuple[Price, ...]:
@@ -59,6 +64,11 @@ def prices_from_proto(messages: Sequence[price_book_pb2.Price]) -> tuple[Price, 
                     component=_component_from_proto(f"prices[{index}].components[{position}]", component),
                 )
                 for position, component in enumerate(message.components)
+            ),
+            deferral=(
+                _deferral_from_proto(f"prices[{index}].deferral", message.deferral)
+                if message.HasField("deferral")
+                else DEFAULT_OUTCOME_DEFERRAL
             ),
         )
         for index, message in enumerate(messages)
@@ -134,6 +144,20 @@ def _component_from_proto(path: str, message: price_book_pb2.PriceComponent) -> 
             raise InvalidArgument.of(path, "must be a base fee, a token rate or an outcome bonus")
 
 
+def _deferral_from_proto(path: str, message: price_book_pb2.OutcomeDeferral) -> OutcomeDeferral:
+    expire_after = DEFAULT_DEFERRAL
+    if message.HasField("expire_after"):
+        try:
+            expire_after = message.expire_after.ToTimedelta()
+        except (ValueError, OverflowError):
+            raise InvalidArgument.of(f"{path}.expire_after", "is not a valid duration") from None
+    expired_outcome = Outcome.UNKNOWN
+    if message.expired_outcome != usage_pb2.OUTCOME_UNSPECIFIED:
+        # One that this release does not know is refused like pending, which is none to fall to.
+        expired_outcome = OUTCOMES_FROM_PROTO.get(message.expired_outcome, Outcome.PENDING)
+    return OutcomeDeferral(expire_after, expired_outcome)
+
+
 def _unit_price(message: price_book_pb2.UnitPrice) -> UnitPrice:
     return UnitPrice(amount=message.amount, per_units=message.per_units or 1)
 
@@ -146,9 +170,19 @@ def _prices_to_proto(prices: Iterable[Price]) -> list[price_book_pb2.Price]:
                 action_types=sorted(price.selector.action_types), agent_ids=sorted(price.selector.agent_ids)
             ),
             components=[_component_to_proto(named) for named in price.components],
+            deferral=_deferral_to_proto(price.deferral),
         )
         for price in prices
     ]
+
+
+def _deferral_to_proto(deferral: OutcomeDeferral) -> price_book_pb2.OutcomeDeferral | None:
+    if deferral == DEFAULT_OUTCOME_DEFERRAL:
+        return None
+    expire_after = Duration(seconds=deferral.expire_after // timedelta(seconds=1))
+    return price_book_pb2.OutcomeDeferral(
+        expire_after=expire_after, expired_outcome=OUTCOMES_TO_PROTO[deferral.expired_outcome]
+    )
 
 
 def _component_to_proto(named: PriceComponent) -> price_book_pb2.PriceComponent:
@@ -163,6 +197,6 @@ def _component_to_proto(named: PriceComponent) -> price_book_pb2.PriceComponent:
             message.token_rate.token_kind = _TOKEN_KINDS_TO_PROTO[kind]
             message.token_rate.price.CopyFrom(price)
         case OutcomeBonus(outcome):
-            message.outcome_bonus.outcome = _OUTCOMES_TO_PROTO[outcome]
+            message.outcome_bonus.outcome = OUTCOMES_TO_PROTO[outcome]
             message.outcome_bonus.price.CopyFrom(price)
     return message

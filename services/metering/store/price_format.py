@@ -1,11 +1,14 @@
 """The stored form of prices: plain JSON with the field names of the contract, sets sorted."""
 
+from datetime import timedelta
 from typing import Any
 
 from services.metering.domain.price_book import (
+    DEFAULT_OUTCOME_DEFERRAL,
     BaseFee,
     Component,
     OutcomeBonus,
+    OutcomeDeferral,
     Price,
     PriceComponent,
     PriceSelector,
@@ -26,6 +29,7 @@ def to_json(prices: tuple[Price, ...]) -> list[dict[str, Any]]:
                 "agent_ids": sorted(price.selector.agent_ids),
             },
             "components": [{"name": named.name, **_component(named.component)} for named in price.components],
+            **_deferral(price.deferral),
         }
         for price in prices
     ]
@@ -44,9 +48,30 @@ def from_json(stored: list[dict[str, Any]]) -> tuple[Price, ...]:
                 PriceComponent(name=named["name"], component=_parse_component(named))
                 for named in price["components"]
             ),
+            deferral=_parse_deferral(price),
         )
         for price in stored
     )
+
+
+def _deferral(deferral: OutcomeDeferral) -> dict[str, Any]:
+    # Left out where it says nothing: as prices were stored before there was one.
+    if deferral == DEFAULT_OUTCOME_DEFERRAL:
+        return {}
+    return {
+        "deferral": {
+            "expire_after_seconds": deferral.expire_after // timedelta(seconds=1),
+            "expired_outcome": deferral.expired_outcome.value,
+        }
+    }
+
+
+def _parse_deferral(price: dict[str, Any]) -> OutcomeDeferral:
+    match price:
+        case {"deferral": {"expire_after_seconds": seconds, "expired_outcome": outcome}}:
+            return OutcomeDeferral(timedelta(seconds=seconds), Outcome(outcome))
+        case _:
+            return DEFAULT_OUTCOME_DEFERRAL
 
 
 def _component(component: Component) -> dict[str, Any]:

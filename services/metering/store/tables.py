@@ -1,6 +1,6 @@
 """The tables of schema `metering`, for ordinary queries. The migrations own their definition."""
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, LargeBinary, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData(schema="metering")
@@ -41,8 +41,9 @@ idempotency = Table(
     Column("create_time", DateTime(timezone=True), nullable=False),
 )
 
-usage_event = Table(
-    "usage_event",
+# A view: usage events with their deferred outcomes, and what of each is pending.
+recorded_usage = Table(
+    "recorded_usage",
     metadata,
     Column("customer_id", Text, primary_key=True),
     Column("workflow_id", Text, primary_key=True),
@@ -57,16 +58,21 @@ usage_event = Table(
     Column("currency_code", Text, nullable=False),
     Column("amount_micros", BigInteger, nullable=False),
     Column("lines", JSONB, nullable=False),
+    Column("reservation_id", Text),
+    Column("lease_epoch", BigInteger),
+    Column("reserved_micros", BigInteger),
+    Column("reservation_expire_time", DateTime(timezone=True)),
     Column("create_time", DateTime(timezone=True), nullable=False),
-)
-
-pending_charge = Table(
-    "pending_charge",
-    metadata,
-    Column("customer_id", Text, primary_key=True),
-    Column("workflow_id", Text, primary_key=True),
-    Column("ordinal", Integer, primary_key=True),
-    Column("next_attempt_time", DateTime(timezone=True), nullable=False),
-    Column("attempt_count", Integer, nullable=False),
-    Column("last_error", Text, nullable=False),
+    Column("outcome_id", Text),
+    Column("api_key_id", Text),
+    Column("expired_outcome", Text),
+    Column("outcome_expire_time", DateTime(timezone=True)),
+    Column("bonuses", JSONB),
+    Column("outcome_state", Text),
+    Column("outcome", Text),
+    Column("resolve_time", DateTime(timezone=True)),
+    Column("outcome_evidence_ref", Text),
+    Column("outcome_evidence_hash", LargeBinary),
+    Column("pending", Boolean, nullable=False),
+    Column("outcome_pending", Boolean, nullable=False),
 )

@@ -92,6 +92,40 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. A total of the charge's customer or payees has no room for its amount. Metadata:
     `customer_id`, `charge_id`.
     """
+    ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 29
+    """FAILED_PRECONDITION. Authorize was refused: neither the customer's credits nor what its credit limit leaves
+    cover the amount. No work was done; a new attempt needs a new key. Metadata: `customer_id`,
+    `currency_code`, `requested_micros`, and for callers who may know it `available_micros`.
+    """
+    ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 30
+    """FAILED_PRECONDITION. Authorize was refused: a budget with a hard limit has no room for the amount. Metadata:
+    `budget_id`, `currency_code`, `requested_micros`, `limit_micros`, `spent_micros`, `reserved_micros`, and
+    `reset_time` for budgets that start again.
+    """
+    ERROR_REASON_RESERVATION_TOKEN_INVALID: _ErrorReason.ValueType  # 31
+    """INVALID_ARGUMENT. The reservation token is damaged, was not issued here, or belongs to other work."""
+    ERROR_REASON_RESERVATION_ENDED: _ErrorReason.ValueType  # 32
+    """FAILED_PRECONDITION. The reservation has ended, so it cannot be extended. Metadata: `reservation_id`,
+    `state`.
+    """
+    ERROR_REASON_LEASE_SUPERSEDED: _ErrorReason.ValueType  # 33
+    """FAILED_PRECONDITION. Another epoch of this credit lease is current; allocations of this one only drain.
+    Metadata: `customer_id`, `currency_code`, `epoch`.
+    """
+    ERROR_REASON_OUTCOME_NOT_FOUND: _ErrorReason.ValueType  # 34
+    """NOT_FOUND. No event was recorded with this outcome, or its outcome was known at once. Metadata:
+    `outcome_id`.
+    """
+    ERROR_REASON_OUTCOME_ALREADY_RESOLVED: _ErrorReason.ValueType  # 35
+    """FAILED_PRECONDITION. The outcome was resolved before, otherwise. Nothing was changed. Metadata:
+    `outcome_id`, `outcome`, `resolve_time`.
+    """
+    ERROR_REASON_OUTCOME_EXPIRED: _ErrorReason.ValueType  # 36
+    """FAILED_PRECONDITION. The outcome was resolved too late: it had fallen to its default. Nothing was changed.
+    Metadata: `outcome_id`, `outcome`, `expire_time`.
+    """
+    ERROR_REASON_BUDGET_NOT_FOUND: _ErrorReason.ValueType  # 37
+    """NOT_FOUND. Metadata: `budget_id`."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -171,6 +205,40 @@ ERROR_REASON_BALANCE_OUT_OF_RANGE: ErrorReason.ValueType  # 28
 """FAILED_PRECONDITION. A total of the charge's customer or payees has no room for its amount. Metadata:
 `customer_id`, `charge_id`.
 """
+ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 29
+"""FAILED_PRECONDITION. Authorize was refused: neither the customer's credits nor what its credit limit leaves
+cover the amount. No work was done; a new attempt needs a new key. Metadata: `customer_id`,
+`currency_code`, `requested_micros`, and for callers who may know it `available_micros`.
+"""
+ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 30
+"""FAILED_PRECONDITION. Authorize was refused: a budget with a hard limit has no room for the amount. Metadata:
+`budget_id`, `currency_code`, `requested_micros`, `limit_micros`, `spent_micros`, `reserved_micros`, and
+`reset_time` for budgets that start again.
+"""
+ERROR_REASON_RESERVATION_TOKEN_INVALID: ErrorReason.ValueType  # 31
+"""INVALID_ARGUMENT. The reservation token is damaged, was not issued here, or belongs to other work."""
+ERROR_REASON_RESERVATION_ENDED: ErrorReason.ValueType  # 32
+"""FAILED_PRECONDITION. The reservation has ended, so it cannot be extended. Metadata: `reservation_id`,
+`state`.
+"""
+ERROR_REASON_LEASE_SUPERSEDED: ErrorReason.ValueType  # 33
+"""FAILED_PRECONDITION. Another epoch of this credit lease is current; allocations of this one only drain.
+Metadata: `customer_id`, `currency_code`, `epoch`.
+"""
+ERROR_REASON_OUTCOME_NOT_FOUND: ErrorReason.ValueType  # 34
+"""NOT_FOUND. No event was recorded with this outcome, or its outcome was known at once. Metadata:
+`outcome_id`.
+"""
+ERROR_REASON_OUTCOME_ALREADY_RESOLVED: ErrorReason.ValueType  # 35
+"""FAILED_PRECONDITION. The outcome was resolved before, otherwise. Nothing was changed. Metadata:
+`outcome_id`, `outcome`, `resolve_time`.
+"""
+ERROR_REASON_OUTCOME_EXPIRED: ErrorReason.ValueType  # 36
+"""FAILED_PRECONDITION. The outcome was resolved too late: it had fallen to its default. Nothing was changed.
+Metadata: `outcome_id`, `outcome`, `expire_time`.
+"""
+ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 37
+"""NOT_FOUND. Metadata: `budget_id`."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

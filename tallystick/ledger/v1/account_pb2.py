@@ -25,19 +25,21 @@ _sym_db = _symbol_database.Default()
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tallystick/ledger/v1/account.proto\x12\x14tallystick.ledger.v1\x1a tallystick/common/v1/money.proto\"f\n\nAccountRef\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.tallystick.ledger.v1.AccountKind\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\x92\x02\n\x0f\x43ustomerBalance\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12.\n\tavailable\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12)\n\x04held\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\nreceivable\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12+\n\x06unpaid\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x0c\x63redit_limit\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\xa4\x02\n\x0f\x45\x61rningsBalance\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\tavailable\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07pending\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x0buncollected\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x32\n\rplatform_fees\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0fprocessing_fees\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money*\xfc\x02\n\x0b\x41\x63\x63ountKind\x12\x1c\n\x18\x41\x43\x43OUNT_KIND_UNSPECIFIED\x10\x00\x12!\n\x1d\x41\x43\x43OUNT_KIND_CUSTOMER_CREDITS\x10\x01\x12$\n ACCOUNT_KIND_CUSTOMER_RECEIVABLE\x10\x02\x12 \n\x1c\x41\x43\x43OUNT_KIND_CUSTOMER_UNPAID\x10\x03\x12\x1e\n\x1a\x41\x43\x43OUNT_KIND_UNPAID_OFFSET\x10\x04\x12%\n!ACCOUNT_KIND_ORGANIZATION_PAYABLE\x10\x05\x12\x1e\n\x1a\x41\x43\x43OUNT_KIND_PLATFORM_FEES\x10\x06\x12 \n\x1c\x41\x43\x43OUNT_KIND_PROCESSING_FEES\x10\x07\x12 \n\x1c\x41\x43\x43OUNT_KIND_STRIPE_CLEARING\x10\x08\x12\x1b\n\x17\x41\x43\x43OUNT_KIND_PROMOTIONS\x10\t\x12\x1c\n\x18\x41\x43\x43OUNT_KIND_ADJUSTMENTS\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tallystick/ledger/v1/account.proto\x12\x14tallystick.ledger.v1\x1a tallystick/common/v1/money.proto\"f\n\nAccountRef\x12\x10\n\x08owner_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.tallystick.ledger.v1.AccountKind\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\"\x81\x03\n\x0f\x43ustomerBalance\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12.\n\tavailable\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12)\n\x04held\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\nreceivable\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12+\n\x06unpaid\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x0c\x63redit_limit\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x37\n\x0cheld_credits\x18\x07 \x01(\x0b\x32!.tallystick.ledger.v1.HeldCredits\x12\x34\n\x0fheld_receivable\x18\x08 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\xd8\x01\n\x0bHeldCredits\x12+\n\x06leased\x18\x01 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12-\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12)\n\x04runs\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12-\n\x08outcomes\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\xa4\x02\n\x0f\x45\x61rningsBalance\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12.\n\tavailable\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07pending\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x0buncollected\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x32\n\rplatform_fees\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0fprocessing_fees\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money*\xfc\x02\n\x0b\x41\x63\x63ountKind\x12\x1c\n\x18\x41\x43\x43OUNT_KIND_UNSPECIFIED\x10\x00\x12!\n\x1d\x41\x43\x43OUNT_KIND_CUSTOMER_CREDITS\x10\x01\x12$\n ACCOUNT_KIND_CUSTOMER_RECEIVABLE\x10\x02\x12 \n\x1c\x41\x43\x43OUNT_KIND_CUSTOMER_UNPAID\x10\x03\x12\x1e\n\x1a\x41\x43\x43OUNT_KIND_UNPAID_OFFSET\x10\x04\x12%\n!ACCOUNT_KIND_ORGANIZATION_PAYABLE\x10\x05\x12\x1e\n\x1a\x41\x43\x43OUNT_KIND_PLATFORM_FEES\x10\x06\x12 \n\x1c\x41\x43\x43OUNT_KIND_PROCESSING_FEES\x10\x07\x12 \n\x1c\x41\x43\x43OUNT_KIND_STRIPE_CLEARING\x10\x08\x12\x1b\n\x17\x41\x43\x43OUNT_KIND_PROMOTIONS\x10\t\x12\x1c\n\x18\x41\x43\x43OUNT_KIND_ADJUSTMENTS\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.ledger.v1.account_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACCOUNTKIND']._serialized_start=771
-  _globals['_ACCOUNTKIND']._serialized_end=1151
+  _globals['_ACCOUNTKIND']._serialized_start=1101
+  _globals['_ACCOUNTKIND']._serialized_end=1481
   _globals['_ACCOUNTREF']._serialized_start=94
   _globals['_ACCOUNTREF']._serialized_end=196
   _globals['_CUSTOMERBALANCE']._serialized_start=199
-  _globals['_CUSTOMERBALANCE']._serialized_end=473
-  _globals['_EARNINGSBALANCE']._serialized_start=476
-  _globals['_EARNINGSBALANCE']._serialized_end=768
+  _globals['_CUSTOMERBALANCE']._serialized_end=584
+  _globals['_HELDCREDITS']._serialized_start=587
+  _globals['_HELDCREDITS']._serialized_end=803
+  _globals['_EARNINGSBALANCE']._serialized_start=806
+  _globals['_EARNINGSBALANCE']._serialized_end=1098
 # @@protoc_insertion_point(module_scope)

@@ -128,6 +128,8 @@ class CustomerBalance(_message.Message):
     RECEIVABLE_FIELD_NUMBER: _builtins.int
     UNPAID_FIELD_NUMBER: _builtins.int
     CREDIT_LIMIT_FIELD_NUMBER: _builtins.int
+    HELD_CREDITS_FIELD_NUMBER: _builtins.int
+    HELD_RECEIVABLE_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     @_builtins.property
@@ -150,6 +152,14 @@ class CustomerBalance(_message.Message):
     def credit_limit(self) -> _money_pb2.Money:
         """How much may be owed as receivable. Zero means prepaid only."""
 
+    @_builtins.property
+    def held_credits(self) -> Global___HeldCredits:
+        """What `held` consists of. Set by GetCustomerBalance only."""
+
+    @_builtins.property
+    def held_receivable(self) -> _money_pb2.Money:
+        """What is held of the room under the credit limit."""
+
     def __init__(
         self,
         *,
@@ -159,14 +169,62 @@ class CustomerBalance(_message.Message):
         receivable: _money_pb2.Money | None = ...,
         unpaid: _money_pb2.Money | None = ...,
         credit_limit: _money_pb2.Money | None = ...,
+        held_credits: Global___HeldCredits | None = ...,
+        held_receivable: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "held", b"held", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "held", b"held", "held_credits", b"held_credits", "held_receivable", b"held_receivable", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "customer_id", b"customer_id", "held", b"held", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "customer_id", b"customer_id", "held", b"held", "held_credits", b"held_credits", "held_receivable", b"held_receivable", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CustomerBalance: _TypeAlias = CustomerBalance  # noqa: Y015
+
+@_typing.final
+class HeldCredits(_message.Message):
+    """HeldCredits says what the held credits of a customer are held for. The four amounts add up to what is held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASED_FIELD_NUMBER: _builtins.int
+    LEASE_EPOCH_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    lease_epoch: _builtins.int
+    """The epoch of the current lease; 0 for none."""
+    @_builtins.property
+    def leased(self) -> _money_pb2.Money:
+        """The current lease: of it, what is not allocated can still be spent."""
+
+    @_builtins.property
+    def draining(self) -> _money_pb2.Money:
+        """Leases of earlier epochs."""
+
+    @_builtins.property
+    def runs(self) -> _money_pb2.Money:
+        """Holds for runs."""
+
+    @_builtins.property
+    def outcomes(self) -> _money_pb2.Money:
+        """Holds for outcomes."""
+
+    def __init__(
+        self,
+        *,
+        leased: _money_pb2.Money | None = ...,
+        lease_epoch: _builtins.int = ...,
+        draining: _money_pb2.Money | None = ...,
+        runs: _money_pb2.Money | None = ...,
+        outcomes: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "leased", b"leased", "outcomes", b"outcomes", "runs", b"runs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "lease_epoch", b"lease_epoch", "leased", b"leased", "outcomes", b"outcomes", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldCredits: _TypeAlias = HeldCredits  # noqa: Y015
 
 @_typing.final
 class EarningsBalance(_message.Message):

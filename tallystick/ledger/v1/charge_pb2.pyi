@@ -92,6 +92,8 @@ class ChargeIntent(_message.Message):
     OCCUR_TIME_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    OUTCOME_HOLD_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Who pays."""
     workflow_id: _builtins.str
@@ -116,6 +118,18 @@ class ChargeIntent(_message.Message):
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the work happened. The revenue share agreement in force then applies."""
 
+    @_builtins.property
+    def reservation(self) -> Global___ReservationClaim:
+        """What was reserved for this work: the charge is paid from it first, and it ends with the charge. Like the
+        evidence it is not part of what the charge is.
+        """
+
+    @_builtins.property
+    def outcome_hold(self) -> Global___OutcomeHold:
+        """What to hold, in the same transaction and from what the reservation leaves first, for an outcome that is
+        not decided yet. As much as there is: a hold that falls short is no error.
+        """
+
     def __init__(
         self,
         *,
@@ -128,14 +142,88 @@ class ChargeIntent(_message.Message):
         occur_time: _timestamp_pb2.Timestamp | None = ...,
         price_version_id: _builtins.str = ...,
         evidence_hash: _builtins.bytes = ...,
+        reservation: Global___ReservationClaim | None = ...,
+        outcome_hold: Global___OutcomeHold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gross", b"gross", "occur_time", b"occur_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gross", b"gross", "occur_time", b"occur_time", "outcome_hold", b"outcome_hold", "reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "payees", b"payees", "price_version_id", b"price_version_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "outcome_hold", b"outcome_hold", "payees", b"payees", "price_version_id", b"price_version_id", "reservation", b"reservation", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChargeIntent: _TypeAlias = ChargeIntent  # noqa: Y015
+
+@_typing.final
+class ReservationClaim(_message.Message):
+    """ReservationClaim names what was reserved for a piece of work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    LEASE_EPOCH_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    """"rsv_…" of an allocation within a lease, or the id of a hold."""
+    lease_epoch: _builtins.int
+    """The lease in which it was allocated; 0 for a hold."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much at most is captured of the lease. A hold knows its own amount."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it can be captured of the lease. A hold stands until it is ended."""
+
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        lease_epoch: _builtins.int = ...,
+        amount: _money_pb2.Money | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time", "lease_epoch", b"lease_epoch", "reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReservationClaim: _TypeAlias = ReservationClaim  # noqa: Y015
+
+@_typing.final
+class OutcomeHold(_message.Message):
+    """OutcomeHold asks to hold credits until an outcome is decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """The id of the hold."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much the outcome may add."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the outcome falls to its default."""
+
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time", "hold_id", b"hold_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutcomeHold: _TypeAlias = OutcomeHold  # noqa: Y015
 
 @_typing.final
 class ChargePayment(_message.Message):
@@ -250,6 +338,8 @@ class Charge(_message.Message):
     PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
     TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    CAPTURED_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     """"ch_…", derived from the identity of the charge."""
     customer_id: _builtins.str
@@ -266,6 +356,10 @@ class Charge(_message.Message):
     """SHA-256 of the evidence that came with the first request."""
     transaction_id: _builtins.str
     """The transaction that posted the charge."""
+    reservation_id: _builtins.str
+    """The reservation that the charge was paid from first, or empty. Unset for callers that belong to an
+    organization, as is the amount.
+    """
     @_builtins.property
     def gross(self) -> _money_pb2.Money:
         """What the work costs; for a caller that belongs to an organization, its own share of that."""
@@ -286,6 +380,10 @@ class Charge(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the charge was posted."""
 
+    @_builtins.property
+    def captured(self) -> _money_pb2.Money:
+        """How much of it was captured: a part of what the payment says."""
+
     def __init__(
         self,
         *,
@@ -302,10 +400,12 @@ class Charge(_message.Message):
         price_version_id: _builtins.str = ...,
         evidence_hash: _builtins.bytes = ...,
         transaction_id: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        captured: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gross", b"gross", "occur_time", b"occur_time", "payment", b"payment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "create_time", b"create_time", "gross", b"gross", "occur_time", b"occur_time", "payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "component", b"component", "create_time", b"create_time", "customer_id", b"customer_id", "earnings", b"earnings", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "payment", b"payment", "price_version_id", b"price_version_id", "transaction_id", b"transaction_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "charge_id", b"charge_id", "component", b"component", "create_time", b"create_time", "customer_id", b"customer_id", "earnings", b"earnings", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "payment", b"payment", "price_version_id", b"price_version_id", "reservation_id", b"reservation_id", "transaction_id", b"transaction_id", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,6 +13,7 @@ from tallystick.common.v1 import item_error_pb2 as _item_error_pb2
 from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.ledger.v1 import account_pb2 as _account_pb2
 from tallystick.ledger.v1 import charge_pb2 as _charge_pb2
+from tallystick.ledger.v1 import credit_pb2 as _credit_pb2
 from tallystick.ledger.v1 import transaction_pb2 as _transaction_pb2
 import builtins as _builtins
 import sys
@@ -155,6 +156,8 @@ class PostedCharge(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
     EVIDENCE_DIFFERS_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    OUTCOME_HOLD_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """Whether the charge had been posted before, so that this call changed nothing."""
     evidence_differs: _builtins.bool
@@ -167,6 +170,14 @@ class PostedCharge(_message.Message):
     def balance(self) -> _account_pb2.CustomerBalance:
         """The customer's balance right after this call's charges."""
 
+    @_builtins.property
+    def reservation(self) -> _credit_pb2.EndedReservation:
+        """How the reservation of the intent ended. Unset if there was none."""
+
+    @_builtins.property
+    def outcome_hold(self) -> _credit_pb2.Hold:
+        """The hold for the outcome of the intent, as it stands. Unset if none was asked for."""
+
     def __init__(
         self,
         *,
@@ -174,10 +185,12 @@ class PostedCharge(_message.Message):
         balance: _account_pb2.CustomerBalance | None = ...,
         duplicate: _builtins.bool = ...,
         evidence_differs: _builtins.bool = ...,
+        reservation: _credit_pb2.EndedReservation | None = ...,
+        outcome_hold: _credit_pb2.Hold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "charge", b"charge"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "charge", b"charge", "outcome_hold", b"outcome_hold", "reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "charge", b"charge", "duplicate", b"duplicate", "evidence_differs", b"evidence_differs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "charge", b"charge", "duplicate", b"duplicate", "evidence_differs", b"evidence_differs", "outcome_hold", b"outcome_hold", "reservation", b"reservation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,11 +5,14 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from tallystick.common.v1 import item_error_pb2 as _item_error_pb2
 from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.metering.v1 import charge_line_pb2 as _charge_line_pb2
+from tallystick.metering.v1 import outcome_pb2 as _outcome_pb2
+from tallystick.metering.v1 import reservation_pb2 as _reservation_pb2
 from tallystick.metering.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -169,6 +172,7 @@ class MeteredEvent(_message.Message):
     AVAILABLE_BALANCE_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
     EVIDENCE_DIFFERS_FIELD_NUMBER: _builtins.int
+    DEFERRED_OUTCOME_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     """The charge."""
     outcome_id: _builtins.str
@@ -205,6 +209,10 @@ class MeteredEvent(_message.Message):
         know it.
         """
 
+    @_builtins.property
+    def deferred_outcome(self) -> _outcome_pb2.DeferredOutcome:
+        """The outcome, if it was reported as pending."""
+
     def __init__(
         self,
         *,
@@ -219,10 +227,11 @@ class MeteredEvent(_message.Message):
         available_balance: _money_pb2.Money | None = ...,
         duplicate: _builtins.bool = ...,
         evidence_differs: _builtins.bool = ...,
+        deferred_outcome: _outcome_pb2.DeferredOutcome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "price_charged", b"price_charged", "unpaid", b"unpaid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "deferred_outcome", b"deferred_outcome", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "price_charged", b"price_charged", "unpaid", b"unpaid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "charge_id", b"charge_id", "duplicate", b"duplicate", "evidence_differs", b"evidence_differs", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "lines", b"lines", "outcome_id", b"outcome_id", "price_charged", b"price_charged", "price_version_id", b"price_version_id", "unpaid", b"unpaid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "charge_id", b"charge_id", "deferred_outcome", b"deferred_outcome", "duplicate", b"duplicate", "evidence_differs", b"evidence_differs", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "lines", b"lines", "outcome_id", b"outcome_id", "price_charged", b"price_charged", "price_version_id", b"price_version_id", "unpaid", b"unpaid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,3 +296,533 @@ class GetUsageEventResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUsageEventResponse: _TypeAlias = GetUsageEventResponse  # noqa: Y015
+
+@_typing.final
+class AuthorizeRequest(_message.Message):
+    """AuthorizeRequest is the request of Authorize."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    ACTION_TYPE_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """Who pays."""
+    workflow_id: _builtins.str
+    """The run, as the host names it: up to 128 letters, digits and "_.:/-"."""
+    ordinal: _builtins.int
+    """The event within the run that will settle it; 0 when there is just one."""
+    agent_id: _builtins.str
+    """The agent that is to do the work."""
+    agent_version: _builtins.str
+    """The agent's release; empty when not known. A version that is named must exist."""
+    action_type: _builtins.str
+    """What the agent is to do, for example "ticket.resolve": it chooses the price."""
+    idempotency_key: _builtins.str
+    """Names this attempt, up to 128 characters; may be empty for the first one. After a refusal a new attempt needs a
+    new key.
+    """
+    currency_code: _builtins.str
+    """The currency that the host expects to be charged in; empty for that of `max_cost`, or else of the price book."""
+    @_builtins.property
+    def max_cost(self) -> _money_pb2.Money:
+        """An amount, above zero."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Or what it will consume: priced with the outcome that costs most."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long to keep the reservation: a second to 24 hours; 5 minutes when unset."""
+
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        ordinal: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        agent_version: _builtins.str = ...,
+        action_type: _builtins.str = ...,
+        max_cost: _money_pb2.Money | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        idempotency_key: _builtins.str = ...,
+        currency_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "max_cost", b"max_cost", "ttl", b"ttl", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "agent_version", b"agent_version", "currency_code", b"currency_code", "customer_id", b"customer_id", "estimate", b"estimate", "idempotency_key", b"idempotency_key", "max_cost", b"max_cost", "ordinal", b"ordinal", "ttl", b"ttl", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_estimate: _TypeAlias = _typing.Literal["max_cost", "usage"]  # noqa: Y015
+    _WhichOneofArgType_estimate: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_estimate) -> _WhichOneofReturnType_estimate | None: ...
+
+Global___AuthorizeRequest: _TypeAlias = AuthorizeRequest  # noqa: Y015
+
+@_typing.final
+class AuthorizeResponse(_message.Message):
+    """AuthorizeResponse is the response of Authorize."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BALANCE_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """Whether it had been reserved before, so that this call reserved nothing."""
+    @_builtins.property
+    def reservation(self) -> _reservation_pb2.Reservation:
+        """The reservation."""
+
+    @_builtins.property
+    def available_balance(self) -> _money_pb2.Money:
+        """What the customer has left to spend. Unset when the caller's key belongs to an organization, which may not
+        know it.
+        """
+
+    def __init__(
+        self,
+        *,
+        reservation: _reservation_pb2.Reservation | None = ...,
+        available_balance: _money_pb2.Money | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "reservation", b"reservation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "duplicate", b"duplicate", "reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthorizeResponse: _TypeAlias = AuthorizeResponse  # noqa: Y015
+
+@_typing.final
+class ExtendRequest(_message.Message):
+    """ExtendRequest is the request of Extend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The reservation."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much it should be in all; not lowered. Unchanged when unset."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long to keep it from now on: a second to 24 hours, but to 15 minutes for a leased one; not shortened.
+        Unchanged when unset.
+        """
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "token", b"token", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRequest: _TypeAlias = ExtendRequest  # noqa: Y015
+
+@_typing.final
+class ExtendResponse(_message.Message):
+    """ExtendResponse is the response of Extend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BALANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation(self) -> _reservation_pb2.Reservation:
+        """The reservation, with its new token."""
+
+    @_builtins.property
+    def available_balance(self) -> _money_pb2.Money:
+        """What the customer has left to spend. Unset when the caller's key belongs to an organization."""
+
+    def __init__(
+        self,
+        *,
+        reservation: _reservation_pb2.Reservation | None = ...,
+        available_balance: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "reservation", b"reservation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendResponse: _TypeAlias = ExtendResponse  # noqa: Y015
+
+@_typing.final
+class SettleRequest(_message.Message):
+    """SettleRequest is the request of Settle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The reservation."""
+    @_builtins.property
+    def event(self) -> _usage_pb2.UsageEvent:
+        """What happened. Its customer_id, workflow_id, ordinal, agent_id, agent_version, action_type and currency_code
+        may be left empty; they are those of the reservation, and must not differ.
+        """
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        event: _usage_pb2.UsageEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleRequest: _TypeAlias = SettleRequest  # noqa: Y015
+
+@_typing.final
+class SettleResponse(_message.Message):
+    """SettleResponse is the response of Settle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METERED_FIELD_NUMBER: _builtins.int
+    SETTLEMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def metered(self) -> Global___MeteredEvent:
+        """The event as recorded and charged."""
+
+    @_builtins.property
+    def settlement(self) -> _reservation_pb2.Settlement:
+        """What became of the reservation."""
+
+    def __init__(
+        self,
+        *,
+        metered: Global___MeteredEvent | None = ...,
+        settlement: _reservation_pb2.Settlement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metered", b"metered", "settlement", b"settlement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metered", b"metered", "settlement", b"settlement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleResponse: _TypeAlias = SettleResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseRequest(_message.Message):
+    """ReleaseRequest is the request of Release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The reservation."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseResponse(_message.Message):
+    """ReleaseResponse is the response of Release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTLEMENT_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BALANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settlement(self) -> _reservation_pb2.Settlement:
+        """What became of the reservation."""
+
+    @_builtins.property
+    def available_balance(self) -> _money_pb2.Money:
+        """What the customer has left to spend. Unset when the caller's key belongs to an organization."""
+
+    def __init__(
+        self,
+        *,
+        settlement: _reservation_pb2.Settlement | None = ...,
+        available_balance: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "settlement", b"settlement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "settlement", b"settlement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
+
+@_typing.final
+class CheckAccessRequest(_message.Message):
+    """CheckAccessRequest is the request of CheckAccess."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ACTION_TYPE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The customer."""
+    agent_id: _builtins.str
+    """The agent."""
+    action_type: _builtins.str
+    """What the agent is to do: a price must apply to it."""
+    workflow_id: _builtins.str
+    """The run, if it has begun: for budgets per workflow."""
+    @_builtins.property
+    def cost(self) -> _money_pb2.Money:
+        """What the run may cost; at least something when unset. Its currency is the one that is asked for; when unset,
+        that of the price book.
+        """
+
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        action_type: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+        cost: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "cost", b"cost", "customer_id", b"customer_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAccessRequest: _TypeAlias = CheckAccessRequest  # noqa: Y015
+
+@_typing.final
+class CheckAccessResponse(_message.Message):
+    """CheckAccessResponse is the response of CheckAccess."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    UP_TO_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """Whether Authorize would probably succeed."""
+    price_version_id: _builtins.str
+    """The price version that would apply."""
+    @_builtins.property
+    def up_to(self) -> _money_pb2.Money:
+        """The most that could be reserved. Unset when the caller's key belongs to an organization, which may not know it."""
+
+    @_builtins.property
+    def refusal(self) -> _item_error_pb2.ItemError:
+        """If not allowed, why: the error that Authorize would answer, INSUFFICIENT_CREDITS or BUDGET_EXCEEDED."""
+
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        up_to: _money_pb2.Money | None = ...,
+        refusal: _item_error_pb2.ItemError | None = ...,
+        price_version_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "up_to", b"up_to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "price_version_id", b"price_version_id", "refusal", b"refusal", "up_to", b"up_to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAccessResponse: _TypeAlias = CheckAccessResponse  # noqa: Y015
+
+@_typing.final
+class GetBalanceRequest(_message.Message):
+    """GetBalanceRequest is the request of GetBalance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The customer; may be empty for a customer's own key."""
+    currency_code: _builtins.str
+    """ISO 4217 code; "USD" when empty."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        currency_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "customer_id", b"customer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
+
+@_typing.final
+class GetBalanceResponse(_message.Message):
+    """GetBalanceResponse is the response of GetBalance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def balance(self) -> _reservation_pb2.Balance:
+        """The balance; all zero when the currency was never used."""
+
+    def __init__(
+        self,
+        *,
+        balance: _reservation_pb2.Balance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBalanceResponse: _TypeAlias = GetBalanceResponse  # noqa: Y015
+
+@_typing.final
+class ResolveOutcomeRequest(_message.Message):
+    """ResolveOutcomeRequest is the request of ResolveOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    EVIDENCE_REF_FIELD_NUMBER: _builtins.int
+    EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
+    outcome_id: _builtins.str
+    """The outcome."""
+    outcome: _usage_pb2.Outcome.ValueType
+    """How the work ended: OUTCOME_SUCCESS, OUTCOME_FAILURE, OUTCOME_PARTIAL or OUTCOME_UNKNOWN."""
+    evidence_ref: _builtins.str
+    """Where the evidence is, for example a URI. No personal data."""
+    evidence_hash: _builtins.bytes
+    """SHA-256 of the evidence, 32 bytes, or empty."""
+    def __init__(
+        self,
+        *,
+        outcome_id: _builtins.str = ...,
+        outcome: _usage_pb2.Outcome.ValueType = ...,
+        evidence_ref: _builtins.str = ...,
+        evidence_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "outcome", b"outcome", "outcome_id", b"outcome_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveOutcomeRequest: _TypeAlias = ResolveOutcomeRequest  # noqa: Y015
+
+@_typing.final
+class ResolveOutcomeResponse(_message.Message):
+    """ResolveOutcomeResponse is the response of ResolveOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BALANCE_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """Whether it had been resolved so before, so that this call changed nothing."""
+    @_builtins.property
+    def outcome(self) -> _outcome_pb2.DeferredOutcome:
+        """The outcome."""
+
+    @_builtins.property
+    def available_balance(self) -> _money_pb2.Money:
+        """What the customer has left to spend. Unset when the caller's key belongs to an organization."""
+
+    def __init__(
+        self,
+        *,
+        outcome: _outcome_pb2.DeferredOutcome | None = ...,
+        available_balance: _money_pb2.Money | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "duplicate", b"duplicate", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveOutcomeResponse: _TypeAlias = ResolveOutcomeResponse  # noqa: Y015
+
+@_typing.final
+class GetOutcomeRequest(_message.Message):
+    """GetOutcomeRequest is the request of GetOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_ID_FIELD_NUMBER: _builtins.int
+    outcome_id: _builtins.str
+    """The outcome."""
+    def __init__(
+        self,
+        *,
+        outcome_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome_id", b"outcome_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOutcomeRequest: _TypeAlias = GetOutcomeRequest  # noqa: Y015
+
+@_typing.final
+class GetOutcomeResponse(_message.Message):
+    """GetOutcomeResponse is the response of GetOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcome(self) -> _outcome_pb2.DeferredOutcome:
+        """The outcome."""
+
+    def __init__(
+        self,
+        *,
+        outcome: _outcome_pb2.DeferredOutcome | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOutcomeResponse: _TypeAlias = GetOutcomeResponse  # noqa: Y015

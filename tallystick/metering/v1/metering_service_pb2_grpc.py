@@ -45,6 +45,46 @@ class MeteringServiceStub(object):
                 request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.MeterBatchRequest.SerializeToString,
                 response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.MeterBatchResponse.FromString,
                 _registered_method=True)
+        self.Authorize = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/Authorize',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.AuthorizeRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.AuthorizeResponse.FromString,
+                _registered_method=True)
+        self.Extend = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/Extend',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ExtendRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ExtendResponse.FromString,
+                _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/Settle',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.SettleRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.SettleResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/Release',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
+        self.CheckAccess = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/CheckAccess',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.CheckAccessRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.CheckAccessResponse.FromString,
+                _registered_method=True)
+        self.GetBalance = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/GetBalance',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetBalanceRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetBalanceResponse.FromString,
+                _registered_method=True)
+        self.ResolveOutcome = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/ResolveOutcome',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomeRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomeResponse.FromString,
+                _registered_method=True)
+        self.GetOutcome = channel.unary_unary(
+                '/tallystick.metering.v1.MeteringService/GetOutcome',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetOutcomeRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetOutcomeResponse.FromString,
+                _registered_method=True)
         self.GetUsageEvent = channel.unary_unary(
                 '/tallystick.metering.v1.MeteringService/GetUsageEvent',
                 request_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetUsageEventRequest.SerializeToString,
@@ -72,6 +112,69 @@ class MeteringServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Authorize(self, request, context):
+        """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
+        INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
+        the request with the same key answers the same reservation or refusal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Extend(self, request, context):
+        """Raises a reservation to an amount, or keeps it for longer, while the run goes on. Says the state that is
+        wanted, so it may be repeated. The answer's token replaces the one before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Settle(self, request, context):
+        """Charges a finished run and ends its reservation. Like Meter it is never refused for lack of money, and may be
+        repeated: what the run cost is paid from the reservation first, the rest of which goes back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Ends a reservation without a charge: the run did not happen, or is not charged. One that was settled before
+        stays settled, and the answer says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckAccess(self, request, context):
+        """Answers whether a customer may run an agent now, and up to what cost. It reserves nothing, so only Authorize
+        can promise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBalance(self, request, context):
+        """Answers the balance of a customer in one currency.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveOutcome(self, request, context):
+        """Says how work that was reported with OUTCOME_PENDING ended, and charges what that adds. Repeating it answers
+        the same; saying otherwise later, or too late, is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOutcome(self, request, context):
+        """Answers the outcome of an event that was reported with OUTCOME_PENDING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsageEvent(self, request, context):
         """Answers a recorded event with its charge, by its identity.
         """
@@ -91,6 +194,46 @@ def add_MeteringServiceServicer_to_server(servicer, server):
                     servicer.MeterBatch,
                     request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.MeterBatchRequest.FromString,
                     response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.MeterBatchResponse.SerializeToString,
+            ),
+            'Authorize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Authorize,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.AuthorizeRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.AuthorizeResponse.SerializeToString,
+            ),
+            'Extend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Extend,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ExtendRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ExtendResponse.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.SettleRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.SettleResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ReleaseRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'CheckAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckAccess,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.CheckAccessRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.CheckAccessResponse.SerializeToString,
+            ),
+            'GetBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBalance,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetBalanceRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetBalanceResponse.SerializeToString,
+            ),
+            'ResolveOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveOutcome,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomeRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomeResponse.SerializeToString,
+            ),
+            'GetOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOutcome,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetOutcomeRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetOutcomeResponse.SerializeToString,
             ),
             'GetUsageEvent': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsageEvent,
@@ -153,6 +296,222 @@ class MeteringService(object):
             '/tallystick.metering.v1.MeteringService/MeterBatch',
             tallystick_dot_metering_dot_v1_dot_metering__service__pb2.MeterBatchRequest.SerializeToString,
             tallystick_dot_metering_dot_v1_dot_metering__service__pb2.MeterBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Authorize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/Authorize',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.AuthorizeRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.AuthorizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Extend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/Extend',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ExtendRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ExtendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/Settle',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.SettleRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.SettleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/Release',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ReleaseRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/CheckAccess',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.CheckAccessRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.CheckAccessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/GetBalance',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetBalanceRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetBalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/ResolveOutcome',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomeRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.MeteringService/GetOutcome',
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetOutcomeRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_metering__service__pb2.GetOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,

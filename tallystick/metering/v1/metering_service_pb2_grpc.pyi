@@ -40,6 +40,35 @@ class MeteringServiceStub:
     """
     MeterBatch: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.MeterBatchRequest, _metering_service_pb2.MeterBatchResponse]
     """Does the same for up to 1,000 events, with a verdict for each: one bad event never fails a neighbour."""
+    Authorize: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.AuthorizeRequest, _metering_service_pb2.AuthorizeResponse]
+    """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
+    INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
+    the request with the same key answers the same reservation or refusal.
+    """
+    Extend: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.ExtendRequest, _metering_service_pb2.ExtendResponse]
+    """Raises a reservation to an amount, or keeps it for longer, while the run goes on. Says the state that is
+    wanted, so it may be repeated. The answer's token replaces the one before.
+    """
+    Settle: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.SettleRequest, _metering_service_pb2.SettleResponse]
+    """Charges a finished run and ends its reservation. Like Meter it is never refused for lack of money, and may be
+    repeated: what the run cost is paid from the reservation first, the rest of which goes back.
+    """
+    Release: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.ReleaseRequest, _metering_service_pb2.ReleaseResponse]
+    """Ends a reservation without a charge: the run did not happen, or is not charged. One that was settled before
+    stays settled, and the answer says so.
+    """
+    CheckAccess: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.CheckAccessRequest, _metering_service_pb2.CheckAccessResponse]
+    """Answers whether a customer may run an agent now, and up to what cost. It reserves nothing, so only Authorize
+    can promise.
+    """
+    GetBalance: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.GetBalanceRequest, _metering_service_pb2.GetBalanceResponse]
+    """Answers the balance of a customer in one currency."""
+    ResolveOutcome: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.ResolveOutcomeRequest, _metering_service_pb2.ResolveOutcomeResponse]
+    """Says how work that was reported with OUTCOME_PENDING ended, and charges what that adds. Repeating it answers
+    the same; saying otherwise later, or too late, is refused.
+    """
+    GetOutcome: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.GetOutcomeRequest, _metering_service_pb2.GetOutcomeResponse]
+    """Answers the outcome of an event that was reported with OUTCOME_PENDING."""
     GetUsageEvent: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.GetUsageEventRequest, _metering_service_pb2.GetUsageEventResponse]
     """Answers a recorded event with its charge, by its identity."""
 
@@ -55,6 +84,35 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     """
     MeterBatch: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.MeterBatchRequest, _metering_service_pb2.MeterBatchResponse]  # type: ignore[assignment]
     """Does the same for up to 1,000 events, with a verdict for each: one bad event never fails a neighbour."""
+    Authorize: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.AuthorizeRequest, _metering_service_pb2.AuthorizeResponse]  # type: ignore[assignment]
+    """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
+    INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
+    the request with the same key answers the same reservation or refusal.
+    """
+    Extend: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.ExtendRequest, _metering_service_pb2.ExtendResponse]  # type: ignore[assignment]
+    """Raises a reservation to an amount, or keeps it for longer, while the run goes on. Says the state that is
+    wanted, so it may be repeated. The answer's token replaces the one before.
+    """
+    Settle: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.SettleRequest, _metering_service_pb2.SettleResponse]  # type: ignore[assignment]
+    """Charges a finished run and ends its reservation. Like Meter it is never refused for lack of money, and may be
+    repeated: what the run cost is paid from the reservation first, the rest of which goes back.
+    """
+    Release: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.ReleaseRequest, _metering_service_pb2.ReleaseResponse]  # type: ignore[assignment]
+    """Ends a reservation without a charge: the run did not happen, or is not charged. One that was settled before
+    stays settled, and the answer says so.
+    """
+    CheckAccess: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.CheckAccessRequest, _metering_service_pb2.CheckAccessResponse]  # type: ignore[assignment]
+    """Answers whether a customer may run an agent now, and up to what cost. It reserves nothing, so only Authorize
+    can promise.
+    """
+    GetBalance: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.GetBalanceRequest, _metering_service_pb2.GetBalanceResponse]  # type: ignore[assignment]
+    """Answers the balance of a customer in one currency."""
+    ResolveOutcome: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.ResolveOutcomeRequest, _metering_service_pb2.ResolveOutcomeResponse]  # type: ignore[assignment]
+    """Says how work that was reported with OUTCOME_PENDING ended, and charges what that adds. Repeating it answers
+    the same; saying otherwise later, or too late, is refused.
+    """
+    GetOutcome: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.GetOutcomeRequest, _metering_service_pb2.GetOutcomeResponse]  # type: ignore[assignment]
+    """Answers the outcome of an event that was reported with OUTCOME_PENDING."""
     GetUsageEvent: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.GetUsageEventRequest, _metering_service_pb2.GetUsageEventResponse]  # type: ignore[assignment]
     """Answers a recorded event with its charge, by its identity."""
 
@@ -79,6 +137,83 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_metering_service_pb2.MeterBatchResponse, _abc.Awaitable[_metering_service_pb2.MeterBatchResponse]]:
         """Does the same for up to 1,000 events, with a verdict for each: one bad event never fails a neighbour."""
+
+    @_abc_1.abstractmethod
+    def Authorize(
+        self,
+        request: _metering_service_pb2.AuthorizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.AuthorizeResponse, _abc.Awaitable[_metering_service_pb2.AuthorizeResponse]]:
+        """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
+        INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
+        the request with the same key answers the same reservation or refusal.
+        """
+
+    @_abc_1.abstractmethod
+    def Extend(
+        self,
+        request: _metering_service_pb2.ExtendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.ExtendResponse, _abc.Awaitable[_metering_service_pb2.ExtendResponse]]:
+        """Raises a reservation to an amount, or keeps it for longer, while the run goes on. Says the state that is
+        wanted, so it may be repeated. The answer's token replaces the one before.
+        """
+
+    @_abc_1.abstractmethod
+    def Settle(
+        self,
+        request: _metering_service_pb2.SettleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.SettleResponse, _abc.Awaitable[_metering_service_pb2.SettleResponse]]:
+        """Charges a finished run and ends its reservation. Like Meter it is never refused for lack of money, and may be
+        repeated: what the run cost is paid from the reservation first, the rest of which goes back.
+        """
+
+    @_abc_1.abstractmethod
+    def Release(
+        self,
+        request: _metering_service_pb2.ReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.ReleaseResponse, _abc.Awaitable[_metering_service_pb2.ReleaseResponse]]:
+        """Ends a reservation without a charge: the run did not happen, or is not charged. One that was settled before
+        stays settled, and the answer says so.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckAccess(
+        self,
+        request: _metering_service_pb2.CheckAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.CheckAccessResponse, _abc.Awaitable[_metering_service_pb2.CheckAccessResponse]]:
+        """Answers whether a customer may run an agent now, and up to what cost. It reserves nothing, so only Authorize
+        can promise.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBalance(
+        self,
+        request: _metering_service_pb2.GetBalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.GetBalanceResponse, _abc.Awaitable[_metering_service_pb2.GetBalanceResponse]]:
+        """Answers the balance of a customer in one currency."""
+
+    @_abc_1.abstractmethod
+    def ResolveOutcome(
+        self,
+        request: _metering_service_pb2.ResolveOutcomeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.ResolveOutcomeResponse, _abc.Awaitable[_metering_service_pb2.ResolveOutcomeResponse]]:
+        """Says how work that was reported with OUTCOME_PENDING ended, and charges what that adds. Repeating it answers
+        the same; saying otherwise later, or too late, is refused.
+        """
+
+    @_abc_1.abstractmethod
+    def GetOutcome(
+        self,
+        request: _metering_service_pb2.GetOutcomeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.GetOutcomeResponse, _abc.Awaitable[_metering_service_pb2.GetOutcomeResponse]]:
+        """Answers the outcome of an event that was reported with OUTCOME_PENDING."""
 
     @_abc_1.abstractmethod
     def GetUsageEvent(

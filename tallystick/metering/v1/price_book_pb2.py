@@ -22,37 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tallystick.metering.v1 import usage_pb2 as tallystick_dot_metering_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/metering/v1/price_book.proto\x12\x16tallystick.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tallystick/metering/v1/usage.proto\"\x99\x01\n\tPriceBook\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf5\x02\n\x0cPriceVersion\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12\x15\n\rprice_book_id\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12\x38\n\x05state\x18\x04 \x01(\x0e\x32).tallystick.metering.v1.PriceVersionState\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06prices\x18\x06 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14publisher_api_key_id\x18\t \x01(\t\"\x8a\x01\n\x05Price\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08selector\x18\x02 \x01(\x0b\x32%.tallystick.metering.v1.PriceSelector\x12:\n\ncomponents\x18\x03 \x03(\x0b\x32&.tallystick.metering.v1.PriceComponent\"8\n\rPriceSelector\x12\x14\n\x0c\x61\x63tion_types\x18\x01 \x03(\t\x12\x11\n\tagent_ids\x18\x02 \x03(\t\"\xd8\x01\n\x0ePriceComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x08\x62\x61se_fee\x18\x02 \x01(\x0b\x32\x1f.tallystick.metering.v1.BaseFeeH\x00\x12\x37\n\ntoken_rate\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.TokenRateH\x00\x12=\n\routcome_bonus\x18\x04 \x01(\x0b\x32$.tallystick.metering.v1.OutcomeBonusH\x00\x42\x0b\n\tcomponent\".\n\tUnitPrice\x12\x0e\n\x06\x61mount\x18\x01 \x01(\t\x12\x11\n\tper_units\x18\x02 \x01(\x03\";\n\x07\x42\x61seFee\x12\x30\n\x05price\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"t\n\tTokenRate\x12\x35\n\ntoken_kind\x18\x01 \x01(\x0e\x32!.tallystick.metering.v1.TokenKind\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"r\n\x0cOutcomeBonus\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice*z\n\x11PriceVersionState\x12#\n\x1fPRICE_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PRICE_VERSION_STATE_DRAFT\x10\x01\x12!\n\x1dPRICE_VERSION_STATE_PUBLISHED\x10\x02*T\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10TOKEN_KIND_INPUT\x10\x01\x12\x15\n\x11TOKEN_KIND_OUTPUT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/metering/v1/price_book.proto\x12\x16tallystick.metering.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tallystick/metering/v1/usage.proto\"\x99\x01\n\tPriceBook\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf5\x02\n\x0cPriceVersion\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12\x15\n\rprice_book_id\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12\x38\n\x05state\x18\x04 \x01(\x0e\x32).tallystick.metering.v1.PriceVersionState\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06prices\x18\x06 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14publisher_api_key_id\x18\t \x01(\t\"\xc5\x01\n\x05Price\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08selector\x18\x02 \x01(\x0b\x32%.tallystick.metering.v1.PriceSelector\x12:\n\ncomponents\x18\x03 \x03(\x0b\x32&.tallystick.metering.v1.PriceComponent\x12\x39\n\x08\x64\x65\x66\x65rral\x18\x04 \x01(\x0b\x32\'.tallystick.metering.v1.OutcomeDeferral\"|\n\x0fOutcomeDeferral\x12/\n\x0c\x65xpire_after\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0f\x65xpired_outcome\x18\x02 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\"8\n\rPriceSelector\x12\x14\n\x0c\x61\x63tion_types\x18\x01 \x03(\t\x12\x11\n\tagent_ids\x18\x02 \x03(\t\"\xd8\x01\n\x0ePriceComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x08\x62\x61se_fee\x18\x02 \x01(\x0b\x32\x1f.tallystick.metering.v1.BaseFeeH\x00\x12\x37\n\ntoken_rate\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.TokenRateH\x00\x12=\n\routcome_bonus\x18\x04 \x01(\x0b\x32$.tallystick.metering.v1.OutcomeBonusH\x00\x42\x0b\n\tcomponent\".\n\tUnitPrice\x12\x0e\n\x06\x61mount\x18\x01 \x01(\t\x12\x11\n\tper_units\x18\x02 \x01(\x03\";\n\x07\x42\x61seFee\x12\x30\n\x05price\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"t\n\tTokenRate\x12\x35\n\ntoken_kind\x18\x01 \x01(\x0e\x32!.tallystick.metering.v1.TokenKind\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"r\n\x0cOutcomeBonus\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice*z\n\x11PriceVersionState\x12#\n\x1fPRICE_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PRICE_VERSION_STATE_DRAFT\x10\x01\x12!\n\x1dPRICE_VERSION_STATE_PUBLISHED\x10\x02*T\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10TOKEN_KIND_INPUT\x10\x01\x12\x15\n\x11TOKEN_KIND_OUTPUT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.metering.v1.price_book_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRICEVERSIONSTATE']._serialized_start=1429
-  _globals['_PRICEVERSIONSTATE']._serialized_end=1551
-  _globals['_TOKENKIND']._serialized_start=1553
-  _globals['_TOKENKIND']._serialized_end=1637
-  _globals['_PRICEBOOK']._serialized_start=137
-  _globals['_PRICEBOOK']._serialized_end=290
-  _globals['_PRICEVERSION']._serialized_start=293
-  _globals['_PRICEVERSION']._serialized_end=666
-  _globals['_PRICE']._serialized_start=669
-  _globals['_PRICE']._serialized_end=807
-  _globals['_PRICESELECTOR']._serialized_start=809
-  _globals['_PRICESELECTOR']._serialized_end=865
-  _globals['_PRICECOMPONENT']._serialized_start=868
-  _globals['_PRICECOMPONENT']._serialized_end=1084
-  _globals['_UNITPRICE']._serialized_start=1086
-  _globals['_UNITPRICE']._serialized_end=1132
-  _globals['_BASEFEE']._serialized_start=1134
-  _globals['_BASEFEE']._serialized_end=1193
-  _globals['_TOKENRATE']._serialized_start=1195
-  _globals['_TOKENRATE']._serialized_end=1311
-  _globals['_OUTCOMEBONUS']._serialized_start=1313
-  _globals['_OUTCOMEBONUS']._serialized_end=1427
+  _globals['_PRICEVERSIONSTATE']._serialized_start=1646
+  _globals['_PRICEVERSIONSTATE']._serialized_end=1768
+  _globals['_TOKENKIND']._serialized_start=1770
+  _globals['_TOKENKIND']._serialized_end=1854
+  _globals['_PRICEBOOK']._serialized_start=169
+  _globals['_PRICEBOOK']._serialized_end=322
+  _globals['_PRICEVERSION']._serialized_start=325
+  _globals['_PRICEVERSION']._serialized_end=698
+  _globals['_PRICE']._serialized_start=701
+  _globals['_PRICE']._serialized_end=898
+  _globals['_OUTCOMEDEFERRAL']._serialized_start=900
+  _globals['_OUTCOMEDEFERRAL']._serialized_end=1024
+  _globals['_PRICESELECTOR']._serialized_start=1026
+  _globals['_PRICESELECTOR']._serialized_end=1082
+  _globals['_PRICECOMPONENT']._serialized_start=1085
+  _globals['_PRICECOMPONENT']._serialized_end=1301
+  _globals['_UNITPRICE']._serialized_start=1303
+  _globals['_UNITPRICE']._serialized_end=1349
+  _globals['_BASEFEE']._serialized_start=1351
+  _globals['_BASEFEE']._serialized_end=1410
+  _globals['_TOKENRATE']._serialized_start=1412
+  _globals['_TOKENRATE']._serialized_end=1528
+  _globals['_OUTCOMEBONUS']._serialized_start=1530
+  _globals['_OUTCOMEBONUS']._serialized_end=1644
 # @@protoc_insertion_point(module_scope)

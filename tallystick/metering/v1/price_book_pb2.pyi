@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -182,6 +183,7 @@ class Price(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SELECTOR_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
+    DEFERRAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the version, for people: up to 64 letters, digits and "_.-"."""
     @_builtins.property
@@ -192,20 +194,53 @@ class Price(_message.Message):
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceComponent]:
         """What is charged: one to 100, with different names."""
 
+    @_builtins.property
+    def deferral(self) -> Global___OutcomeDeferral:
+        """What happens to an outcome that is reported as pending."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         selector: Global___PriceSelector | None = ...,
         components: _abc.Iterable[Global___PriceComponent] | None = ...,
+        deferral: Global___OutcomeDeferral | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["selector", b"selector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deferral", b"deferral", "selector", b"selector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "name", b"name", "selector", b"selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "deferral", b"deferral", "name", b"name", "selector", b"selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Price: _TypeAlias = Price  # noqa: Y015
+
+@_typing.final
+class OutcomeDeferral(_message.Message):
+    """OutcomeDeferral says how long an outcome may stay pending, and what it then falls to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPIRE_AFTER_FIELD_NUMBER: _builtins.int
+    EXPIRED_OUTCOME_FIELD_NUMBER: _builtins.int
+    expired_outcome: _usage_pb2.Outcome.ValueType
+    """The outcome that it then falls to: OUTCOME_UNKNOWN when unspecified, which adds no bonus."""
+    @_builtins.property
+    def expire_after(self) -> _duration_pb2.Duration:
+        """After how long it expires, unless the event says when: a second to 90 days; 7 days when unset."""
+
+    def __init__(
+        self,
+        *,
+        expire_after: _duration_pb2.Duration | None = ...,
+        expired_outcome: _usage_pb2.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_after", b"expire_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_after", b"expire_after", "expired_outcome", b"expired_outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutcomeDeferral: _TypeAlias = OutcomeDeferral  # noqa: Y015
 
 @_typing.final
 class PriceSelector(_message.Message):

@@ -34,6 +34,10 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     """It delivered a part."""
     OUTCOME_UNKNOWN: _Outcome.ValueType  # 4
     """Nobody can tell."""
+    OUTCOME_PENDING: _Outcome.ValueType  # 5
+    """Not decided yet. What does not depend on it is charged at once; what it may add is held until it is resolved
+    or expires.
+    """
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """Outcome says how a run or action ended for the customer."""
@@ -48,6 +52,10 @@ OUTCOME_PARTIAL: Outcome.ValueType  # 3
 """It delivered a part."""
 OUTCOME_UNKNOWN: Outcome.ValueType  # 4
 """Nobody can tell."""
+OUTCOME_PENDING: Outcome.ValueType  # 5
+"""Not decided yet. What does not depend on it is charged at once; what it may add is held until it is resolved
+or expires.
+"""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
@@ -109,6 +117,7 @@ class UsageEvent(_message.Message):
     EVIDENCE_REF_FIELD_NUMBER: _builtins.int
     EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    OUTCOME_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Who pays."""
     workflow_id: _builtins.str
@@ -151,6 +160,12 @@ class UsageEvent(_message.Message):
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the work ended. Not in the future; now when unset, which makes a retry without it the same event."""
 
+    @_builtins.property
+    def outcome_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """With OUTCOME_PENDING: when the outcome falls to its default, at most 90 days after the event's arrival. When
+        unset, as long after it as the price says.
+        """
+
     def __init__(
         self,
         *,
@@ -173,10 +188,11 @@ class UsageEvent(_message.Message):
         evidence_ref: _builtins.str = ...,
         evidence_hash: _builtins.bytes = ...,
         currency_code: _builtins.str = ...,
+        outcome_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "outcome_expire_time", b"outcome_expire_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "agent_version", b"agent_version", "billable_rule_version", b"billable_rule_version", "currency_code", b"currency_code", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "idempotency_key", b"idempotency_key", "occur_time", b"occur_time", "ordinal", b"ordinal", "outcome", b"outcome", "outcome_candidate", b"outcome_candidate", "parent_span_id", b"parent_span_id", "request_id", b"request_id", "span_id", b"span_id", "tool_name", b"tool_name", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "agent_version", b"agent_version", "billable_rule_version", b"billable_rule_version", "currency_code", b"currency_code", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "idempotency_key", b"idempotency_key", "occur_time", b"occur_time", "ordinal", b"ordinal", "outcome", b"outcome", "outcome_candidate", b"outcome_candidate", "outcome_expire_time", b"outcome_expire_time", "parent_span_id", b"parent_span_id", "request_id", b"request_id", "span_id", b"span_id", "tool_name", b"tool_name", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

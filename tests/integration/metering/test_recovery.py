@@ -11,7 +11,8 @@ import pytest
 from services.kit.errors import Code
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
-from tests.integration.metering.world import RUN_MICROS, World, refused, run
+from tallystick.metering.v1 import metering_service_pb2, usage_pb2
+from tests.integration.metering.world import BONUS_MICROS, RUN_MICROS, World, refused, run
 from tests.support.ledger_server import LedgerServer
 from tests.support.metering_server import AGENT_RUN, running_metering
 from tests.support.network import Gate, gate_to
@@ -176,3 +177,147 @@ async def test_a_charge_that_the_ledger_refuses_is_kept_with_its_reason_and_not_
         return far_world.pending_count() == 1
 
     await eventually(only_the_refused_is_left)
+
+
+def pending(workflow_id: str) -> usage_pb2.UsageEvent:
+    return run(workflow_id, outcome=usage_pb2.OUTCOME_PENDING)
+
+
+async def resolve(
+    world: World, outcome_id: str, outcome: usage_pb2.Outcome.ValueType = usage_pb2.OUTCOME_SUCCESS
+) -> metering_service_pb2.ResolveOutcomeResponse:
+    return await world.host.metering.ResolveOutcome(
+        metering_service_pb2.ResolveOutcomeRequest(outcome_id=outcome_id, outcome=outcome)
+    )
+
+
+async def held(world: World) -> int:
+    response = await world.server.ledger.operator.ledger.GetCustomerBalance(
+        ledger_service_pb2.GetCustomerBalanceRequest(customer_id="cus_1", currency_code="USD")
+    )
+    return response.balance.held.amount_micros
+
+
+class TestOutcomes:
+    async def test_an_outcome_resolved_while_the_ledger_is_away_is_charged_once_when_it_is_back(
+        self, far_world: World, gate: Gate
+    ) -> None:
+        before = await far_world.available()
+        outcome_id = (await far_world.meter(pending("run-1"))).outcome_id
+        own = World(far_world.server, await far_world.new_host("own", organization_id="org_a"))
+        # Known from then on.
+        await own.meter(pending("run-1"))
+        await gate.cut()
+
+        answers = [await refused(resolve(world, outcome_id)) for world in (far_world, far_world, own)]
+        otherwise = await refused(resolve(far_world, outcome_id, usage_pb2.OUTCOME_FAILURE))
+
+        assert [(one.code, one.reason) for one in answers] == [(Code.UNAVAILABLE, "CHARGE_PENDING")] * 3
+        assert otherwise.reason == "OUTCOME_ALREADY_RESOLVED"
+        assert far_world.charge_count() == 3
+        await gate.open()
+        await eventually(far_world.nothing_is_pending)
+
+        assert far_world.charge_count() == 4
+        assert (await far_world.available(), await held(far_world)) == (before - RUN_MICROS, 0)
+        again = await resolve(far_world, outcome_id)
+        assert (again.duplicate, again.outcome.charge_id) == (True, answers[0].metadata["charge_id"])
+
+    async def test_what_adds_nothing_is_answered_without_the_ledger_and_released_when_it_is_back(
+        self, far_world: World, gate: Gate
+    ) -> None:
+        before = await far_world.available()
+        outcome_id = (await far_world.meter(pending("run-1"))).outcome_id
+        await gate.cut()
+
+        answer = await resolve(far_world, outcome_id, usage_pb2.OUTCOME_FAILURE)
+
+        assert (answer.duplicate, answer.outcome.outcome) == (False, usage_pb2.OUTCOME_FAILURE)
+        assert not answer.HasField("available_balance")
+        assert await held(far_world) == BONUS_MICROS
+        await gate.open()
+        await eventually(far_world.nothing_is_pending)
+        assert (await far_world.available(), await held(far_world)) == (
+            before - RUN_MICROS + BONUS_MICROS,
+            0,
+        )
+
+    @pytest.mark.parametrize("outcome", [usage_pb2.OUTCOME_SUCCESS, usage_pb2.OUTCOME_FAILURE])
+    async def test_what_is_held_for_an_outcome_that_is_decided_first_does_not_stay(
+        self, far_world: World, gate: Gate, outcome: usage_pb2.Outcome.ValueType
+    ) -> None:
+        before = await far_world.available()
+        await gate.cut()
+        charge_id = (await refused(far_world.meter(pending("run-1")))).metadata["charge_id"]
+        outcome_id = charge_id.replace("ch_", "out_")
+        is_charged = outcome == usage_pb2.OUTCOME_SUCCESS
+        if is_charged:
+            assert (await refused(resolve(far_world, outcome_id, outcome))).reason == "CHARGE_PENDING"
+        else:
+            await resolve(far_world, outcome_id, outcome)
+        await gate.open()
+        await eventually(far_world.nothing_is_pending)
+
+        cost = RUN_MICROS if is_charged else RUN_MICROS - BONUS_MICROS
+        assert (await far_world.available(), await held(far_world)) == (before - cost, 0)
+
+    async def test_an_outcome_may_be_resolved_before_anybody_has_posted_its_event(
+        self, gate: Gate, database_url: str, ledger: LedgerServer, host_key: str
+    ) -> None:
+        async with behind(gate, database_url, ledger, host_key, timedelta(hours=1)) as world:
+            before = await world.available()
+            await gate.cut()
+            charge_id = (await refused(world.meter(pending("run-1")))).metadata["charge_id"]
+            await gate.open()
+
+            async def reachable() -> bool:
+                return await world.is_answered(world.find(run("first")))
+
+            await eventually(reachable)
+            answer = await resolve(world, charge_id.replace("ch_", "out_"))
+
+            assert answer.outcome.bonus.amount_micros == BONUS_MICROS
+            assert (await world.available(), await held(world)) == (before - RUN_MICROS, 0)
+            await eventually(world.nothing_is_pending)
+
+    async def test_a_bonus_whose_confirmation_was_lost_is_not_charged_twice(
+        self, far_world: World, gate: Gate
+    ) -> None:
+        before = await far_world.available()
+        outcome_id = (await far_world.meter(pending("run-1"))).outcome_id
+        await eventually(far_world.nothing_is_pending)
+        gate.swallow_answers()
+        call = asyncio.create_task(refused(resolve(far_world, outcome_id)))
+
+        async def posted() -> bool:
+            return far_world.charge_count() == 4
+
+        await eventually(posted)
+        await gate.cut()
+        assert (await call).reason == "CHARGE_PENDING"
+        await gate.open()
+        await eventually(far_world.nothing_is_pending)
+
+        assert far_world.charge_count() == 4
+        assert (await far_world.available(), await held(far_world)) == (before - RUN_MICROS, 0)
+
+    async def test_outcomes_that_expire_while_the_ledger_is_away_give_back_what_was_held_later(
+        self, far_world: World, gate: Gate
+    ) -> None:
+        before = await far_world.available()
+        await far_world.meter_batch(*(pending(f"run-{number}") for number in range(10)))
+        await gate.cut()
+        far_world.server.query("UPDATE metering.deferred_outcome SET expire_time = now() RETURNING 1")
+
+        async def expired() -> bool:
+            return not far_world.server.query("SELECT FROM metering.deferred_outcome WHERE state = 'pending'")
+
+        await eventually(expired)
+        assert await held(far_world) == 10 * BONUS_MICROS
+        await gate.open()
+        await eventually(far_world.nothing_is_pending)
+
+        assert (await far_world.available(), await held(far_world)) == (
+            before - 10 * (RUN_MICROS - BONUS_MICROS),
+            0,
+        )

@@ -11,7 +11,13 @@ from services.kit.db import Database
 from services.metering.domain.price_book import UnitPrice
 from services.metering.domain.rating import RatedLine
 from services.metering.domain.usage_event import EventKey
-from services.metering.domain.usage_record import IntendedCharge, UsageRecord
+from services.metering.domain.usage_record import (
+    ChargeKey,
+    Component,
+    IntendedCharge,
+    KnownUsage,
+    UsageRecord,
+)
 from services.metering.store import pending_charges, usage_events
 from services.metering.store.pending_charges import FailedCharge
 
@@ -68,7 +74,7 @@ async def test_what_was_recorded_comes_back_as_it_was(writer: Database) -> None:
     async with writer.hot() as connection:
         known = await usage_events.record(connection, [record(1), record(2)], NOW)
 
-    assert list(known.values()) == [(record(1), True)]
+    assert list(known.values()) == [KnownUsage(record(1), pending=True)]
 
 
 async def test_events_that_are_recorded_at_once_are_recorded_once(writer: Database) -> None:
@@ -118,8 +124,8 @@ async def test_a_refused_charge_stays_and_is_not_tried_again(writer: Database) -
         await pending_charges.note_failed(
             connection,
             [
-                FailedCharge(record(1).charge.key, "CUSTOMER_NOT_FOUND: gone", True),
-                FailedCharge(record(2).charge.key, "INTERNAL: once more", False),
+                FailedCharge(record(1).charge.charge_key, "CUSTOMER_NOT_FOUND: gone", True),
+                FailedCharge(record(2).charge.charge_key, "INTERNAL: once more", False),
             ],
         )
 
@@ -127,7 +133,7 @@ async def test_a_refused_charge_stays_and_is_not_tried_again(writer: Database) -
     async with writer.hot() as connection:
         assert await pending_charges.count_refused(connection) == 1
         # The host reported it again, and this time the ledger took it.
-        await pending_charges.confirm(connection, [record(1).charge.key])
+        await pending_charges.confirm(connection, [record(1).charge.charge_key])
         assert await pending_charges.count_refused(connection) == 0
 
 
@@ -136,6 +142,6 @@ async def test_confirming_nothing_and_strangers_is_fine(writer: Database) -> Non
     async with writer.hot() as connection:
         await pending_charges.confirm(connection, [])
         await pending_charges.note_failed(connection, [])
-        await pending_charges.confirm(connection, [EventKey("cus_x", "none", 0)])
+        await pending_charges.confirm(connection, [ChargeKey("cus_x", "none", 0, Component.BASE)])
 
     assert len(await take(writer)) == 1

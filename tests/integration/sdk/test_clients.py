@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from tallystick import (
     AsyncClient,
-    Client,
     IdempotencyKeyReused,
     InvalidArgument,
     Metered,
@@ -26,11 +23,10 @@ from tallystick import (
     UsageEvent,
 )
 from tests.integration.metering.world import RUN_MICROS, World
+from tests.integration.sdk.either import IMPATIENT, Open, Options
 from tests.support.network import gate_to
 from tests.support.waiting import eventually
 
-T = TypeVar("T")
-Options = dict[str, Any]
 RUN: Any = {
     "customer": "cus_1",
     "agent": "agt_a",
@@ -41,47 +37,6 @@ RUN: Any = {
     "outcome": "success",
 }
 PRICE = Money("USD", RUN_MICROS)
-# Gives up after a moment.
-IMPATIENT = RetryPolicy(timeout=0.3, first_backoff=0.01, max_backoff=0.05)
-
-
-class Either:
-    """Either client, driven alike: the synchronous one in threads, for its servers are in this loop."""
-
-    def __init__(self, client: Client | AsyncClient) -> None:
-        self.client = client
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self.client, name)
-        if isinstance(self.client, AsyncClient) and name != "record":
-            return method  # type: ignore[no-any-return]
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            if isinstance(self.client, AsyncClient):
-                return method(*args, **kwargs)
-            return await asyncio.to_thread(method, *args, **kwargs)
-
-        return call
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture(params=[Client, AsyncClient], ids=["sync", "async"])
-def opened(request: pytest.FixtureRequest, options: Options) -> Open:
-    @asynccontextmanager
-    async def open_client(**changes: Any) -> AsyncIterator[Either]:
-        client = request.param(**options | changes)
-        if isinstance(client, AsyncClient):
-            async with client:
-                yield Either(client)
-        else:
-            try:
-                yield Either(client)
-            finally:
-                await asyncio.to_thread(client.close)
-
-    return open_client
 
 
 async def test_a_run_is_charged_once_however_often_it_is_reported(world: World, opened: Open) -> None:

@@ -57,7 +57,7 @@ NASTY_TEXT = (
     "*",
 )
 NUL_TEXT = ("\0", "cus_\0", "org_a\0b")
-PREFIXES = ("org", "cus", "agt", "mem", "key", "ch", "txn", "pb", "pv", "out", "ORG", "orgs", "")
+PREFIXES = ("org", "cus", "agt", "mem", "key", "ch", "txn", "pb", "pv", "out", "rsv", "bud", "ORG", "")
 INT32 = (0, 1, -1, 2, 1000, 1001, 2**31 - 1, -(2**31))
 INT64 = (*INT32, 10**14, 10**14 + 1, -(10**14), 2**53 + 1, 2**63 - 1, -(2**63))
 SECONDS = (0, 1, -62_135_596_800, -62_135_596_801, 253_402_300_799, 253_402_300_800, 1_767_225_600, *INT64)
@@ -70,7 +70,17 @@ def _known_ids(world: World) -> list[str]:
     found = [world.platform_book, world.shared_charge, world.shared_transaction, "pv_test"]
     for things in (world.alpha, world.bravo):
         found += [things.organization, things.customer, things.agent, things.member, things.workflow]
-        found += [things.price_book, things.published, things.draft, things.charge, things.transaction]
+        found += [
+            things.price_book,
+            things.published,
+            things.draft,
+            things.charge,
+            things.transaction,
+            things.outcome,
+            things.reservation,
+            things.budget,
+            things.token,
+        ]
         found += [f"1-{things.tenant}"]
     return found
 
@@ -198,10 +208,16 @@ def _stored(world: World) -> list[tuple[object, ...]]:
         "ledger.api_key",
         "ledger.idempotency",
         "ledger.charge",
+        "ledger.credit_lease",
+        "ledger.hold",
+        "ledger.released_reservation",
         "metering.idempotency",
         "metering.price_book",
         "metering.price_version",
         "metering.usage_event",
+        "metering.deferred_outcome",
+        "metering.budget",
+        "metering.budget_reservation",
     )
     return world.rows(" UNION ALL ".join(f"SELECT count(*) FROM {table}" for table in tables))
 

@@ -17,12 +17,8 @@ FORGED: dict[type, tuple[object, ...]] = {
     str: ("", "\0", "'; --", "\uffff", "x" * 1500, "\ud800", 1, None, ["a"], {"a": 1}),
     int: (0, -1, 2**31, 2**63 - 1, -(2**63), 2**63, 10**300, "1", 1.5, True, None),
 }
-WITHOUT_TEXT = {
-    "tallystick.metering.v1.PricingService.ListPriceVersions",
-    # Its text is read as a time.
-    "tallystick.ledger.v1.DirectoryService.ListRevenueShareAgreements",
-}
 INTEGER_KEYS = {
+    "tallystick.ledger.v1.CreditService.ListLeases",
     "tallystick.ledger.v1.LedgerService.ListEntries",
     "tallystick.metering.v1.PricingService.ListPriceVersions",
 }

@@ -17,7 +17,8 @@ from google.protobuf.message import Message
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
-from tests.integration.security.cases import CASES, DENIED, LEDGER, LISTED, OK, Case
+from tests.integration.security.case import DENIED, LEDGER, LISTED, OK, Case
+from tests.integration.security.cases import CASES
 from tests.integration.security.world import METHODS, PLATFORM, Answer, Principal, Running, World, roles_of
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bench.load import Load
 from bench.machine import CpuClock
 from bench.results import Comparison, Result, cells, compare, memory, number, write_json
 from bench.runner import Record, Round, keep_quietest
+from bench.world import LedgerCalls
 
 
 async def never(_caller: int, _request: object) -> None:
@@ -64,6 +66,20 @@ def test_a_comparison_in_milliseconds_compares_median_latencies() -> None:
     assert (result.value, result.floor, result.ratio) == (8.0, 2.0, 4.0)
 
 
+def test_a_comparison_may_have_a_name_of_its_own_and_no_floor() -> None:
+    reserve = record("reserve", [1000, 2000], 0.01)
+    reserve.rounds = [
+        replace(one, ledger_calls=LedgerCalls(calls, 10))
+        for one, calls in zip(reserve.rounds, (3, 2), strict=True)
+    ]
+    comparison = Comparison("reserve", None, "calls/1,000", as_name="lease_overhead")
+    result = compare(comparison, {"reserve": reserve}, {})
+    # The median of 3 calls of the ledger in 1,000 operations, and 2 in 2,000.
+    assert (result.name, result.value) == ("lease_overhead", 2.0)
+    assert (result.floor, result.ratio, result.verdict) == (None, None, "met")
+    assert result.conditions["ledger_calls_per_1000"] == 6.667
+
+
 def test_the_verdict_is_on_the_bar_of_that_name() -> None:
     assert RESULT.verdict == "SHORT"
     assert memory("ledger_memory", 110.04, {}).verdict == "met"
@@ -81,7 +97,7 @@ def test_the_json_is_a_list_of_results(tmp_path: Path) -> None:
 
 def test_a_row_shows_each_figure_and_leaves_out_what_there_is_not() -> None:
     result = Result("noop", 1234.0, "calls/s", None, None, 0.5, 12.345, {})
-    assert cells(result) == ["noop", "1,234", "calls/s", "", "", "0.5", "12.3", *[""] * 7]
+    assert cells(result) == ["noop", "1,234", "calls/s", "", "", "0.5", "12.3", *[""] * 8]
     assert cells(RESULT)[-2:] == ["ratio ≥ 0.6, ≥ 12,000", "SHORT"]
 
 

@@ -8,7 +8,11 @@ from services.kit.config import ConfigError, resolve
 from services.metering.__main__ import main
 from services.metering.config import ENV_PREFIX, MeteringConfig
 
-ENVIRONMENT = {"DATABASE_URL": "postgresql://u:secret@h/d", "METERING_LEDGER_API_KEY": "tsk_x_secret"}
+ENVIRONMENT = {
+    "DATABASE_URL": "postgresql://u:secret@h/d",
+    "METERING_LEDGER_API_KEY": "tsk_x_secret",
+    "METERING_TOKEN_KEYS": "secret" * 6,
+}
 
 
 def test_defaults_are_safe_and_secrets_do_not_show() -> None:
@@ -27,7 +31,11 @@ def test_the_key_of_the_ledger_may_come_from_a_file(tmp_path: Path) -> None:
         MeteringConfig,
         ENV_PREFIX,
         [],
-        {"DATABASE_URL": "postgresql://h/d", "METERING_LEDGER_API_KEY_FILE": str(file)},
+        {
+            "DATABASE_URL": "postgresql://h/d",
+            "METERING_LEDGER_API_KEY_FILE": str(file),
+            "METERING_TOKEN_KEYS": "s" * 32,
+        },
     )
 
     assert config.ledger_api_key == "tsk_x_secret"
@@ -41,6 +49,21 @@ def test_no_key_is_sent_to_another_machine_in_plaintext() -> None:
 def test_a_missing_file_of_roots_is_named() -> None:
     with pytest.raises(ConfigError, match="ledger_tls_ca_file"):
         resolve(MeteringConfig, ENV_PREFIX, ["--ledger-tls-ca-file", "/nonexistent.pem"], ENVIRONMENT)
+
+
+def test_tokens_are_signed_with_the_first_key_and_accepted_with_all() -> None:
+    first, second = "a" * 32, "b" * 32
+    config = resolve(
+        MeteringConfig, ENV_PREFIX, [], {**ENVIRONMENT, "METERING_TOKEN_KEYS": f"{first}, {second},\n"}
+    )
+    assert config.token_secrets == [first.encode(), second.encode()]
+
+
+@pytest.mark.parametrize("keys", ["short", f"{'a' * 32},short", ",", " "])
+def test_a_short_token_key_is_refused_and_not_shown(keys: str) -> None:
+    with pytest.raises(ConfigError, match="token_keys") as raised:
+        resolve(MeteringConfig, ENV_PREFIX, [], {**ENVIRONMENT, "METERING_TOKEN_KEYS": keys})
+    assert "short" not in str(raised.value)
 
 
 def test_check_config_prints_it_and_serves_nothing(
@@ -65,6 +88,7 @@ def test_unusable_urls_are_named_together_and_never_shown(capsys: pytest.Capture
                 "--database-url=mysql://bob:s3cret@h/x",
                 "--redis-url=foo://s3cret",
                 "--ledger-api-key=k",
+                f"--token-keys={'s' * 32}",
             ]
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox.books import CustomerStanding, EarningsStanding, Journal
+from sandbox.books import CustomerStanding, EarningsStanding, Funds, Journal
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1.account_pb2 import (
     ACCOUNT_KIND_CUSTOMER_CREDITS,
@@ -110,6 +110,11 @@ def test_what_is_paid_earned_and_owed_is_the_sum_of_the_entries() -> None:
     assert journal.charges == {"ch_1": 1250, "ch_free": 0}
     assert (journal.gross, journal.net, journal.platform_fee, journal.processing) == (1250, 1000, 150, 50)
     assert (journal.paid_from_credits, journal.charge_count, journal.entry_count) == (1000, 2, 10)
+    assert (journal.granted[CUSTOMER], journal.charged[CUSTOMER], journal.spent[CUSTOMER]) == (
+        1000,
+        1250,
+        1000,
+    )
     assert journal.balanced
     assert journal.gap_free
     standing = journal.standing([CUSTOMER, "cus_2"], [ORGANIZATION])
@@ -177,6 +182,7 @@ def test_collecting_oldest_first_may_stop_within_a_charge() -> None:
     assert writer.journal.collected_oldest_first
     assert writer.journal.standing([CUSTOMER], []).unpaid == 0
     assert writer.journal.gross == writer.journal.net == writer.journal.paid_from_credits == 20
+    assert writer.journal.charged[CUSTOMER] == writer.journal.spent[CUSTOMER] == 20
 
 
 def test_collecting_a_younger_charge_first_is_noticed() -> None:
@@ -197,3 +203,13 @@ def test_collecting_more_than_is_unpaid_is_noticed() -> None:
     writer.collection("ch_1", 11)
 
     assert not writer.journal.collected_oldest_first
+
+
+def test_credits_are_at_rest_when_nobody_waits_for_them() -> None:
+    assert Funds(available=5, reserved=0, held=0, unpaid=0).at_rest
+    assert Funds(available=0, reserved=0, held=0, unpaid=7).at_rest
+
+    assert not Funds(available=5, reserved=1, held=0, unpaid=0).at_rest
+    assert not Funds(available=5, reserved=0, held=1, unpaid=0).at_rest
+    # A lease has them, and is about to give them back.
+    assert not Funds(available=5, reserved=0, held=0, unpaid=7).at_rest

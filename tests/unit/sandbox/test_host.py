@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from sandbox import host as host_module
-from sandbox.host import BATCH_SIZE, MAX_IN_FLIGHT, AgentHost, Replies
-from sandbox.replay import Party, ReplayError, Shift, Work
+from sandbox import calls
+from sandbox.host import BATCH_SIZE, MAX_IN_FLIGHT, AgentHost
+from sandbox.replay import ReplayError, Shift
+from sandbox.replies import Replies
 from services.kit.errors import PermissionDenied, ResourceExhausted, Unavailable
 from services.kit.status import to_grpc_status
 from tallystick.common.v1.error_reason_pb2 import (
     ERROR_REASON_CHARGE_PENDING,
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED,
-    ERROR_REASON_INVALID_FIELD,
 )
 from tallystick.common.v1.item_error_pb2 import ItemError
 from tallystick.common.v1.money_pb2 import Money
@@ -35,26 +34,12 @@ from tallystick.metering.v1.metering_service_pb2_grpc import (
     MeteringServiceStub,
     add_MeteringServiceServicer_to_server,
 )
-from tallystick.metering.v1.usage_pb2 import OUTCOME_UNKNOWN, UsageEvent
+from tallystick.metering.v1.usage_pb2 import UsageEvent
+from tests.unit.sandbox.work import work
 
 # The fixture below takes it away.
-WAIT = host_module._wait
-SHIFT = Shift(by_us=0, earliest_us=0)
-
-
-def work(workflow_id: str, number: int = 1, input_tokens: int = 1) -> Work:
-    return Work(
-        path=Path("trace.csv"),
-        number=number,
-        workflow_id=workflow_id,
-        party=Party("azure", "conv"),
-        action_type="llm.request",
-        model="",
-        input_tokens=input_tokens,
-        output_tokens=0,
-        outcome=OUTCOME_UNKNOWN,
-        end_us=number,
-    )
+WAIT = calls._wait
+SHIFT = Shift(by_us=0, now_us=0)
 
 
 class FakeMetering(MeteringServiceServicer):
@@ -126,7 +111,7 @@ async def served(*misbehave: grpc.Status | None) -> AsyncIterator[tuple[FakeMete
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "_wait", lambda attempt, asked: timedelta())
+    monkeypatch.setattr(calls, "_wait", lambda attempt, asked: timedelta())
 
 
 @pytest.mark.parametrize(
@@ -183,11 +168,11 @@ async def test_a_refusal_that_will_not_pass_is_raised_at_once() -> None:
 async def test_a_service_that_stays_away_ends_the_replay_with_the_line_and_the_cause() -> None:
     away = to_grpc_status(Unavailable("database is away"))
 
-    async with served(*[away] * host_module.MAX_ATTEMPTS) as (metering, host):
+    async with served(*[away] * calls.MAX_ATTEMPTS) as (metering, host):
         with pytest.raises(ReplayError, match=r"trace\.csv:7 .*database is away"):
             await host.replay([work("w1", 7)], SHIFT, Replies().hear)
 
-    assert len(metering.batches) == host_module.MAX_ATTEMPTS
+    assert len(metering.batches) == calls.MAX_ATTEMPTS
 
 
 async def test_only_the_events_that_are_not_charged_yet_are_sent_again() -> None:
@@ -210,45 +195,6 @@ async def test_a_repeated_line_is_sent_after_the_first_one_was_charged() -> None
 
     assert metering.batches == [["w1", "w2"], ["w1", "w1"]]
     assert replies.duplicates == 1
-    assert [(line.number, line.reason) for line in replies.refused.values()] == [
+    assert [(line.number, line.reason) for line in replies.bad_lines.values()] == [
         (3, "refused, ALREADY_EXISTS: other content before")
     ]
-
-
-def test_a_refused_line_is_reported_once() -> None:
-    replies = Replies()
-    verdict = MeterVerdict(
-        error=ItemError(code=3, reason=ERROR_REASON_INVALID_FIELD, message="usage.input_tokens: too many")
-    )
-
-    first = replies.hear(work("w1", 5), verdict)
-
-    assert str(first) == "trace.csv:5: refused, INVALID_ARGUMENT: usage.input_tokens: too many"
-    assert replies.hear(work("w1", 5), verdict) is None
-    assert (len(replies.refused), replies.refusals) == (1, 2)
-
-
-@pytest.mark.parametrize(("duplicate", "price"), [(False, 5), (True, 6)])
-def test_a_charge_that_is_new_twice_or_changes_its_price_is_noticed(duplicate: bool, price: int) -> None:
-    replies = Replies()
-
-    def metered(micros: int, duplicate: bool) -> MeterVerdict:
-        charged = Money(currency_code="USD", amount_micros=micros)
-        return MeterVerdict(
-            metered=MeteredEvent(charge_id="ch_1", price_charged=charged, duplicate=duplicate)
-        )
-
-    replies.hear(work("w1"), metered(5, duplicate=False))
-    replies.hear(work("w1"), metered(5, duplicate=True))
-    assert replies.consistent
-
-    replies.hear(work("w1"), metered(price, duplicate))
-    assert not replies.consistent
-
-
-def test_an_answer_whose_first_copy_was_lost_is_no_duplicate() -> None:
-    replies = Replies()
-
-    replies.hear(work("w1"), MeterVerdict(metered=MeteredEvent(charge_id="ch_1", duplicate=True)))
-
-    assert (len(replies.prices), replies.duplicates) == (1, 0)

@@ -30,6 +30,7 @@ from services.kit.ids import check_id, check_workflow_id
 from tallystick.metering.v1.usage_pb2 import (
     OUTCOME_FAILURE,
     OUTCOME_PARTIAL,
+    OUTCOME_PENDING,
     OUTCOME_SUCCESS,
     OUTCOME_UNKNOWN,
 )
@@ -47,7 +48,7 @@ RUN: dict[str, object] = {
 }
 RUN_END_US = 1_754_065_244_298_854 + 33_782_000
 HEADER = "offset_ms,tokens_input,tokens_output,source\n"
-NO_SHIFT = Shift(by_us=0, earliest_us=0)
+NO_SHIFT = Shift(by_us=0, now_us=0)
 
 
 def runs(path: Path, *lines: object) -> list[Work | BadLine]:
@@ -75,7 +76,7 @@ def test_a_run_becomes_one_event_that_ends_when_the_run_ended(file: Path) -> Non
     work = one_run(file)
 
     assert isinstance(work, Work)
-    event = work.event(Shift(by_us=1_000_000, earliest_us=0))
+    event = work.event(Shift(by_us=1_000_000, now_us=RUN_END_US + 1_000_000))
     assert event.workflow_id == "tau2-1"
     assert event.customer_id == customer_of("tau2-1")
     assert event.agent_id == "agt_sierra-research_gpt-4.1"
@@ -106,7 +107,7 @@ def test_a_request_becomes_one_event_at_its_offset(file: Path) -> None:
         ("success", OUTCOME_SUCCESS),
         ("failure", OUTCOME_FAILURE),
         ("partial", OUTCOME_PARTIAL),
-        ("unknown", OUTCOME_UNKNOWN),
+        ("unknown", OUTCOME_PENDING),
     ],
 )
 def test_every_outcome_is_reported(file: Path, recorded: str, reported: int) -> None:
@@ -114,6 +115,29 @@ def test_every_outcome_is_reported(file: Path, recorded: str, reported: int) -> 
 
     assert isinstance(work, Work)
     assert work.outcome == reported
+
+
+def test_an_outcome_that_nobody_knows_stays_open_for_a_moment_the_same_in_every_replay(file: Path) -> None:
+    work, decided = one_run(file, outcome="unknown"), one_run(file)
+
+    assert isinstance(work, Work)
+    assert isinstance(decided, Work)
+    now_us = RUN_END_US + 1_000_000
+    shift = Shift.to(now_us, last_us=RUN_END_US)
+    event = work.event(shift)
+    assert now_us < event.outcome_expire_time.ToMicroseconds() <= now_us + 10_000_000
+    assert event == work.event(shift)
+    assert not decided.event(shift).HasField("outcome_expire_time")
+
+
+def test_a_run_is_authorized_with_what_it_will_consume(file: Path) -> None:
+    work = one_run(file)
+
+    assert isinstance(work, Work)
+    event, asked = work.event(NO_SHIFT), work.authorization()
+    assert asked.usage == event.usage
+    for name in ("customer_id", "workflow_id", "agent_id", "action_type"):
+        assert getattr(asked, name) == getattr(event, name)
 
 
 def test_counts_that_were_not_recorded_are_zero(file: Path) -> None:
@@ -348,6 +372,7 @@ def test_a_run_id_that_is_no_workflow_id_is_digested(file: Path, run_id: str) ->
     assert isinstance(work, Work)
     digest = hashlib.sha256(run_id.encode(errors="surrogatepass")).hexdigest()
     assert work.workflow_id == f"run/{digest[:40]}"
+    assert work.name == run_id
     assert check_workflow_id(work.workflow_id)
 
 

@@ -1,4 +1,4 @@
-"""A metering and a ledger of a few lines: grpcio-testing's channel, and answers as the servers make them."""
+"""A metering of a few lines: grpcio-testing's channel, and answers as the servers make them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from services.kit.errors import TallystickError as ServerError
 from services.kit.status import to_status_proto
 from tallystick import Client, RetryPolicy
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.metering.v1 import charge_line_pb2, metering_service_pb2, price_book_pb2
+from tallystick.metering.v1 import (
+    charge_line_pb2,
+    metering_service_pb2,
+    price_book_pb2,
+    reservation_pb2,
+)
 
 T = TypeVar("T")
 
 METERING = metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"]
-LEDGER = ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]
 KEY = "tsk_test_secret"
 # Waits are real but short; the budget is far above what any test needs.
 QUICK = RetryPolicy(timeout=30, attempt_timeout=10, first_backoff=0.001, max_backoff=0.002)
@@ -61,16 +64,66 @@ def metered(micros: int = 7, *, duplicate: bool = False) -> metering_service_pb2
     )
 
 
+def reservation(number: int = 1, micros: int = 500_000, end: int = 2_000) -> reservation_pb2.Reservation:
+    """So many micros of cus_1 for run-1, until so many seconds after 1970, with the token of this number."""
+    made = reservation_pb2.Reservation(
+        reservation_id="rsv_1",
+        token=f"rst_{number}",
+        customer_id="cus_1",
+        workflow_id="run-1",
+        agent_id="agt_a",
+        amount=usd(micros),
+        price_version_id="pv_1",
+        kind=reservation_pb2.RESERVATION_KIND_LEASED,
+    )
+    made.expire_time.FromSeconds(end)
+    return made
+
+
+def authorized(**changes: int) -> metering_service_pb2.AuthorizeResponse:
+    return metering_service_pb2.AuthorizeResponse(
+        reservation=reservation(**changes), available_balance=usd(500_000)
+    )
+
+
+def extended(**changes: int) -> metering_service_pb2.ExtendResponse:
+    return metering_service_pb2.ExtendResponse(reservation=reservation(**changes))
+
+
+def settlement(captured: int, reserved: int = 500_000) -> reservation_pb2.Settlement:
+    return reservation_pb2.Settlement(
+        reservation_id="rsv_1",
+        state=reservation_pb2.RESERVATION_STATE_SETTLED
+        if captured
+        else reservation_pb2.RESERVATION_STATE_RELEASED,
+        reserved=usd(reserved),
+        captured=usd(captured),
+        returned=usd(reserved - captured),
+        excess=usd(0),
+        excess_from_credits=usd(0),
+        excess_from_receivable=usd(0),
+        excess_unpaid=usd(0),
+    )
+
+
+def settled(micros: int = 7) -> metering_service_pb2.SettleResponse:
+    return metering_service_pb2.SettleResponse(metered=metered(micros), settlement=settlement(micros))
+
+
+def released() -> metering_service_pb2.ReleaseResponse:
+    return metering_service_pb2.ReleaseResponse(settlement=settlement(0), available_balance=usd(1_000_000))
+
+
 class Servers:
-    """Both services behind one channel. The client calls from threads; the test answers."""
+    """Metering behind a channel. The client calls from threads; the test answers."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.channel = grpc_testing.channel([METERING, LEDGER], grpc_testing.strict_real_time())
+        self.channel = grpc_testing.channel([METERING], grpc_testing.strict_real_time())
         self._pool = pool
         self.metadata: list[tuple[tuple[str, str], ...]] = []
 
     def client(self, **options: Any) -> Client:
-        return Client(KEY, **{"metering": self.channel, "ledger": self.channel, "retry": QUICK} | options)
+        return Client(KEY, **{"metering": self.channel, "retry": QUICK} | options)
 
     def begin(self, function: Callable[[], T]) -> Future[T]:
         """Let the client work while the test answers."""
@@ -80,8 +133,7 @@ class Servers:
         self, method: str, answer: Message | ServerError | grpc.StatusCode, *, message: str = ""
     ) -> Any:
         """Take the client's next call of this method and answer it; the request that it came with."""
-        service = METERING if method in METERING.methods_by_name else LEDGER
-        metadata, request, rpc = self.channel.take_unary_unary(service.methods_by_name[method])
+        metadata, request, rpc = self.channel.take_unary_unary(METERING.methods_by_name[method])
         self.metadata.append(tuple(metadata))
         if isinstance(answer, ServerError):
             status = rpc_status.to_status(to_status_proto(answer, request_id="req-server"))

@@ -29,10 +29,9 @@ from tallystick import (
     UnitPrice,
     UsageEvent,
 )
-from tallystick._channel import Access, is_loopback
+from tallystick._channel import Caller, is_loopback
 from tallystick._convert import event_from_proto, event_to_proto, metered_from_proto
-from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
-from tallystick.metering.v1 import metering_service_pb2
+from tallystick.metering.v1 import metering_service_pb2, reservation_pb2
 from tests.unit.sdk.support import EVENT, KEY, Servers, charged, metered, servers, usd, workflows
 
 PENDING = server.Unavailable("soon", reason="CHARGE_PENDING", retry_after=timedelta(0))
@@ -232,32 +231,36 @@ def test_a_server_that_forgets_an_event_is_not_believed(fake: Servers) -> None:
 
 
 def test_balance(fake: Servers) -> None:
-    answer = account_pb2.CustomerBalance(
-        customer_id="cus_1",
-        available=usd(1),
-        held=usd(2),
-        receivable=usd(3),
-        unpaid=usd(4),
-        credit_limit=usd(5),
+    fields = (
+        "credits",
+        "available",
+        "reserved",
+        "held",
+        "receivable",
+        "unpaid",
+        "credit_limit",
+        "credit_room",
     )
+    amounts: dict[str, Any] = {name: usd(number) for number, name in enumerate(fields)}
+    answer = reservation_pb2.Balance(customer_id="cus_1", **amounts)
     with fake.client() as client:
         result = fake.begin(lambda: client.balance("cus_1"))
-        request = fake.answer(
-            "GetCustomerBalance", ledger_service_pb2.GetCustomerBalanceResponse(balance=answer)
-        )
+        request = fake.answer("GetBalance", metering_service_pb2.GetBalanceResponse(balance=answer))
         balance = result.result()
     assert (request.customer_id, request.currency_code) == ("cus_1", "USD")
     assert balance.customer == "cus_1"
-    assert [
-        money.micros
-        for money in (
-            balance.available,
-            balance.held,
-            balance.receivable,
-            balance.unpaid,
-            balance.credit_limit,
+    assert [getattr(balance, name).micros for name in fields] == list(range(8))
+
+
+def test_the_address_of_a_ledger_harms_nobody(fake: Servers) -> None:
+    with fake.client(ledger="127.0.0.1:1") as client:
+        result = fake.begin(lambda: client.balance())
+        request = fake.answer(
+            "GetBalance",
+            metering_service_pb2.GetBalanceResponse(balance=reservation_pb2.Balance(customer_id="cus_1")),
         )
-    ] == [1, 2, 3, 4, 5]
+        assert result.result().customer == "cus_1"
+    assert request.customer_id == ""
 
 
 def test_a_closed_client_says_so(fake: Servers) -> None:
@@ -286,6 +289,7 @@ def test_closing_wakes_who_waits_to_try_again(fake: Servers) -> None:
         ({"workflow_id": ""}, ValueError),
         ({"workflow_id": None}, ValueError),
         ({"occur_time": datetime(2030, 1, 1)}, ValueError),  # noqa: DTZ001 - that is the point
+        ({"outcome_expire_time": datetime(2030, 1, 1, tzinfo=UTC)}, ValueError),
         ({"nonsense": 1}, TypeError),
     ],
 )
@@ -305,8 +309,9 @@ def test_an_event_survives_the_wire() -> None:
         ordinal=3,
         input_tokens=4,
         output_tokens=5,
-        outcome="partial",
+        outcome="pending",
         occur_time=datetime(2030, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
+        outcome_expire_time=datetime(2030, 2, 3, tzinfo=UTC),
         evidence_hash=b"h" * 32,
     )
     assert event_from_proto(event_to_proto(full)) == full
@@ -338,8 +343,8 @@ def test_the_keyword_arguments_are_the_fields() -> None:
 )
 def test_plaintext_stays_on_this_machine(target: str, loopback: bool) -> None:
     assert is_loopback(target) is loopback
-    assert (Access.of(KEY, None, False).credentials(target) is None) is loopback
-    assert Access.of(KEY, None, True).credentials(target) is None
+    assert (Caller.of(KEY, None, False).credentials(target) is None) is loopback
+    assert Caller.of(KEY, None, True).credentials(target) is None
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
@@ -366,9 +371,9 @@ def test_a_balance_that_is_not_told_is_none() -> None:
 
 def test_the_key_comes_from_the_environment_and_stays_out_of_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALLYSTICK_API_KEY", f"{KEY}\n")
-    access = Access.of(None, None, False)
-    assert access.api_key == KEY
-    assert KEY not in repr(access)
+    caller = Caller.of(None, None, False)
+    assert caller.api_key == KEY
+    assert KEY not in repr(caller)
     monkeypatch.delenv("TALLYSTICK_API_KEY")
     with pytest.raises(ValueError, match="TALLYSTICK_API_KEY"):
         Client()

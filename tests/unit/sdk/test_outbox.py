@@ -13,11 +13,13 @@ from services.kit import errors as server
 from services.kit.status import to_item_error
 from tallystick import (
     Aborted,
+    ChargePending,
     IdempotencyKeyReused,
     Internal,
     InvalidArgument,
     NotFound,
     Refused,
+    ReservationTokenInvalid,
     RetryPolicy,
     TallystickError,
     Unauthenticated,
@@ -26,10 +28,11 @@ from tallystick import (
     read_refused,
 )
 from tallystick._convert import event_to_proto
+from tallystick._log import Log
 from tallystick._operations import Call, Wait
 from tallystick._outbox import BufferOptions, Outbox
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
-from tests.unit.sdk.support import EVENT, charged, metered, workflows
+from tests.unit.sdk.support import EVENT, charged, metered, settled, workflows
 
 POLICY = RetryPolicy(first_backoff=0.001, max_backoff=0.002)
 Judge = Callable[[usage_pb2.UsageEvent], server.TallystickError | None]
@@ -312,3 +315,107 @@ def test_a_forked_child_is_told_to_make_its_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("os.getpid", lambda: -1)
     with pytest.raises(RuntimeError, match="fork"):
         fill(box, "a")
+
+
+INVALID = ReservationTokenInvalid("not ours", reason="RESERVATION_TOKEN_INVALID")
+
+
+class Settling(Server):
+    """Settles as `answers` say, then successfully; remembers what it was asked."""
+
+    def __init__(self, *answers: TallystickError, judge: Judge = lambda event: None) -> None:
+        super().__init__(judge)
+        self.answers = list(answers)
+        self.settled: list[tuple[str, str]] = []
+
+    def answer(self, call: Call) -> object:
+        if call.method != "Settle":
+            return super().answer(call)
+        request = cast(metering_service_pb2.SettleRequest, call.request)
+        self.settled.append((request.token, request.event.workflow_id))
+        self.times.append(request.event.occur_time.ToDatetime(UTC))
+        return self.answers.pop(0) if self.answers else settled()
+
+
+def reserve(box: Outbox, *workflow_ids: str) -> Outbox:
+    for workflow_id in workflow_ids:
+        box.add(UsageEvent(**EVENT | {"workflow_id": workflow_id}), f"rst_{workflow_id}")
+    return box
+
+
+def test_what_has_a_reservation_settles_it() -> None:
+    box, to = reserve(fill(reserve(outbox(), "a"), "b"), "c"), Settling()
+    deliver(box, to)
+    assert to.asked == [["b"]]
+    assert to.settled == [("rst_a", "a"), ("rst_c", "c")]
+    assert (box.stats().delivered, box.stats().buffered) == (3, 0)
+
+
+def test_a_reservation_survives_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "usage"
+    first = reserve(fill(outbox(path), "b"), "a")
+    assert [event.workflow_id for event in first.close()] == ["b", "a"]
+    again, to = outbox(path), Settling()
+    deliver(again, to)
+    assert (to.settled, to.asked) == ([("rst_a", "a")], [["b"]])
+    assert (again.stats().replayed, again.stats().delivered) == (2, 2)
+
+
+def test_files_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "usage"
+    log = Log(path, fsync=False)
+    then = datetime(2030, 1, 1, tzinfo=UTC)
+    for number, flag in enumerate((b"\0", b"\1")):
+        event = UsageEvent(**EVENT | {"workflow_id": str(number)}, occur_time=then)
+        body = flag + event_to_proto(event).SerializeToString()
+        log.append([b"E" + number.to_bytes(8, "little") + body])
+    log.close()
+    box, to = outbox(path), Settling()
+    deliver(box, to)
+    assert (to.asked, to.settled) == ([["0", "1"]], [])
+
+
+def test_an_outage_is_waited_for_and_the_same_is_settled() -> None:
+    box = reserve(outbox(), "a")
+    to = Settling(Unavailable("away"), Aborted("no", retry_after=timedelta(seconds=9)))
+    deliver(box, to)
+    assert to.settled == [("rst_a", "a")] * 3
+    assert len(set(to.times)) == 1
+    assert 9 <= to.waits[1] <= 9.002
+    assert (box.stats().failures, box.stats().delivered) == (2, 1)
+
+
+@pytest.mark.parametrize("failure", [Unavailable("away"), Internal("defect"), Unauthenticated("revoked")])
+def test_one_that_cannot_be_settled_now_holds_up_nobody(failure: TallystickError) -> None:
+    box, to = fill(reserve(outbox(), "a", "b"), "c"), Settling(failure)
+    deliver(box, to)
+    assert to.settled == [("rst_a", "a"), ("rst_b", "b"), ("rst_a", "a")]
+    assert (box.stats().delivered, box.stats().refused) == (3, 0)
+
+
+def test_a_settlement_that_is_pending_is_delivered() -> None:
+    box, to = reserve(outbox(), "a"), Settling(ChargePending("soon", reason="CHARGE_PENDING"))
+    deliver(box, to)
+    assert (to.settled, box.stats().delivered) == ([("rst_a", "a")], 1)
+
+
+def test_a_settlement_that_took_effect_before_is_delivered() -> None:
+    box, to = reserve(outbox(), "a"), Settling(IdempotencyKeyReused("x", reason="IDEMPOTENCY_KEY_REUSED"))
+    to.recorded = recorded()
+    deliver(box, to)
+    assert (box.stats().delivered, box.stats().refused) == (1, 0)
+
+
+def test_a_settlement_that_is_refused_for_good_is_told() -> None:
+    told: list[Refused] = []
+    box, to = reserve(outbox(on_refused=told.append), "a", "b"), Settling(NotFound("no such customer"))
+    deliver(box, to)
+    assert [one.event.workflow_id for one in told] == ["a"]
+    assert (box.stats().delivered, box.stats().refused, box.stats().buffered) == (1, 1, 0)
+
+
+def test_a_token_that_is_worth_nothing_leaves_finished_work_to_be_charged() -> None:
+    box, to = reserve(outbox(), "a"), Settling(INVALID)
+    deliver(box, to)
+    assert (to.settled, to.asked) == ([("rst_a", "a")], [["a"]])
+    assert (box.stats().delivered, box.stats().refused) == (1, 0)

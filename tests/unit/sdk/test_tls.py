@@ -15,7 +15,7 @@ from tests.unit.sdk.support import KEY
 def failure(address: str, tls_ca: Path | None) -> TallystickError:
     """How a call fails: Internal (no such method) if it reached the server, Unavailable if it did not."""
     retry = RetryPolicy(timeout=1)
-    with Client(KEY, metering=address, ledger=address, tls_ca=tls_ca, retry=retry) as client:
+    with Client(KEY, metering=address, tls_ca=tls_ca, retry=retry) as client:
         with pytest.raises(TallystickError) as raised:
             client.balance("cus_1")
         return raised.value

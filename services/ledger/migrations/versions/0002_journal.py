@@ -1,4 +1,4 @@
-"""The journal: accounts, charges, entries, the sequence, and the functions that move money.
+"""The journal: accounts, charges, entries, the sequence. The newest migration makes the functions.
 
 Revision ID: 0002
 Revises: 0001
@@ -20,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0002_journal_tables.sql")
-    execute_sql_file(op, _SQL / "0002_journal_functions.sql")
 
 
 def downgrade() -> None:

@@ -3,9 +3,72 @@
 --
 -- A plan is kept for the session and may have been made while a table was nearly empty; enable_seqscan = off
 -- keeps it from reading a whole table that has grown since.
+--
+-- The newest migration runs this file. What an older one made of it goes first, whatever its arguments were.
 
--- Records usage events and queues their charges. Answers only the events that were there before, as they were
--- recorded first, and whether their charge is still pending; nothing was changed for these. Keys are distinct.
+DO $$
+DECLARE
+    old regprocedure;
+BEGIN
+    FOR old IN
+        SELECT oid::regprocedure FROM pg_proc
+        WHERE pronamespace = 'metering'::regnamespace
+          AND proname IN ('record_usage', 'find_usage', 'confirm_charges', 'take_pending_charges',
+                          'note_failed_charges', 'count_refused_charges', 'resolve_outcome', 'expire_outcomes')
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', old);
+    END LOOP;
+    DROP VIEW IF EXISTS metering.recorded_usage;
+END
+$$;
+
+-- Usage events with their outcomes, if these were deferred, and with what the ledger has yet to confirm of each.
+-- Shows what the tables show to who asks.
+CREATE VIEW metering.recorded_usage WITH (security_invoker = true) AS
+SELECT u.customer_id, u.workflow_id, u.ordinal, u.organization_id, u.agent_id, u.occur_time, u.content,
+       u.evidence_ref, u.evidence_hash, u.price_version_id, u.currency_code, u.amount_micros, u.lines,
+       u.reservation_id, u.lease_epoch, u.reserved_micros, u.reservation_expire_time, u.create_time,
+       d.outcome_id, d.api_key_id, d.expired_outcome, d.expire_time AS outcome_expire_time, d.bonuses,
+       d.state AS outcome_state, d.outcome, d.resolve_time,
+       d.evidence_ref AS outcome_evidence_ref, d.evidence_hash AS outcome_evidence_hash,
+       EXISTS (
+           SELECT FROM metering.pending_charge p
+           WHERE p.customer_id = u.customer_id AND p.workflow_id = u.workflow_id AND p.ordinal = u.ordinal
+             AND p.component = 'BASE'
+       ) AS pending,
+       d.outcome_id IS NOT NULL AND EXISTS (
+           SELECT FROM metering.pending_charge p
+           WHERE p.customer_id = u.customer_id AND p.workflow_id = u.workflow_id AND p.ordinal = u.ordinal
+             AND p.component = 'OUTCOME'
+       ) AS outcome_pending
+FROM metering.usage_event u
+LEFT JOIN metering.deferred_outcome d
+  ON d.customer_id = u.customer_id AND d.workflow_id = u.workflow_id AND d.ordinal = u.ordinal;
+GRANT SELECT ON metering.recorded_usage TO metering_reader, metering_writer;
+
+-- Usage events by their keys, oldest work first.
+CREATE FUNCTION metering.find_usage(p_customer_ids text[], p_workflow_ids text[], p_ordinals integer[])
+RETURNS SETOF metering.recorded_usage
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+    SELECT e.*
+    FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals) AS k (customer_id, workflow_id, ordinal)
+    -- LIMIT keeps it a look-up of each key.
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM recorded_usage r
+        WHERE r.customer_id = k.customer_id AND r.workflow_id = k.workflow_id AND r.ordinal = k.ordinal
+        LIMIT 1
+    ) AS e
+    ORDER BY e.create_time, e.customer_id, e.workflow_id, e.ordinal
+$$;
+
+-- Records usage events, the outcomes of those that were reported as pending, and queues their charges. Answers only
+-- the events that were there before, as they were recorded first; nothing was changed for these. Keys are distinct.
 CREATE FUNCTION metering.record_usage(
     p_customer_ids text[],
     p_workflow_ids text[],
@@ -20,23 +83,15 @@ CREATE FUNCTION metering.record_usage(
     p_currency_codes text[],
     p_amounts bigint[],
     p_lines jsonb[],
+    -- NULL where nothing was reserved.
+    p_reservation_ids text[],
+    p_lease_epochs bigint[],
+    p_reserved_amounts bigint[],
+    p_reservation_expire_times timestamptz[],
+    -- The deferred outcomes, as an array of objects with the names of the columns.
+    p_outcomes jsonb,
     p_recovery_delay interval
-) RETURNS TABLE (
-    customer_id text,
-    workflow_id text,
-    ordinal integer,
-    organization_id text,
-    agent_id text,
-    occur_time timestamptz,
-    content bytea,
-    evidence_ref text,
-    evidence_hash bytea,
-    price_version_id text,
-    currency_code text,
-    amount_micros bigint,
-    lines jsonb,
-    pending boolean
-)
+) RETURNS SETOF metering.recorded_usage
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
 SET enable_seqscan = off
@@ -53,24 +108,40 @@ BEGIN
         SELECT *
         FROM unnest(
             p_customer_ids, p_workflow_ids, p_ordinals, p_organization_ids, p_agent_ids, p_occur_times, p_contents,
-            p_evidence_refs, p_evidence_hashes, p_price_version_ids, p_currency_codes, p_amounts, p_lines
+            p_evidence_refs, p_evidence_hashes, p_price_version_ids, p_currency_codes, p_amounts, p_lines,
+            p_reservation_ids, p_lease_epochs, p_reserved_amounts, p_reservation_expire_times
         ) AS i (
             customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
-            evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines
+            evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
+            reservation_id, lease_epoch, reserved_micros, reservation_expire_time
         )
     ), recorded AS (
         INSERT INTO usage_event (
             customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
-            evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines)
+            evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
+            reservation_id, lease_epoch, reserved_micros, reservation_expire_time)
         SELECT customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
-               evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines
+               evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
+               reservation_id, lease_epoch, reserved_micros, reservation_expire_time
         FROM item
         ORDER BY customer_id COLLATE "C", workflow_id COLLATE "C", ordinal
         ON CONFLICT DO NOTHING
-        RETURNING customer_id, workflow_id, ordinal
+        RETURNING customer_id, workflow_id, ordinal, organization_id
     ), queued AS (
-        INSERT INTO pending_charge (customer_id, workflow_id, ordinal, next_attempt_time)
-        SELECT customer_id, workflow_id, ordinal, now() + p_recovery_delay FROM recorded
+        INSERT INTO pending_charge (customer_id, workflow_id, ordinal, component, next_attempt_time)
+        SELECT customer_id, workflow_id, ordinal, 'BASE', now() + p_recovery_delay FROM recorded
+    ), deferred AS (
+        INSERT INTO deferred_outcome (
+            outcome_id, customer_id, workflow_id, ordinal, organization_id, api_key_id, expired_outcome,
+            expire_time, bonuses, max_bonus_micros)
+        SELECT o.outcome_id, r.customer_id, r.workflow_id, r.ordinal, r.organization_id, o.api_key_id,
+               o.expired_outcome, o.expire_time, o.bonuses, o.max_bonus_micros
+        FROM jsonb_to_recordset(p_outcomes) AS o (
+            outcome_id text, customer_id text, workflow_id text, ordinal integer, api_key_id text,
+            expired_outcome text, expire_time timestamptz, bonuses jsonb, max_bonus_micros bigint
+        )
+        JOIN recorded r
+          ON r.customer_id = o.customer_id AND r.workflow_id = o.workflow_id AND r.ordinal = o.ordinal
     ), known AS (
         SELECT customer_id COLLATE "C", workflow_id COLLATE "C", ordinal FROM item
         EXCEPT
@@ -82,28 +153,15 @@ BEGIN
     IF known_ordinals IS NULL THEN
         RETURN;
     END IF;
-    -- A statement of its own, because only a new snapshot sees what the insert waited for. LIMIT keeps it a
-    -- look-up of each key.
-    RETURN QUERY
-    SELECT e.*
-    FROM unnest(known_customer_ids, known_workflow_ids, known_ordinals) AS k (customer_id, workflow_id, ordinal)
-    CROSS JOIN LATERAL (
-        SELECT u.customer_id, u.workflow_id, u.ordinal, u.organization_id, u.agent_id, u.occur_time, u.content,
-               u.evidence_ref, u.evidence_hash, u.price_version_id, u.currency_code, u.amount_micros, u.lines,
-               EXISTS (
-                   SELECT FROM pending_charge p
-                   WHERE p.customer_id = u.customer_id AND p.workflow_id = u.workflow_id AND p.ordinal = u.ordinal
-               )
-        FROM usage_event u
-        WHERE u.customer_id = k.customer_id AND u.workflow_id = k.workflow_id AND u.ordinal = k.ordinal
-        LIMIT 1
-    ) AS e;
+    -- A statement of its own, because only a new snapshot sees what the insert waited for.
+    RETURN QUERY SELECT * FROM find_usage(known_customer_ids, known_workflow_ids, known_ordinals);
 END
 $$;
 
 -- Takes charges from the queue that the ledger has confirmed.
-CREATE FUNCTION metering.confirm_charges(p_customer_ids text[], p_workflow_ids text[], p_ordinals integer[])
-RETURNS void
+CREATE FUNCTION metering.confirm_charges(
+    p_customer_ids text[], p_workflow_ids text[], p_ordinals integer[], p_components text[]
+) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
 SET enable_seqscan = off
@@ -115,17 +173,20 @@ BEGIN
     -- wait for the disk.
     PERFORM set_config('synchronous_commit', 'off', true);
     WITH done AS MATERIALIZED (
-        SELECT p.customer_id, p.workflow_id, p.ordinal
-        FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals) AS k (customer_id, workflow_id, ordinal)
+        SELECT p.customer_id, p.workflow_id, p.ordinal, p.component
+        FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals, p_components)
+            AS k (customer_id, workflow_id, ordinal, component)
         JOIN pending_charge p
           ON p.customer_id = k.customer_id AND p.workflow_id = k.workflow_id AND p.ordinal = k.ordinal
+         AND p.component = k.component
         -- Keys come in no order, so waiting for locks could deadlock. A row that recovery holds right now is
         -- left to it.
         FOR UPDATE OF p SKIP LOCKED
     )
     DELETE FROM pending_charge p
     USING done
-    WHERE p.customer_id = done.customer_id AND p.workflow_id = done.workflow_id AND p.ordinal = done.ordinal;
+    WHERE p.customer_id = done.customer_id AND p.workflow_id = done.workflow_id AND p.ordinal = done.ordinal
+      AND p.component = done.component;
 END
 $$;
 
@@ -133,18 +194,7 @@ $$;
 -- comes after p_first_delay, then twice as long each time, up to p_longest_delay.
 CREATE FUNCTION metering.take_pending_charges(
     p_limit integer, p_first_delay interval, p_longest_delay interval
-) RETURNS TABLE (
-    customer_id text,
-    workflow_id text,
-    ordinal integer,
-    organization_id text,
-    agent_id text,
-    occur_time timestamptz,
-    evidence_hash bytea,
-    price_version_id text,
-    currency_code text,
-    amount_micros bigint
-)
+) RETURNS TABLE (customer_id text, workflow_id text, ordinal integer, component text)
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
 SET enable_seqscan = off
@@ -152,33 +202,37 @@ SET enable_hashjoin = off
 SET enable_mergejoin = off
 AS $$
     WITH due AS MATERIALIZED (
-        SELECT p.customer_id, p.workflow_id, p.ordinal
+        SELECT p.customer_id, p.workflow_id, p.ordinal, p.component
         FROM pending_charge p
         WHERE p.next_attempt_time <= now()
+          -- The base charge places the hold that the outcome is paid from: posted after it, it would place the
+          -- hold again, for an outcome that is decided.
+          AND (
+              p.component = 'BASE'
+              OR NOT EXISTS (
+                  SELECT FROM pending_charge base
+                  WHERE base.customer_id = p.customer_id AND base.workflow_id = p.workflow_id
+                    AND base.ordinal = p.ordinal AND base.component = 'BASE'
+              )
+          )
         ORDER BY p.next_attempt_time
         LIMIT p_limit
         -- Several replicas look at once: each takes what no other is taking.
-        FOR UPDATE SKIP LOCKED
-    ), taken AS (
-        UPDATE pending_charge p
-        SET next_attempt_time = now() + least(p_first_delay * power(2, least(p.attempt_count, 30)), p_longest_delay),
-            attempt_count = p.attempt_count + 1
-        FROM due
-        WHERE p.customer_id = due.customer_id AND p.workflow_id = due.workflow_id AND p.ordinal = due.ordinal
-        RETURNING p.customer_id, p.workflow_id, p.ordinal
+        FOR UPDATE OF p SKIP LOCKED
     )
-    SELECT u.customer_id, u.workflow_id, u.ordinal, u.organization_id, u.agent_id, u.occur_time, u.evidence_hash,
-           u.price_version_id, u.currency_code, u.amount_micros
-    FROM taken
-    JOIN usage_event u
-      ON u.customer_id = taken.customer_id AND u.workflow_id = taken.workflow_id AND u.ordinal = taken.ordinal
-    -- Oldest work first, as far as one attempt goes: credits pay for it in this order.
-    ORDER BY u.create_time, u.customer_id, u.workflow_id, u.ordinal
+    UPDATE pending_charge p
+    SET next_attempt_time = now() + least(p_first_delay * power(2, least(p.attempt_count, 30)), p_longest_delay),
+        attempt_count = p.attempt_count + 1
+    FROM due
+    WHERE p.customer_id = due.customer_id AND p.workflow_id = due.workflow_id AND p.ordinal = due.ordinal
+      AND p.component = due.component
+    RETURNING p.customer_id, p.workflow_id, p.ordinal, p.component
 $$;
 
 -- Keeps why attempts of recovery failed. A refused charge is not tried again, and stays.
 CREATE FUNCTION metering.note_failed_charges(
-    p_customer_ids text[], p_workflow_ids text[], p_ordinals integer[], p_errors text[], p_refused boolean[]
+    p_customer_ids text[], p_workflow_ids text[], p_ordinals integer[], p_components text[], p_errors text[],
+    p_refused boolean[]
 ) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
@@ -189,9 +243,10 @@ AS $$
     UPDATE pending_charge p
     SET last_error = f.error,
         next_attempt_time = CASE WHEN f.refused THEN 'infinity' ELSE p.next_attempt_time END
-    FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals, p_errors, p_refused)
-        AS f (customer_id, workflow_id, ordinal, error, refused)
+    FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals, p_components, p_errors, p_refused)
+        AS f (customer_id, workflow_id, ordinal, component, error, refused)
     WHERE p.customer_id = f.customer_id AND p.workflow_id = f.workflow_id AND p.ordinal = f.ordinal
+      AND p.component = f.component
 $$;
 
 -- How many charges the ledger has refused for good.
@@ -200,6 +255,85 @@ LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = metering, pg_temp
 AS $$
     SELECT count(*) FROM pending_charge WHERE next_attempt_time = 'infinity'
+$$;
+
+-- Decides a pending outcome in time, and queues what is to be charged or released for it. Answers whether this
+-- call decided it.
+CREATE FUNCTION metering.resolve_outcome(
+    p_outcome_id text, p_outcome text, p_evidence_ref text, p_evidence_hash bytea, p_recovery_delay interval
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    decided boolean;
+BEGIN
+    -- One statement decides: who else is deciding it holds the row's lock, and the conditions are judged again
+    -- once it is free.
+    WITH resolved AS (
+        UPDATE deferred_outcome
+        SET state = 'resolved', outcome = p_outcome, resolve_time = now(), evidence_ref = p_evidence_ref,
+            evidence_hash = p_evidence_hash,
+            bonus_micros = coalesce((bonuses #>> ARRAY[p_outcome, '0'])::bigint, 0)
+        WHERE outcome_id = p_outcome_id AND state = 'pending' AND now() < expire_time
+        RETURNING customer_id, workflow_id, ordinal, max_bonus_micros
+    ), queued AS (
+        INSERT INTO pending_charge (customer_id, workflow_id, ordinal, component, next_attempt_time)
+        SELECT customer_id, workflow_id, ordinal, 'OUTCOME', now() + p_recovery_delay
+        FROM resolved
+        -- Otherwise nothing is held for it, and nothing to charge.
+        WHERE max_bonus_micros > 0
+    )
+    SELECT count(*) > 0 INTO decided FROM resolved;
+    RETURN decided;
+END
+$$;
+
+-- Lets up to p_limit due outcomes fall to their defaults, first those that were due first, and queues what is to be
+-- charged or released for them. Answers their events.
+CREATE FUNCTION metering.expire_outcomes(p_limit integer, p_recovery_delay interval)
+RETURNS SETOF metering.recorded_usage
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    expired_customer_ids text[];
+    expired_workflow_ids text[];
+    expired_ordinals integer[];
+BEGIN
+    WITH due AS MATERIALIZED (
+        SELECT outcome_id
+        FROM deferred_outcome
+        WHERE state = 'pending' AND expire_time <= now()
+        ORDER BY expire_time
+        LIMIT p_limit
+        -- Several replicas look at once: each takes what no other is taking. One that is being resolved is left
+        -- alone: it was in time.
+        FOR UPDATE SKIP LOCKED
+    ), expired AS (
+        UPDATE deferred_outcome d
+        SET state = 'expired', outcome = d.expired_outcome, resolve_time = now(),
+            bonus_micros = coalesce((d.bonuses #>> ARRAY[d.expired_outcome, '0'])::bigint, 0)
+        FROM due
+        WHERE d.outcome_id = due.outcome_id
+        RETURNING d.customer_id, d.workflow_id, d.ordinal, d.max_bonus_micros
+    ), queued AS (
+        INSERT INTO pending_charge (customer_id, workflow_id, ordinal, component, next_attempt_time)
+        SELECT customer_id, workflow_id, ordinal, 'OUTCOME', now() + p_recovery_delay
+        FROM expired
+        WHERE max_bonus_micros > 0
+    )
+    SELECT array_agg(customer_id), array_agg(workflow_id), array_agg(ordinal)
+    INTO expired_customer_ids, expired_workflow_ids, expired_ordinals
+    FROM expired;
+    -- A statement of its own, which sees what the one before has changed.
+    RETURN QUERY SELECT * FROM find_usage(expired_customer_ids, expired_workflow_ids, expired_ordinals);
+END
 $$;
 
 DO $$

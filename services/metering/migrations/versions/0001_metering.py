@@ -16,4 +16,3 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0001_tables.sql")
-    execute_sql_file(op, _SQL / "0001_functions.sql")

@@ -1,0 +1,11 @@
+-- Only what the writer is meant to call. Functions are executable by everybody unless that is taken away.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger.visible(text) TO ledger_reader, ledger_writer;
+GRANT EXECUTE ON FUNCTION ledger.today() TO ledger_reader, ledger_writer;
+GRANT EXECUTE ON FUNCTION
+    ledger.post_charges, ledger.grant_credits, ledger.collect, ledger.set_credit_limit, ledger.adjust,
+    ledger.fold, ledger.sequence,
+    ledger.open_lease, ledger.renew_leases, ledger.return_lease, ledger.recall_lease,
+    ledger.place_holds, ledger.release_reservations,
+    ledger.reap_leases, ledger.reap_holds, ledger.forget_ended
+TO ledger_writer;

@@ -1,0 +1,56 @@
+"""What the functions of the database refuse, as errors with a meaning."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import psycopg
+
+from services.kit.errors import AlreadyExists, FailedPrecondition, PreconditionViolation
+from services.ledger.store.charges import unknown_party
+
+# SQLSTATEs of our own.
+_KEY_REUSED = "TL001"
+_UNKNOWN_PARTY = "TL002"
+_INSUFFICIENT_BALANCE = "TL003"
+# How long metering needs to see that a lease is recalled, and to return it.
+_RECALL_TIME = timedelta(seconds=5)
+
+
+@contextmanager
+def refusals(key: str = "") -> Iterator[None]:
+    """Turn what a function refuses into a TallystickError; `key` is the idempotency key that it was given."""
+    try:
+        yield
+    except psycopg.Error as error:
+        detail = error.diag.message_detail or ""
+        if error.sqlstate == _KEY_REUSED:
+            raise AlreadyExists(
+                "this idempotency key was used before with another request",
+                reason="IDEMPOTENCY_KEY_REUSED",
+                metadata={"key": key},
+            ) from None
+        if error.sqlstate == _UNKNOWN_PARTY:
+            raise unknown_party(detail) from None
+        if error.sqlstate == _INSUFFICIENT_BALANCE:
+            raise _insufficient(json.loads(detail)) from None
+        raise
+
+
+def _insufficient(account: dict[str, str]) -> FailedPrecondition:
+    """`recall` in the metadata: a lease keeps what is missing, so this may succeed once that is returned."""
+    return FailedPrecondition(
+        "the account does not hold that much",
+        reason="INSUFFICIENT_BALANCE",
+        metadata=account,
+        retry_after=_RECALL_TIME if "recall" in account else None,
+        precondition_violations=[
+            PreconditionViolation(
+                "BALANCE",
+                f"{account['owner_id']}/{account['account']}/{account['currency_code']}",
+                f"{account['available_micros']} micros are available,"
+                f" {account['requested_micros']} were asked for",
+            )
+        ],
+    )

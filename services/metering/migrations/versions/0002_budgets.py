@@ -1,0 +1,19 @@
+"""Budgets, their counters, alerts and reservations."""
+
+from pathlib import Path
+
+from alembic import op
+
+from services.kit.migrations import execute_sql_file
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+_SQL = Path(__file__).parent.parent / "sql"
+
+
+def upgrade() -> None:
+    execute_sql_file(op, _SQL / "0002_budgets_tables.sql")
+    execute_sql_file(op, _SQL / "0002_budgets_functions.sql")

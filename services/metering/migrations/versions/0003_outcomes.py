@@ -1,0 +1,19 @@
+"""Reservations that usage is paid from, and deferred outcomes. Functions are made anew."""
+
+from pathlib import Path
+
+from alembic import op
+
+from services.kit.migrations import execute_sql_file
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+_SQL = Path(__file__).parent.parent / "sql"
+
+
+def upgrade() -> None:
+    execute_sql_file(op, _SQL / "0003_tables.sql")
+    execute_sql_file(op, _SQL / "functions.sql")

@@ -1,0 +1,103 @@
+"""What is asked, checked before it travels.
+
+All of them raise TypeError or ValueError for what cannot be asked.
+"""
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import TypeAlias
+
+from google.protobuf.duration_pb2 import Duration
+
+from tallystick._convert import money_to_proto, usage_to_proto
+from tallystick.metering.v1 import metering_service_pb2
+from tallystick.models import Reservation, RunFields, Usage, UsageEvent, WorkFields
+from tallystick.money import Money
+
+Amount: TypeAlias = Money | Decimal | str | int
+
+
+def planned(work: WorkFields | RunFields, fields: type[WorkFields | RunFields]) -> UsageEvent:
+    """The event that work will be reported as. Raises TypeError for what nobody can say before it is done."""
+    unknown = work.keys() - fields.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"not known before the work is done: {', '.join(sorted(unknown))}")
+    return UsageEvent(**work)
+
+
+def authorize_request(
+    max_cost: Amount | None,
+    expected: Usage | None,
+    ttl: timedelta | None,
+    idempotency_key: str,
+    event: UsageEvent,
+) -> metering_service_pb2.AuthorizeRequest:
+    """What asks for a reservation for this event."""
+    if (max_cost is None) == (expected is None):
+        raise ValueError("either max_cost or expected says how much to reserve")
+    return metering_service_pb2.AuthorizeRequest(
+        customer_id=event.customer,
+        workflow_id=event.workflow_id,
+        ordinal=event.ordinal,
+        agent_id=event.agent,
+        agent_version=event.agent_version,
+        action_type=event.action,
+        max_cost=None if max_cost is None else money_to_proto(amount_of(max_cost, event.currency)),
+        usage=None if expected is None else usage_to_proto(expected),
+        ttl=None if ttl is None else _duration(ttl),
+        idempotency_key=idempotency_key,
+        currency_code=event.currency,
+    )
+
+
+def extend_request(
+    reservation: Reservation | str, max_cost: Amount | None, ttl: timedelta | None
+) -> metering_service_pb2.ExtendRequest:
+    """What raises or prolongs a reservation."""
+    if max_cost is None and ttl is None:
+        raise ValueError("either max_cost or ttl says how to extend the reservation")
+    currency = "" if isinstance(reservation, str) else reservation.amount.currency
+    return metering_service_pb2.ExtendRequest(
+        token=token_of(reservation),
+        amount=None if max_cost is None else money_to_proto(amount_of(max_cost, currency)),
+        ttl=None if ttl is None else _duration(ttl),
+    )
+
+
+def check_access_request(
+    customer: str, agent: str, action: str, cost: Amount | None, workflow_id: str
+) -> metering_service_pb2.CheckAccessRequest:
+    """What asks whether a customer may run an agent."""
+    return metering_service_pb2.CheckAccessRequest(
+        customer_id=customer,
+        agent_id=agent,
+        action_type=action,
+        workflow_id=workflow_id,
+        cost=None if cost is None else money_to_proto(amount_of(cost, "")),
+    )
+
+
+def amount_of(amount: Amount, currency: str) -> Money:
+    """A cost above zero; of `currency`, or, if that is empty, of its own currency or in USD.
+
+    Raises TypeError for a float, ValueError for what is no amount, or not above zero.
+    """
+    own = amount.currency if isinstance(amount, Money) else "USD"
+    money = Money.of(amount, currency or own)
+    if money.micros <= 0:
+        raise ValueError(f"a cost is above zero, not {money}")
+    return money
+
+
+def token_of(reservation: Reservation | str) -> str:
+    return reservation if isinstance(reservation, str) else reservation.token
+
+
+def _duration(ttl: timedelta) -> Duration:
+    if not isinstance(ttl, timedelta):
+        raise TypeError(f"ttl is a timedelta, not {type(ttl).__name__}")
+    if ttl <= timedelta():
+        raise ValueError(f"ttl is above zero, not {ttl}")
+    duration = Duration()
+    duration.FromTimedelta(ttl)
+    return duration

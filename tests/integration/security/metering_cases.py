@@ -1,0 +1,250 @@
+"""Cases of metering's RPCs."""
+
+from collections.abc import Iterator
+
+from tallystick.metering.v1 import budget_pb2, usage_pb2
+from tallystick.metering.v1 import budget_service_pb2 as budgets
+from tallystick.metering.v1 import metering_service_pb2 as metering
+from tallystick.metering.v1 import pricing_service_pb2 as pricing
+from tallystick.metering.v1 import reservation_service_pb2 as reservations
+from tests.integration.security.case import (
+    BUDGETS,
+    DENIED,
+    HOSTS_OF_ALPHA_FOR_ANY_CUSTOMER,
+    HOSTS_OF_ANY_AGENT,
+    HOSTS_OF_ANY_CUSTOMER,
+    LISTED,
+    METERING,
+    NO_TOKEN,
+    PRICING,
+    RESERVATIONS,
+    TAKEN,
+    UNLIMITED_HOST,
+    Case,
+    case_of,
+    one,
+)
+from tests.integration.security.requests import (
+    authorize_request,
+    book_request,
+    publish_request,
+    reservation_request,
+    usage_event,
+    usd,
+)
+from tests.integration.security.world import PLATFORM, World
+from tests.support.metering_server import fee, price
+
+# MeteringService
+
+
+def _parties(world: World) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """A customer and an agent of which one at least is bravo's, and the hosts that reach both."""
+    alpha, bravo = world.alpha, world.bravo
+    yield bravo.customer, bravo.agent, UNLIMITED_HOST
+    yield alpha.customer, bravo.agent, HOSTS_OF_ANY_AGENT
+    yield bravo.customer, alpha.agent, HOSTS_OF_ALPHA_FOR_ANY_CUSTOMER
+
+
+@case_of(METERING, "Meter")
+def _(world: World) -> Iterator[Case]:
+    for customer, agent, reach in _parties(world):
+        event = usage_event(customer, agent, f"wf-{agent}-one")
+        yield Case(metering.MeterRequest(event=event), reach)
+
+
+@case_of(METERING, "MeterBatch")
+def _(world: World) -> Iterator[Case]:
+    for customer, agent, reach in _parties(world):
+        event = usage_event(customer, agent, f"wf-{agent}-batch")
+        yield Case(metering.MeterBatchRequest(events=[event]), reach)
+
+
+one(
+    METERING,
+    "GetUsageEvent",
+    lambda w: metering.GetUsageEventRequest(customer_id=w.bravo.customer, workflow_id=w.bravo.workflow),
+    reach=PLATFORM | UNLIMITED_HOST,
+)
+
+one(
+    METERING,
+    "ResolveOutcome",
+    lambda w: metering.ResolveOutcomeRequest(outcome_id=w.bravo.outcome, outcome=usage_pb2.OUTCOME_SUCCESS),
+    reach=PLATFORM | UNLIMITED_HOST,
+)
+one(
+    METERING,
+    "GetOutcome",
+    lambda w: metering.GetOutcomeRequest(outcome_id=w.bravo.outcome),
+    reach=PLATFORM | UNLIMITED_HOST,
+)
+
+
+@case_of(METERING, "Authorize")
+def _(world: World) -> Iterator[Case]:
+    for customer, agent, reach in _parties(world):
+        yield Case(authorize_request(customer, agent, f"wf-{agent}-authorized"), reach)
+    # What exists already, asked for again.
+    yield Case(reservation_request(world.bravo, f"{world.bravo.workflow}-first"), UNLIMITED_HOST)
+
+
+@case_of(METERING, "CheckAccess")
+def _(world: World) -> Iterator[Case]:
+    for customer, agent, reach in _parties(world):
+        request = metering.CheckAccessRequest(
+            customer_id=customer, agent_id=agent, action_type="run", workflow_id="wf-any", cost=usd(1)
+        )
+        yield Case(request, reach)
+
+
+one(
+    METERING,
+    "GetBalance",
+    lambda w: metering.GetBalanceRequest(customer_id=w.bravo.customer),
+    reach=PLATFORM | HOSTS_OF_ANY_CUSTOMER,
+)
+
+
+# A token that was leaked: its bearer may do with it what its key may do, and no more.
+
+case_of(METERING, "Extend")(
+    lambda w: [
+        Case(metering.ExtendRequest(token=w.bravo.token, amount=usd(3_000_000)), UNLIMITED_HOST, NO_TOKEN)
+    ]
+)
+
+
+@case_of(METERING, "Settle")
+def _(world: World) -> Iterator[Case]:
+    alpha, bravo = world.alpha, world.bravo
+    yield Case(metering.SettleRequest(token=bravo.token), UNLIMITED_HOST, NO_TOKEN)
+    # Nobody pays for a run with what was reserved for another one.
+    for event in (
+        usage_pb2.UsageEvent(customer_id=alpha.customer),
+        usage_pb2.UsageEvent(agent_id=alpha.agent),
+        usage_pb2.UsageEvent(workflow_id="wf-other"),
+    ):
+        request = metering.SettleRequest(token=bravo.token, event=event)
+        yield Case(request, frozenset(), NO_TOKEN)
+
+
+case_of(METERING, "Release")(
+    lambda w: [Case(metering.ReleaseRequest(token=w.bravo.second_token), UNLIMITED_HOST, NO_TOKEN)]
+)
+
+
+# PricingService
+
+
+@case_of(PRICING, "CreatePriceBook")
+def _(world: World) -> Iterator[Case]:
+    alpha, bravo = world.alpha, world.bravo
+    yield Case(book_request(bravo))
+    yield Case(
+        pricing.CreatePriceBookRequest(
+            price_book_id=bravo.price_book, organization_id=alpha.organization, currency_code="JPY"
+        ),
+        reach=frozenset(),
+        refusals=TAKEN,
+    )
+    yield Case(pricing.CreatePriceBookRequest(currency_code="USD"), refusals=DENIED)
+
+
+@case_of(PRICING, "GetPriceBook")
+def _(world: World) -> Iterator[Case]:
+    for price_book_id in (world.bravo.price_book, world.platform_book):
+        yield Case(pricing.GetPriceBookRequest(price_book_id=price_book_id))
+
+
+case_of(PRICING, "ListPriceBooks")(lambda w: [Case(pricing.ListPriceBooksRequest(), refusals=LISTED)])
+
+
+@case_of(PRICING, "CreatePriceVersion")
+def _(world: World) -> Iterator[Case]:
+    for price_book_id in (world.bravo.price_book, world.platform_book):
+        yield Case(
+            pricing.CreatePriceVersionRequest(
+                price_book_id=price_book_id, prices=[price(fee("1"))], idempotency_key=price_book_id
+            )
+        )
+
+
+one(
+    PRICING,
+    "UpdatePriceVersion",
+    lambda w: pricing.UpdatePriceVersionRequest(price_version_id=w.bravo.draft, prices=[price(fee("0"))]),
+)
+one(PRICING, "PublishPriceVersion", lambda w: publish_request(w.bravo))
+
+
+@case_of(PRICING, "GetPriceVersion")
+def _(world: World) -> Iterator[Case]:
+    for price_version_id in (world.bravo.published, world.bravo.draft):
+        yield Case(pricing.GetPriceVersionRequest(price_version_id=price_version_id))
+
+
+@case_of(PRICING, "ListPriceVersions")
+def _(world: World) -> Iterator[Case]:
+    for price_book_id in (world.bravo.price_book, world.platform_book):
+        yield Case(pricing.ListPriceVersionsRequest(price_book_id=price_book_id))
+
+
+# BudgetService
+
+
+def _budget(customer_id: str, agent_id: str, **fields: str) -> budget_pb2.Budget:
+    return budget_pb2.Budget(
+        customer_id=customer_id,
+        agent_id=agent_id,
+        period=budget_pb2.BUDGET_PERIOD_DAY,
+        limit=usd(1),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+@case_of(BUDGETS, "CreateBudget")
+def _(world: World) -> Iterator[Case]:
+    alpha, bravo = world.alpha, world.bravo
+    yield Case(budgets.CreateBudgetRequest(budget=_budget(bravo.customer, bravo.agent)))
+    yield Case(
+        budgets.CreateBudgetRequest(budget=_budget(alpha.customer, alpha.agent, budget_id=bravo.budget)),
+        reach=frozenset(),
+        refusals=TAKEN,
+    )
+    yield Case(
+        budgets.CreateBudgetRequest(budget=_budget(alpha.customer, alpha.agent, api_key_id=bravo.host_key)),
+        refusals=DENIED,
+    )
+
+
+one(BUDGETS, "GetBudget", lambda w: budgets.GetBudgetRequest(budget_id=w.bravo.budget))
+case_of(BUDGETS, "ListBudgets")(lambda w: [Case(budgets.ListBudgetsRequest(), refusals=LISTED)])
+one(
+    BUDGETS,
+    "UpdateBudget",
+    lambda w: budgets.UpdateBudgetRequest(budget_id=w.bravo.budget, limit=usd(2)),
+)
+# Its second one: the other cases need the first.
+one(BUDGETS, "DeleteBudget", lambda w: budgets.DeleteBudgetRequest(budget_id=f"{w.bravo.budget}_2"))
+
+
+@case_of(BUDGETS, "ListBudgetAlerts")
+def _(world: World) -> Iterator[Case]:
+    yield Case(budgets.ListBudgetAlertsRequest(), refusals=LISTED)
+    yield Case(budgets.ListBudgetAlertsRequest(budget_id=world.bravo.budget))
+
+
+# ReservationService
+
+one(
+    RESERVATIONS,
+    "ListReservations",
+    lambda w: reservations.ListReservationsRequest(customer_id=w.bravo.customer),
+)
+
+
+@case_of(RESERVATIONS, "Reconcile")
+def _(world: World) -> Iterator[Case]:
+    for dry_run in (True, False):
+        yield Case(reservations.ReconcileRequest(customer_id=world.bravo.customer, dry_run=dry_run))

@@ -1,0 +1,200 @@
+"""What the two tenants have, and everybody who could have a key."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+
+from tallystick.common.v1 import access_pb2
+from tallystick.common.v1.access_pb2 import Role
+from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
+from tallystick.metering.v1 import metering_service_pb2, pricing_service_pb2, usage_pb2
+from tests.integration.security.requests import (
+    adjust_request,
+    book_request,
+    budget_request,
+    charge_intent,
+    grant_request,
+    publish_request,
+    reservation_request,
+    usage_event,
+)
+from tests.integration.security.world import BRAVO_FEE, SHARED_GROSS, Things, World
+from tests.support.ledger_server import running_ledger
+from tests.support.metering_server import bonus, fee, price, running_metering
+
+
+@asynccontextmanager
+async def running_world(database_url: str, redis_url: str) -> AsyncIterator[World]:
+    async with (
+        running_ledger(database_url) as ledger,
+        # Leases are looked at when they are used, and not in between: only calls change tables.
+        running_metering(
+            database_url, ledger, redis_url=redis_url, lease_interval=timedelta(hours=1)
+        ) as metering,
+    ):
+        admin = psycopg.connect(database_url, autocommit=True)
+        world = World(ledger, metering, admin)
+        try:
+            await _populate(world)
+            yield world
+        finally:
+            for principal in world.principals.values():
+                await principal.ledger.close()
+                await principal.metering.close()
+            admin.close()
+
+
+async def _populate(world: World) -> None:
+    ledger = world.ledger
+    world.add("operator", access_pb2.ROLE_OPERATOR, ledger.operator.key)
+    world.add("service", access_pb2.ROLE_SERVICE, ledger.service.key)
+    for things in (world.alpha, world.bravo):
+        await _populate_tenant(world, things)
+    await _populate_platform(world)
+    await _share(world)
+    await world.settled()
+
+
+async def _create_key(world: World, role: Role.ValueType, name: str, **fields: Any) -> tuple[str, str]:
+    """(secret, id) of a new key."""
+    created = await world.ledger.operator.directory.CreateApiKey(
+        directory_service_pb2.CreateApiKeyRequest(role=role, idempotency_key=name, description=name, **fields)
+    )
+    return created.secret, created.api_key.api_key_id
+
+
+async def _populate_tenant(world: World, things: Things) -> None:
+    directory = world.ledger.operator.directory
+    await world.ledger.create_organization(things.organization)
+    # Two of each, so that lists have a second page.
+    await directory.CreateAgent(
+        directory_service_pb2.CreateAgentRequest(
+            agent_id=f"{things.agent}_2", organization_id=things.organization
+        )
+    )
+    for number in ("1", "2"):
+        await directory.CreateAgentVersion(
+            directory_service_pb2.CreateAgentVersionRequest(
+                agent_id=things.agent, agent_version=f"{number}-{things.tenant}"
+            )
+        )
+        await directory.CreateMember(
+            directory_service_pb2.CreateMemberRequest(
+                member_id=things.member if number == "1" else f"{things.member}_{number}",
+                organization_id=things.organization,
+                role=access_pb2.ROLE_OWNER,
+            )
+        )
+    await directory.CreateRevenueShareAgreement(
+        directory_service_pb2.CreateRevenueShareAgreementRequest(
+            organization_id=things.organization,
+            platform_fee_bps=1500,
+            processing_fee_bps=290,
+            idempotency_key=things.tenant,
+        )
+    )
+    await world.ledger.create_customer(things.customer)
+    granted = await world.ledger.operator.ledger.GrantCredits(grant_request(things))
+    things.grant = granted.transaction_id
+    _, things.owner_key = await _create_key(
+        world, access_pb2.ROLE_OWNER, f"owner-{things.tenant}-0", organization_id=things.organization
+    )
+    await _price(world, things)
+    secret, things.customer_key = await _create_key(
+        world, access_pb2.ROLE_CUSTOMER, f"customer-{things.tenant}-0", customer_id=things.customer
+    )
+    # Before anything is charged, so that they count it.
+    for budget_id in (things.budget, f"{things.budget}_2"):
+        await world.metering.caller(secret).budgets.CreateBudget(budget_request(things, budget_id))
+    secret, things.host_key = await _create_key(
+        world, access_pb2.ROLE_HOST, f"host-{things.tenant}-0", organization_id=things.organization
+    )
+    await _run(world, things, secret)
+
+
+async def _price(world: World, things: Things) -> None:
+    pricing = world.metering.operator.pricing
+    book = await pricing.CreatePriceBook(book_request(things))
+    things.price_book = book.price_book.price_book_id
+    amount = BRAVO_FEE if things is world.bravo else "0.01"
+    cost = price(fee(amount, things.tenant), bonus("0.5"), name=things.tenant)
+    for kept in ("published", "draft"):
+        draft = await pricing.CreatePriceVersion(
+            pricing_service_pb2.CreatePriceVersionRequest(
+                price_book_id=things.price_book, prices=[cost], idempotency_key=f"{things.tenant}-{kept}"
+            )
+        )
+        setattr(things, kept, draft.price_version.price_version_id)
+    await pricing.PublishPriceVersion(publish_request(things))
+
+
+async def _run(world: World, things: Things, host_key: str) -> None:
+    """A finished run, one whose outcome is not decided, and two under way."""
+    metering = world.metering.caller(host_key).metering
+    metered = await metering.Meter(
+        metering_service_pb2.MeterRequest(event=usage_event(things.customer, things.agent, things.workflow))
+    )
+    things.charge = metered.metered.charge_id
+    charge = await world.ledger.operator.ledger.GetCharge(
+        ledger_service_pb2.GetChargeRequest(charge_id=things.charge)
+    )
+    things.transaction = charge.charge.transaction_id
+    pending = usage_event(things.customer, things.agent, f"{things.workflow}-pending")
+    pending.outcome = usage_pb2.OUTCOME_PENDING
+    deferred = await metering.Meter(metering_service_pb2.MeterRequest(event=pending))
+    things.outcome = deferred.metered.outcome_id
+    authorized = await metering.Authorize(reservation_request(things, f"{things.workflow}-first"))
+    things.reservation, things.token = authorized.reservation.reservation_id, authorized.reservation.token
+    authorized = await metering.Authorize(reservation_request(things, f"{things.workflow}-second"))
+    things.second_token = authorized.reservation.token
+
+
+async def _populate_platform(world: World) -> None:
+    alpha = world.alpha
+    book = await world.metering.operator.pricing.CreatePriceBook(
+        pricing_service_pb2.CreatePriceBookRequest(currency_code="USD")
+    )
+    world.platform_book = book.price_book.price_book_id
+    of_alpha = {"organization_id": alpha.organization}
+    keys: dict[str, tuple[Role.ValueType, dict[str, Any]]] = {
+        "host": (access_pb2.ROLE_HOST, {}),
+        "host_of_agents": (access_pb2.ROLE_HOST, {"agent_ids": [alpha.agent]}),
+        "host_of_customers": (access_pb2.ROLE_HOST, {"customer_ids": [alpha.customer]}),
+        "host_alpha": (access_pb2.ROLE_HOST, of_alpha),
+        "host_alpha_limited": (
+            access_pb2.ROLE_HOST,
+            {**of_alpha, "agent_ids": [alpha.agent], "customer_ids": [alpha.customer]},
+        ),
+        "owner_alpha": (access_pb2.ROLE_OWNER, of_alpha),
+        "owner_alpha_member": (access_pb2.ROLE_OWNER, {**of_alpha, "member_id": alpha.member}),
+        "billing_admin_alpha": (access_pb2.ROLE_BILLING_ADMIN, of_alpha),
+        "member_alpha": (access_pb2.ROLE_MEMBER, of_alpha),
+        "customer_alpha": (access_pb2.ROLE_CUSTOMER, {"customer_id": alpha.customer}),
+    }
+    for name, (role, fields) in keys.items():
+        secret, _ = await _create_key(world, role, name, **fields)
+        world.add(name, role, secret)
+    secret, revoked = await _create_key(world, access_pb2.ROLE_OPERATOR, "revoked")
+    await world.ledger.operator.directory.RevokeApiKey(
+        directory_service_pb2.RevokeApiKeyRequest(api_key_id=revoked)
+    )
+    world.add("revoked", None, secret)
+    world.add("stranger", None, "")
+
+
+async def _share(world: World) -> None:
+    alpha, bravo = world.alpha, world.bravo
+    posted = await world.ledger.service.ledger.PostCharge(
+        ledger_service_pb2.PostChargeRequest(
+            intent=charge_intent(alpha.customer, "wf-shared", SHARED_GROSS, alpha, bravo)
+        )
+    )
+    world.shared_charge = posted.posted.charge.charge_id
+    world.shared_transaction = posted.posted.charge.transaction_id
+    adjusted = await world.ledger.operator.ledger.AdjustBalances(adjust_request("both", alpha, bravo))
+    world.adjustment = adjusted.transaction.transaction_id

@@ -1,0 +1,120 @@
+"""Requests that the world is made by, and that the cases send."""
+
+from datetime import UTC, datetime
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, ledger_service_pb2
+from tallystick.metering.v1 import (
+    budget_pb2,
+    budget_service_pb2,
+    metering_service_pb2,
+    pricing_service_pb2,
+    usage_pb2,
+)
+from tests.integration.security.world import BRAVO_GRANT, BRAVO_LIMIT, BRAVO_RESERVED, Things
+
+# Some time after the agreements began, and before now.
+OCCURRED = Timestamp(seconds=int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()))
+
+
+def usd(micros: int) -> money_pb2.Money:
+    return money_pb2.Money(currency_code="USD", amount_micros=micros)
+
+
+def grant_request(things: Things) -> ledger_service_pb2.GrantCreditsRequest:
+    return ledger_service_pb2.GrantCreditsRequest(
+        customer_id=things.customer,
+        amount=usd(BRAVO_GRANT if things.tenant == "bravo" else 50_000_000),
+        source=ledger_service_pb2.CREDIT_SOURCE_PURCHASE,
+        idempotency_key="first",
+    )
+
+
+def book_request(things: Things) -> pricing_service_pb2.CreatePriceBookRequest:
+    return pricing_service_pb2.CreatePriceBookRequest(
+        organization_id=things.organization, currency_code="USD", display_name=things.tenant
+    )
+
+
+def publish_request(things: Things) -> pricing_service_pb2.PublishPriceVersionRequest:
+    return pricing_service_pb2.PublishPriceVersionRequest(
+        price_version_id=things.published, effective_time=Timestamp(seconds=0)
+    )
+
+
+def usage_event(customer_id: str, agent_id: str, workflow_id: str) -> usage_pb2.UsageEvent:
+    return usage_pb2.UsageEvent(
+        customer_id=customer_id,
+        workflow_id=workflow_id,
+        agent_id=agent_id,
+        action_type="run",
+        evidence_ref=f"of-{agent_id}",
+    )
+
+
+def authorize_request(
+    customer_id: str, agent_id: str, workflow_id: str, micros: int = 1
+) -> metering_service_pb2.AuthorizeRequest:
+    return metering_service_pb2.AuthorizeRequest(
+        customer_id=customer_id,
+        workflow_id=workflow_id,
+        agent_id=agent_id,
+        action_type="run",
+        max_cost=usd(micros),
+        # As long as any test takes.
+        ttl=Duration(seconds=900),
+    )
+
+
+def reservation_request(things: Things, workflow_id: str) -> metering_service_pb2.AuthorizeRequest:
+    """A tenant's customer at its own agent."""
+    micros = BRAVO_RESERVED if things.tenant == "bravo" else 1_000
+    return authorize_request(things.customer, things.agent, workflow_id, micros)
+
+
+def budget_request(things: Things, budget_id: str) -> budget_service_pb2.CreateBudgetRequest:
+    """Alerts at the first charge."""
+    return budget_service_pb2.CreateBudgetRequest(
+        budget=budget_pb2.Budget(
+            budget_id=budget_id,
+            customer_id=things.customer,
+            period=budget_pb2.BUDGET_PERIOD_TOTAL,
+            limit=usd(BRAVO_LIMIT if things.tenant == "bravo" else 1_000_000),
+            alert_thresholds=[1],
+        )
+    )
+
+
+def charge_intent(customer_id: str, workflow_id: str, gross: int, *payees: Things) -> charge_pb2.ChargeIntent:
+    return charge_pb2.ChargeIntent(
+        customer_id=customer_id,
+        workflow_id=workflow_id,
+        component=charge_pb2.CHARGE_COMPONENT_BASE,
+        gross=usd(gross),
+        payees=[
+            charge_pb2.Payee(organization_id=payee.organization, agent_id=payee.agent, weight=1)
+            for payee in payees
+        ],
+        occur_time=OCCURRED,
+        price_version_id="pv_test",
+    )
+
+
+def adjust_request(key: str, *things: Things) -> ledger_service_pb2.AdjustBalancesRequest:
+    """A micro to the customer of each tenant."""
+    owners = [(one.customer, account_pb2.ACCOUNT_KIND_CUSTOMER_CREDITS, 1) for one in things]
+    owners.append(("platform", account_pb2.ACCOUNT_KIND_ADJUSTMENTS, -len(things)))
+    return ledger_service_pb2.AdjustBalancesRequest(
+        postings=[
+            ledger_service_pb2.Posting(
+                account=account_pb2.AccountRef(owner_id=owner_id, kind=kind, currency_code="USD"),
+                amount=usd(amount),
+            )
+            for owner_id, kind, amount in owners
+        ],
+        reason="A test of tenants.",
+        idempotency_key=key,
+    )

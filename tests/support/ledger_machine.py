@@ -1,0 +1,451 @@
+"""Random operations on one ledger, over gRPC, each answer compared with the oracle's."""
+
+import asyncio
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from services.kit import ids
+from services.kit.db import Database
+from services.kit.tenancy import PLATFORM, scope
+from services.ledger.store.audit import run_checks
+from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2
+from tallystick.ledger.v1 import credit_service_pb2 as credit
+from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1 import ledger_service_pb2 as ledger
+from tests.support import ledger_credits
+from tests.support.ledger_credits import OUTCOME, RUN, hold_request, reason_of, release_of, state_of, usd
+from tests.support.ledger_oracle import Claim, Ended, Item, LedgerOracle
+from tests.support.ledger_server import LedgerServer
+from tests.support.rpc_errors import refusal
+
+numbers = itertools.count()
+
+AMOUNTS = st.one_of(st.integers(0, 30), st.integers(0, 10_000), st.just(10**14))
+RESERVED = st.one_of(st.integers(1, 30), st.integers(1, 10_000))
+BASIS_POINTS = st.sampled_from([(0, 0), (1500, 290), (3333, 6667), (10_000, 0), (1, 1)])
+PURPOSES = {"run": RUN, "outcome": OUTCOME}
+EARLY, LATE = ledger_credits.in_future(30 * 86_400), Timestamp(seconds=1)
+
+
+@dataclass
+class Running:
+    """A ledger that serves in the background of synchronous tests."""
+
+    runner: asyncio.Runner
+    server: LedgerServer
+
+
+def intent(item: Item) -> charge_pb2.ChargeIntent:
+    """What is sent for an item."""
+    message = ledger_credits.intent(
+        item.workflow,
+        item.gross,
+        None if item.claim is None else claim(item.claim),
+        None if item.outcome is None else ledger_credits.outcome_hold(*item.outcome, EARLY),
+        customer=item.customer,
+    )
+    del message.payees[:]
+    for organization, weight in item.payees:
+        message.payees.add(
+            organization_id=organization, agent_id=organization.replace("org_", "agt_"), weight=weight
+        )
+    return message
+
+
+def claim(claimed: Claim) -> charge_pb2.ReservationClaim:
+    if claimed.epoch == 0:
+        return ledger_credits.of_hold(claimed.reservation_id)
+    expires = LATE if claimed.too_late else EARLY
+    return ledger_credits.allocation(claimed.reservation_id, claimed.epoch, claimed.amount, expires)
+
+
+def ended(answer: credit_pb2.EndedReservation) -> Ended:
+    return Ended(
+        state_of(answer), answer.captured_credits.amount_micros, answer.captured_receivable.amount_micros
+    )
+
+
+def said(verdict: ledger.ChargeVerdict) -> tuple[str, Ended | None]:
+    if verdict.HasField("error"):
+        assert reason_of(verdict.error) == "IDEMPOTENCY_KEY_REUSED"
+        return "reused", None
+    posted = verdict.posted
+    how = ended(posted.reservation) if posted.HasField("reservation") else None
+    return ("duplicate" if posted.duplicate else "posted"), how
+
+
+async def audit(database_url: str) -> None:
+    database = Database(database_url, role="ledger_reader", schema="ledger", pool_size=1)
+    try:
+        async with database.begin() as connection:
+            await scope(connection, PLATFORM)
+            findings = [finding async for finding in run_checks(connection) if finding.count]
+        assert findings == []
+    finally:
+        await database.close()
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Each machine has customers and organizations of its own."""
+
+    running: Running
+
+    @initialize(shares=st.lists(BASIS_POINTS, min_size=3, max_size=3))
+    def begin(self, shares: list[tuple[int, int]]) -> None:
+        number = next(numbers)
+        self.customers = [f"cus_{number}-{name}" for name in "ab"]
+        self.organizations = [f"org_{number}-{name}" for name in "xyz"]
+        self.oracle = LedgerOracle(dict(zip(self.organizations, shares, strict=True)))
+        # Of each lease, the remaining amount that came with each version.
+        self.versions: dict[tuple[str, int, int], int] = {}
+
+        async def create() -> None:
+            for organization, (platform, processing) in zip(self.organizations, shares, strict=True):
+                await self.running.server.create_organization(organization, platform, processing)
+            for customer in self.customers:
+                await self.running.server.create_customer(customer)
+
+        self.run(create())
+
+    def run(self, call: Any) -> Any:
+        async def wait() -> Any:
+            return await call
+
+        return self.running.runner.run(wait())
+
+    # What may be asked for.
+
+    def a_customer(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(self.customers))
+
+    def an_epoch(self, data: st.DataObject, customer: str) -> int:
+        """Mostly the newest, but also one before and one that is not there yet."""
+        newest = self.oracle.newest(customer)
+        return max(1, newest - data.draw(st.sampled_from([0, 0, 0, 1, -1])))
+
+    def a_claim(self, data: st.DataObject, customer: str, workflow: str) -> Claim:
+        if data.draw(st.booleans()):
+            return Claim(data.draw(st.sampled_from(["hold-0", "hold-1", "hold-2", "out-0", "out-1"])))
+        return Claim(
+            f"rsv-{workflow}-{data.draw(st.integers(0, 1))}",
+            self.an_epoch(data, customer),
+            data.draw(RESERVED),
+            too_late=data.draw(st.sampled_from([False, False, False, True])),
+        )
+
+    # Charges, grants and limits.
+
+    @rule(data=st.data())
+    def post_batch(self, data: st.DataObject) -> None:
+        workflows = st.integers(0, 12).map("run-{}".format)
+        payees = st.lists(
+            st.tuples(st.sampled_from(self.organizations), st.integers(1, 5)),
+            min_size=1,
+            max_size=3,
+            unique_by=lambda payee: payee[0],
+        ).map(tuple)
+        drawn = data.draw(
+            st.lists(
+                st.tuples(st.sampled_from(self.customers), workflows, AMOUNTS, payees), min_size=1, max_size=8
+            )
+        )
+        claims: dict[tuple[str, str], tuple[Claim | None, tuple[str, int] | None]] = {}
+        for customer, workflow, _, _ in drawn:
+            if (customer, workflow) not in claims:
+                claims[customer, workflow] = (
+                    self.a_claim(data, customer, workflow) if data.draw(st.booleans()) else None,
+                    (f"out-{data.draw(st.integers(0, 3))}", data.draw(RESERVED))
+                    if data.draw(st.integers(0, 3)) == 0
+                    else None,
+                )
+        items = [Item(*one, *claims[one[0], one[1]]) for one in drawn]
+        request = ledger.PostChargesRequest(intents=[intent(item) for item in items])
+        response = self.run(self.running.server.service.ledger.PostCharges(request))
+        assert [said(verdict) for verdict in response.verdicts] == self.oracle.post(items)
+        for item, verdict in zip(items, response.verdicts, strict=True):
+            if verdict.HasField("posted"):
+                self._check_posted(item, verdict.posted)
+
+    def _check_posted(self, item: Item, posted: ledger.PostedCharge) -> None:
+        charge, known = posted.charge, self.oracle.charges[item.customer, item.workflow]
+        payment = charge.payment
+        assert payment.from_receivable.amount_micros == sum(known.uncollected)
+        assert payment.unpaid.amount_micros == sum(known.unearned)
+        assert payment.from_credits.amount_micros == known.paid
+        assert charge.reservation_id == known.reservation_id
+        assert charge.captured.amount_micros == known.captured_credits + known.captured_room
+        for earning in charge.earnings:
+            assert earning.gross.amount_micros == (
+                earning.net.amount_micros
+                + earning.platform_fee.amount_micros
+                + earning.processing_fee.amount_micros
+            )
+        if posted.reservation.HasField("lease"):
+            assert posted.reservation.lease.epoch == self.oracle.newest(item.customer)
+        hold = None if item.outcome is None else self.oracle.holds.get((item.customer, item.outcome[0]))
+        assert posted.HasField("outcome_hold") == (hold is not None)
+        assert posted.balance.held.amount_micros == self.oracle.held(item.customer)
+
+    @rule(
+        data=st.data(),
+        amount=st.one_of(st.integers(1, 50), st.integers(1, 100_000), st.integers(1, 10_000_000)),
+        key=st.integers(0, 5),
+    )
+    def grant(self, data: st.DataObject, amount: int, key: int) -> None:
+        customer = self.a_customer(data)
+        request = ledger.GrantCreditsRequest(
+            customer_id=customer,
+            amount=usd(amount),
+            source=ledger.CREDIT_SOURCE_PURCHASE,
+            idempotency_key=str(key),
+        )
+        if self.oracle.grant(customer, str(key), amount) == "reused":
+            assert self._refused(self.running.server.operator.ledger.GrantCredits(request)) == (
+                "IDEMPOTENCY_KEY_REUSED"
+            )
+            return
+        granted = self.run(self.running.server.operator.ledger.GrantCredits(request))
+        assert granted.balance.available.amount_micros == self.oracle.credits[customer]
+
+    @rule(data=st.data(), limit=st.sampled_from([0, 7, 1000, 50_000]))
+    def limit(self, data: st.DataObject, limit: int) -> None:
+        customer = self.a_customer(data)
+        self.oracle.credit_limit[customer] = limit
+        request = directory.SetCreditLimitRequest(customer_id=customer, credit_limit=usd(limit))
+        self.run(self.running.server.operator.directory.SetCreditLimit(request))
+
+    # Leases.
+
+    @rule(data=st.data(), wanted=st.one_of(st.just(0), RESERVED), stale=st.sampled_from([0, 0, 1]))
+    def open_lease(self, data: st.DataObject, wanted: int, stale: int) -> None:
+        customer = self.a_customer(data)
+        seen = max(0, self.oracle.newest(customer) - stale)
+        opened = self.oracle.open_lease(customer, seen, wanted)
+        request = credit.OpenLeaseRequest(
+            customer_id=customer, currency_code="USD", seen_epoch=seen, wanted_micros=wanted
+        )
+        answer = self.run(self.running.server.service.credits.OpenLease(request))
+        assert answer.opened == opened
+        self._check_granted(customer, self.oracle.newest(customer), answer.granted)
+
+    @rule(data=st.data(), wanted=st.one_of(st.just(0), RESERVED))
+    def renew_leases(self, data: st.DataObject, wanted: int) -> None:
+        renewals = [(customer, self.an_epoch(data, customer)) for customer in self.customers]
+        request = credit.RenewLeasesRequest(
+            renewals=[
+                credit.LeaseRenewal(
+                    customer_id=customer, currency_code="USD", epoch=epoch, wanted_micros=wanted
+                )
+                for customer, epoch in renewals
+            ]
+        )
+        answer = self.run(self.running.server.service.credits.RenewLeases(request))
+        for (customer, epoch), verdict in zip(renewals, answer.verdicts, strict=True):
+            if self.oracle.renew_lease(customer, epoch, wanted) == "superseded":
+                assert reason_of(verdict.error) == "LEASE_SUPERSEDED"
+            else:
+                self._check_granted(customer, epoch, verdict.granted)
+
+    @rule(
+        data=st.data(), return_id=st.sampled_from(["ret-0", "ret-1"]), amount=st.one_of(st.just(0), RESERVED)
+    )
+    def return_lease(self, data: st.DataObject, return_id: str, amount: int) -> None:
+        customer = self.a_customer(data)
+        epoch = self.an_epoch(data, customer)
+        call = self.running.server.service.credits.ReturnLease(
+            credit.ReturnLeaseRequest(
+                customer_id=customer,
+                currency_code="USD",
+                epoch=epoch,
+                return_id=return_id,
+                amount_micros=amount,
+            )
+        )
+        if self.oracle.return_lease(customer, epoch, return_id, amount) == "superseded":
+            assert self._refused(call) == "LEASE_SUPERSEDED"
+        else:
+            self._check_granted(customer, epoch, self.run(call).granted)
+
+    def _check_granted(self, customer: str, epoch: int, granted: credit.GrantedLease) -> None:
+        lease = self.oracle.leases[customer, epoch]
+        assert granted.lease.epoch == epoch
+        assert granted.lease.remaining.amount_micros == lease.remaining
+        assert granted.lease.recall == lease.recall
+        assert granted.available.amount_micros == self.oracle.credits[customer]
+        assert granted.credit_room.amount_micros == self.oracle.room(customer)
+
+    # Holds and releases.
+
+    @rule(data=st.data())
+    def place_holds(self, data: st.DataObject) -> None:
+        hold_ids = st.sampled_from(["hold-0", "hold-1", "hold-2", "out-0"])
+        asked = data.draw(
+            st.lists(
+                st.tuples(
+                    st.sampled_from(self.customers), hold_ids, RESERVED, st.sampled_from(["", "1", "1", "2"])
+                ),
+                min_size=1,
+                max_size=6,
+                unique_by=lambda one: one[:2],
+            )
+        )
+        requests, wanted = [], []
+        for customer, hold_id, amount, content in asked:
+            purpose = "outcome" if hold_id.startswith("out") else "run"
+            requests.append(
+                hold_request(
+                    hold_id,
+                    amount,
+                    PURPOSES[purpose],
+                    customer=customer,
+                    expires=EARLY,
+                    content=content or None,
+                )
+            )
+            wanted.append(self.oracle.place_hold(customer, hold_id, purpose, amount, content))
+        answer = self.run(
+            self.running.server.service.credits.PlaceHolds(credit.PlaceHoldsRequest(holds=requests))
+        )
+        reasons = {
+            "INSUFFICIENT_CREDITS": "insufficient",
+            "IDEMPOTENCY_KEY_REUSED": "reused",
+            "RESERVATION_ENDED": "missing",
+        }
+        found = [
+            reasons[reason_of(verdict.error)]
+            if verdict.HasField("error")
+            else ("duplicate" if verdict.placed.duplicate else "placed")
+            for verdict in answer.verdicts
+        ]
+        assert found == wanted
+
+    @rule(data=st.data(), workflow=st.integers(0, 12).map("run-{}".format))
+    def release(self, data: st.DataObject, workflow: str) -> None:
+        releases = []
+        for customer in self.customers:
+            claimed = self.a_claim(data, customer, workflow)
+            charge_id = ids.charge_id(customer, workflow, "BASE", 0)
+            releases.append((customer, claimed, release_of(claim(claimed), charge_id, customer=customer)))
+        answer = self.run(
+            self.running.server.service.credits.ReleaseReservations(
+                credit.ReleaseReservationsRequest(releases=[request for _, _, request in releases])
+            )
+        )
+        assert [ended(verdict.released.ended) for verdict in answer.verdicts] == [
+            self.oracle.release(customer, workflow, claimed) for customer, claimed, _ in releases
+        ]
+
+    @rule(data=st.data())
+    def time_passes(self, data: st.DataObject) -> None:
+        """Something expires, and the reaper comes by."""
+        standing: list[tuple[str, int | str]] = [
+            *(key for key, lease in self.oracle.leases.items() if not lease.over),
+            *(key for key, hold in self.oracle.holds.items() if hold.state == "held"),
+        ]
+        if not standing:
+            return
+        customer, what = data.draw(st.sampled_from(standing))
+        with psycopg.connect(self.running.server.database_url, autocommit=True) as superuser:
+            if isinstance(what, int):
+                self.oracle.expire_lease(customer, what)
+                superuser.execute(
+                    "UPDATE ledger.credit_lease SET expire_time = now()"
+                    " WHERE customer_id = %s AND epoch = %s",
+                    (customer, what),
+                )
+            else:
+                self.oracle.end_hold(customer, what, "expired")
+                superuser.execute(
+                    "UPDATE ledger.hold SET expire_time = now() - interval '1 day'"
+                    " WHERE customer_id = %s AND hold_id = %s",
+                    (customer, what),
+                )
+            superuser.execute("SELECT ledger.reap_leases(10), ledger.reap_holds(10)")
+
+    def _refused(self, call: Any) -> str:
+        return self.running.runner.run(refusal(call)).reason
+
+    # After every step.
+
+    @invariant()
+    def everything_agrees(self) -> None:
+        if hasattr(self, "oracle"):
+            self.run(self._compare())
+
+    async def _compare(self) -> None:
+        for customer in self.customers:
+            await self._compare_customer(customer)
+        for organization in self.organizations:
+            await self._compare_organization(organization)
+
+    async def _compare_customer(self, customer: str) -> None:
+        oracle, operator = self.oracle, self.running.server.operator
+        answer = await operator.ledger.GetCustomerBalance(
+            ledger.GetCustomerBalanceRequest(customer_id=customer)
+        )
+        balance = answer.balance
+        assert balance.available.amount_micros == oracle.credits[customer]
+        assert balance.receivable.amount_micros == oracle.receivable(customer)
+        assert balance.unpaid.amount_micros == oracle.unpaid(customer)
+        assert balance.credit_limit.amount_micros == oracle.credit_limit[customer]
+        assert balance.held.amount_micros == oracle.held(customer)
+        # Nothing is lost, and nothing comes from nowhere.
+        free, held = balance.available.amount_micros, balance.held.amount_micros
+        assert oracle.granted(customer) == oracle.spent(customer) + held + free
+        self._compare_held(customer, balance)
+        leases = await operator.credits.ListLeases(credit.ListLeasesRequest(customer_id=customer))
+        newest = oracle.newest(customer)
+        assert {
+            one.epoch: (one.remaining.amount_micros, one.recall and not one.draining, one.draining)
+            for one in leases.leases
+        } == {
+            epoch: (lease.remaining, lease.recall and epoch == newest, epoch != newest)
+            for (owner, epoch), lease in oracle.leases.items()
+            if owner == customer and lease.remaining
+        }
+        for one in leases.leases:
+            # Of two answers with one version none is newer: they say the same.
+            remaining = one.remaining.amount_micros
+            assert self.versions.setdefault((customer, one.epoch, one.version), remaining) == remaining
+        holds = await operator.credits.ListHolds(credit.ListHoldsRequest(customer_id=customer))
+        assert {
+            one.hold_id: (one.from_credits.amount_micros, one.from_receivable.amount_micros)
+            for one in holds.holds
+        } == {
+            hold_id: (hold.credits, hold.room)
+            for (owner, hold_id), hold in oracle.holds.items()
+            if owner == customer and hold.state == "held"
+        }
+
+    def _compare_held(self, customer: str, balance: account_pb2.CustomerBalance) -> None:
+        parts, holds = balance.held_credits, self.oracle.holds_of(customer)
+        current = self.oracle.leases.get((customer, self.oracle.newest(customer)))
+        leased = current.remaining if current else 0
+        assert parts.leased.amount_micros == leased
+        assert parts.lease_epoch == (self.oracle.newest(customer) if current and not current.over else 0)
+        assert parts.draining.amount_micros == self.oracle.leased(customer) - leased
+        for amount, purpose in ((parts.runs, "run"), (parts.outcomes, "outcome")):
+            assert amount.amount_micros == sum(hold.credits for hold in holds if hold.purpose == purpose)
+        assert balance.held_receivable.amount_micros == sum(hold.room for hold in holds)
+
+    async def _compare_organization(self, organization: str) -> None:
+        oracle = self.oracle
+        reply = await self.running.server.operator.ledger.GetEarningsBalance(
+            ledger.GetEarningsBalanceRequest(organization_id=organization)
+        )
+        earned = reply.balance
+        total = earned.available.amount_micros + earned.pending.amount_micros
+        assert total == oracle.collected[organization] + oracle.uncollected[organization]
+        assert earned.uncollected.amount_micros == oracle.uncollected[organization]
+        assert earned.platform_fees.amount_micros == oracle.platform_fees[organization]
+        assert earned.processing_fees.amount_micros == oracle.processing_fees[organization]
+
+    def teardown(self) -> None:
+        if hasattr(self, "oracle"):
+            self.run(audit(self.running.server.database_url))

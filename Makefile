@@ -22,7 +22,7 @@ help: ## Show this list
 	@echo "Tallystick. Targets:"
 	@on= off=; if [ -t 1 ]; then on='\033[36m' off='\033[0m'; fi; \
 	awk -F ':.*## ' -v on="$$on" -v off="$$off" \
-		'/^[a-z][a-z-]*:.*## / { printf "  %s%-8s%s %s\n", on, $$1, off, $$2 }' $(MAKEFILE_LIST)
+		'/^[a-z][a-z-]*:.*## / { printf "  %s%-11s%s %s\n", on, $$1, off, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(SANDBOX_STAMP) ## Replay recorded agent traffic through the whole suite (RUNS= TRACE= JSON= TWICE=1 KEEP=1)
@@ -35,6 +35,10 @@ up: $(SANDBOX_STAMP) ## Keep the suite up until Ctrl-C; prints endpoints, keys a
 .PHONY: test
 test: $(DEV_STAMP) ## Run all tests (PYTEST_ARGS= for a part of them)
 	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+.PHONY: test-faults
+test-faults: $(DEV_STAMP) ## Let services and stores fail under load for MINUTES (10), and count what was lost (SEED=)
+	@$(BIN)/python -m tests.faults $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(SEED),--seed "$(SEED)")
 
 .PHONY: bench
 bench: $(SANDBOX_STAMP) ## Measure the services against their floors, about 4 minutes (BENCH_ARGS= for names and flags)

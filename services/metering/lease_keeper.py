@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
+import grpc
 from prometheus_client import Counter, Gauge
 
 from services.kit import log
@@ -69,7 +70,7 @@ class LeaseKeeper:
                     continue
                 # Whoever keeps a lease prolongs it, which raises its sequence.
                 if self._scanned.get(key) == view.sequence:
-                    self._leases.adopt(key, view)
+                    await self._adopt(key, view.epoch)
                 else:
                     seen[key] = view.sequence
         except PoolsUnavailable as error:
@@ -104,7 +105,7 @@ class LeaseKeeper:
             elif self._is_older_copy(known, view):
                 _log.warning("lease.went_back", customer_id=known.key.tag, epoch=known.epoch)
                 _LOST.inc()
-                await self._leases.open(known.key, known.epoch, 0)
+                await self._open_next(known)
             else:
                 _SWEPT.inc(view.expired)
                 if view.expired:
@@ -117,15 +118,40 @@ class LeaseKeeper:
                     await self._return(known, "begun")
                 else:
                     kept.append(known)
-        for answer in await self._leases.prolong(kept) if kept else []:
-            if isinstance(answer, KnownLease) and answer.recall:
+        if not kept:
+            return
+        for known, answer in zip(kept, await self._leases.prolong(kept), strict=True):
+            if isinstance(answer, TallystickError):
+                # Whoever opened the next lease may have died before it told Redis, which would go on to
+                # allocate in this one, beyond its end.
+                await self._open_next(known)
+            elif answer.recall:
                 await self._return(answer, "recall")
+
+    async def _adopt(self, key: PoolKey, epoch: int) -> None:
+        try:
+            await self._leases.adopt(key, epoch)
+        except TallystickError as error:
+            # The next scan but one tries again.
+            _log.warning("lease.not_adopted", customer_id=key.tag, reason=error.reason)
+
+    async def _open_next(self, known: KnownLease) -> None:
+        try:
+            await self._leases.open(known.key, known.epoch, 0)
+        except (TallystickError, grpc.aio.AioRpcError) as error:
+            # Its next look tries again; the others wait for nothing.
+            _log.warning("lease.not_opened", customer_id=known.key.tag, detail=str(error))
+        else:
+            self._sequences.pop(known.key, None)
 
     def _is_older_copy(self, known: KnownLease, view: PoolView) -> bool:
         """Whether the lease in Redis is behind what it was at the last look, as after a restored backup."""
-        epoch, sequence = self._sequences.get(known.key, (known.epoch, 0))
+        epoch, sequence = self._sequences.get(known.key, (view.epoch, 0))
+        if epoch == view.epoch and view.sequence < sequence:
+            # Not noted: it stays so until the next lease is open.
+            return True
         self._sequences[known.key] = (view.epoch, view.sequence)
-        return epoch == view.epoch and view.sequence < sequence
+        return False
 
     def _is_idle(self, known: KnownLease) -> bool:
         return self._monotonic() - known.used_at > self._idle

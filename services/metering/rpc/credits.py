@@ -5,10 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+import grpc
+
 from services.kit.coalesce import Coalescer
 from services.kit.errors import FailedPrecondition
 from services.kit.worker import PeriodicWorker
-from services.metering.domain.reservation import MAX_LEASED_TTL, Reservation, content_hash
+from services.metering.domain.reservation import MAX_LEASED_TTL, Reservation
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import charge_id
 from services.metering.rpc.convert import time_to_proto
@@ -86,36 +88,41 @@ class Credits:
                 self._lost(error)
             except NeedsHold:
                 pass
-        await self._make_room(reservation)
-        kept = await self._durable.reserve(reservation, request_hash)
+        await self._make_room(reservation, reservation.amount_micros)
+        try:
+            kept = await self._durable.reserve(reservation, request_hash)
+        except FailedPrecondition as error:
+            if error.reason == "INSUFFICIENT_CREDITS":
+                await self._remember_refusal(reservation)
+            raise
         await self._remember(kept)
         return await self._with_lease(kept)
 
-    async def extend(self, reservation: Reservation, now: datetime) -> Kept:
-        """Raise a reservation to its amount, and keep it until its expiry. It becomes a hold if its lease
-        cannot keep it so.
+    async def extend(self, before: Reservation, wanted: Reservation, now: datetime) -> Kept:
+        """Raise a reservation to the amount that is wanted, and keep it until then. It becomes a hold if its
+        lease cannot keep it so.
 
         Raises FailedPrecondition INSUFFICIENT_CREDITS, which leaves it as it was, or RESERVATION_ENDED.
         """
-        leased = None if reservation.is_durable else self._redis()
-        if leased is not None and reservation.expire_time <= now + MAX_LEASED_TTL:
+        leased = None if before.is_durable else self._redis()
+        if leased is not None and wanted.expire_time <= now + MAX_LEASED_TTL:
             try:
-                return await leased.extend(reservation)
+                return await leased.extend(wanted)
             except PoolsUnavailable as error:
                 self._lost(error)
             except (LeaseLost, NeedsHold):
-                # What is allocated in the lease stays there until it expires: nobody is told that it is free
-                # who could not be wrong about it.
                 pass
-        await self._make_room(reservation)
-        if not reservation.is_durable:
-            kept = await self._durable.reserve(reservation, content_hash(reservation.reservation_id.encode()))
-            if not kept.duplicate:
-                return await self._with_lease(kept)
-        return await self._with_lease(await self._durable.extend(reservation))
+        await self._make_room(wanted, wanted.amount_micros - before.amount_micros)
+        if before.is_durable and before.amount_micros:
+            return await self._with_lease(await self._durable.extend(wanted))
+        kept = await self._durable.convert(before, wanted)
+        await self._remember(kept)
+        return await self._with_lease(kept)
 
     async def release(self, reservation: Reservation, token: str) -> Released:
         """End a reservation for which no charge comes; the ledger says how it ended."""
+        if not reservation.amount_micros:
+            return await self._release_nothing(reservation)
         released = await self._releasing.submit(
             credit_service_pb2.ReservationRelease(
                 customer_id=reservation.customer_id,
@@ -138,8 +145,12 @@ class Credits:
     ) -> int:
         """The ledger has ended a reservation: tell Redis. Answers what the customer has left, in micros."""
         available = balance.available.amount_micros
-        if self._leased is None or ended.state not in _STATES:
+        if self._leased is None:
             return available
+        if ended.state not in _STATES:
+            (available,) = await self.spendable([balance])
+            return available
+        self._leased.learn_available(balance.customer_id, balance.available.currency_code, available)
         news = _Ended(
             reservation,
             token,
@@ -169,6 +180,12 @@ class Credits:
 
     async def spendable(self, balances: Sequence[account_pb2.CustomerBalance]) -> list[int]:
         """What customers have left to spend, in micros: by the ledger, and what their leases have free."""
+        if self._leased is not None:
+            for balance in balances:
+                currency_code = balance.available.currency_code
+                self._leased.learn_available(
+                    balance.customer_id, currency_code, balance.available.amount_micros
+                )
         # Who has nothing held has no lease: the usual case of those who only meter finished work.
         leased = [balance for balance in balances if balance.held.amount_micros]
         free = {
@@ -186,6 +203,18 @@ class Credits:
         if view is None or view.epoch != held.lease_epoch:
             return leased
         return min(view.reserved + view.returning, leased)
+
+    async def _release_nothing(self, reservation: Reservation) -> Released:
+        """Of a run that costs nothing the ledger knows no reservation, but its charge if there is one."""
+        state = credit_pb2.RESERVATION_STATE_SETTLED
+        try:
+            await self._ledger.get_charge(charge_id(_event_key(reservation)))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            state = credit_pb2.RESERVATION_STATE_RELEASED
+        available = await self.available(reservation.customer_id, reservation.currency_code)
+        return Released(credit_pb2.EndedReservation(state=state), available)
 
     async def _release(
         self, releases: Sequence[credit_service_pb2.ReservationRelease]
@@ -239,15 +268,13 @@ class Credits:
         if self._valkey is not None:
             self._valkey.failed(error)
 
-    async def _make_room(self, reservation: Reservation) -> None:
+    async def _make_room(self, reservation: Reservation, amount_micros: int) -> None:
         """A refused hold stays refused: so what is merely not allocated goes back before."""
         leased = self._redis()
-        if leased is None:
+        if leased is None or amount_micros <= 0:
             return
         try:
-            await leased.make_room(
-                reservation.customer_id, reservation.currency_code, reservation.amount_micros
-            )
+            await leased.make_room(reservation.customer_id, reservation.currency_code, amount_micros)
         except PoolsUnavailable as error:
             self._lost(error)
         except FailedPrecondition as error:
@@ -261,6 +288,15 @@ class Credits:
         view = (await self._views({key})).get(key)
         free = 0 if view is None else max(view.free or 0, 0)
         return kept._replace(available_micros=kept.available_micros + free)
+
+    async def _remember_refusal(self, reservation: Reservation) -> None:
+        leased = self._redis()
+        if leased is None:
+            return
+        try:
+            await leased.hold_was_refused(reservation)
+        except PoolsUnavailable as error:
+            self._lost(error)
 
     async def _remember(self, kept: Kept) -> None:
         leased = self._redis()

@@ -6,7 +6,7 @@ from typing import Final
 
 from services.kit.coalesce import Coalescer
 from services.kit.errors import TallystickError
-from services.metering.domain.reservation import DURABLE, Reservation
+from services.metering.domain.reservation import DURABLE, Reservation, content_hash
 from services.metering.domain.reservation_token import TokenSigner
 from services.metering.rpc.convert import money_to_proto, time_to_proto
 from services.metering.rpc.kept import Kept, reservation_ended
@@ -28,13 +28,13 @@ class DurableCredits:
             self._place, concurrency=_BATCHES_AT_ONCE
         )
 
-    async def reserve(self, reservation: Reservation, content_hash: bytes) -> Kept:
+    async def reserve(self, reservation: Reservation, request_hash: bytes) -> Kept:
         """Hold the reservation's amount, or answer the hold that this attempt placed before.
 
         Raises FailedPrecondition INSUFFICIENT_CREDITS, for good, or RESERVATION_ENDED; AlreadyExists for an
         attempt that came before with other content.
         """
-        return self._kept(reservation, await self._submit(reservation, content_hash))
+        return self._kept(reservation, await self._submit(reservation, request_hash))
 
     async def extend(self, reservation: Reservation) -> Kept:
         """Raise a hold to the reservation's amount, and keep it until its expiry.
@@ -43,7 +43,16 @@ class DurableCredits:
         """
         return self._kept(reservation, await self._submit(reservation, b""))
 
-    async def _submit(self, reservation: Reservation, content_hash: bytes) -> credit_service_pb2.PlacedHold:
+    async def convert(self, before: Reservation, wanted: Reservation) -> Kept:
+        """Take a reservation over from its lease, raised to the amount that is wanted.
+
+        Raises as extend() does.
+        """
+        kept = self._kept(wanted, await self._submit(wanted, content_hash(before.reservation_id.encode())))
+        # One that was taken over before is a hold like any other.
+        return await self.extend(wanted) if kept.duplicate else kept
+
+    async def _submit(self, reservation: Reservation, request_hash: bytes) -> credit_service_pb2.PlacedHold:
         return await self._placing.submit(
             credit_service_pb2.HoldRequest(
                 customer_id=reservation.customer_id,
@@ -51,7 +60,7 @@ class DurableCredits:
                 purpose=credit_pb2.HOLD_PURPOSE_RUN,
                 amount=money_to_proto(reservation.currency_code, reservation.amount_micros),
                 expire_time=time_to_proto(reservation.expire_time),
-                content_hash=content_hash,
+                content_hash=request_hash,
             )
         )
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from services.kit.errors import AlreadyExists, FailedPrecondition, PreconditionViolation
 from services.kit.money import Money
 from services.metering.domain.reservation import Reservation
+from services.metering.store.pool_types import LeaseState
 
 
 class Kept(NamedTuple):
@@ -15,6 +16,8 @@ class Kept(NamedTuple):
     # Whether it stood before, so that this call reserved nothing.
     duplicate: bool
     available_micros: int
+    # The lease as it stands since, if a hold took the reservation over from it.
+    lease: LeaseState | None = None
 
 
 def insufficient_credits(

@@ -35,6 +35,11 @@ _ATTEMPTS: Final = 10
 _BATCHES_AT_ONCE: Final = 1
 # Under this state Redis remembers an attempt that became a hold.
 _DURABLE_STATE: Final = "durable"
+# And under this one an attempt that a hold was refused to.
+_REFUSED_HOLD_STATE: Final = "insufficient"
+# So many grants in a row must have been too little before a run is refused: one of them may have been on its
+# way to Redis, or back, when it was looked for.
+_ROUNDS: Final = 2
 
 
 class NeedsHold(Exception):
@@ -64,7 +69,7 @@ class LeasedCredits:
         key = lease_key(reservation.customer_id, reservation.currency_code)
         amount = reservation.amount_micros
         known = self._leases.use(key) or await self._leases.open(key, 0, amount)
-        grown = final = False
+        rounds, final = 0, False
         for _ in range(_ATTEMPTS):
             attempt = reservation._replace(lease_epoch=known.epoch)
             answer = await self._reserving.submit(
@@ -87,16 +92,18 @@ class LeasedCredits:
                     return Kept(self._signer.read(token), token, True, left(known, answer))
                 case Refused() if answer.frozen or final:
                     raise _insufficient(reservation, left(known, answer))
-                case Refused() if grown and await self._leases.finish_return(known):
+                case Ended() if answer.state == _REFUSED_HOLD_STATE:
+                    raise _insufficient(reservation, left(known, answer))
+                case Refused() if rounds and await self._leases.finish_return(known):
                     # A part was on its way back to the ledger, and is there now.
-                    grown = False
-                case Refused(room=room) if grown and room + known.available_micros < amount:
+                    rounds = 0
+                case Refused(room=room) if rounds >= _ROUNDS and room + known.available_micros < amount:
                     # That was all there is. Only now is a refusal remembered.
                     if room + known.available_micros + known.room_micros >= amount:
                         raise NeedsHold
                     final = True
                 case Refused(room=room):
-                    known, grown = await self._grow(known, amount - max(room, 0)), True
+                    known, rounds = await self._grow(known, amount - max(room, 0)), rounds + 1
                 case Ended(state=state):
                     raise reservation_ended(reservation.reservation_id, state)
                 case Reused():
@@ -115,6 +122,9 @@ class LeasedCredits:
         known = self._leases.use(key) or await self._leases.open(key, 0, 0)
         grown = False
         for _ in range(_ATTEMPTS):
+            if known.epoch < reservation.lease_epoch:
+                # Another process has opened it since.
+                known = await self._leases.open(key, known.epoch, 0)
             if known.epoch != reservation.lease_epoch:
                 raise LeaseLost
             answer = await self._extending.submit(
@@ -167,7 +177,15 @@ class LeasedCredits:
 
     async def became_durable(self, kept: Kept) -> None:
         """Let Redis remember that this attempt became a hold, so that a retry hears the same."""
-        await self.end(kept.reservation, kept.token, _DURABLE_STATE, None)
+        await self.end(kept.reservation, kept.token, _DURABLE_STATE, kept.lease)
+
+    async def hold_was_refused(self, reservation: Reservation) -> None:
+        """Let Redis remember that there was not even money for a hold, so that a retry hears the same."""
+        await self.end(reservation, "", _REFUSED_HOLD_STATE, None)
+
+    def learn_available(self, customer_id: str, currency_code: str, available_micros: int) -> None:
+        """Keep what the ledger has just said that a customer has beside its lease."""
+        self._leases.learn_available(lease_key(customer_id, currency_code), available_micros)
 
     async def make_room(self, customer_id: str, currency_code: str, amount: int) -> None:
         """Before a hold of `amount` is placed: give back what is not allocated, if it may be needed."""

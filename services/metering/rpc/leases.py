@@ -17,7 +17,7 @@ from services.kit.errors import FailedPrecondition, TallystickError, Unavailable
 from services.kit.money import MAX_AMOUNT_MICROS
 from services.metering.rpc.ledger import Ledger
 from services.metering.store.pool_types import LeaseState, PoolKey
-from services.metering.store.pools import Pools, PoolView
+from services.metering.store.pools import Pools
 from tallystick.ledger.v1 import credit_pb2, credit_service_pb2
 
 _MAX_KNOWN: Final = 100_000
@@ -82,23 +82,20 @@ class Leases:
         if known is None:
             (view,) = await self._pools.peek([key])
             if view is not None and view.server_matches:
-                known = self.adopt(key, view)
+                known = await self.adopt(key, view.epoch)
         return known
 
-    def adopt(self, key: PoolKey, view: PoolView) -> KnownLease:
-        """Look after a lease that Redis holds and this process has not used."""
-        known = KnownLease(
-            key=key,
-            epoch=view.epoch,
-            expire_time=view.expire_time,
-            recall=False,
-            # The ledger says with the next renewal.
-            available_micros=0,
-            room_micros=0,
-            used_at=self._monotonic(),
-        )
-        self._known[key] = known
-        return known
+    async def adopt(self, key: PoolKey, epoch: int) -> KnownLease:
+        """Look after a lease that Redis holds and this process has not used.
+
+        The ledger is asked first: whoever used it last may have died before it told Redis what was captured.
+        """
+        try:
+            return await self._renewals.submit(_Renewal(key, epoch, 0))
+        except FailedPrecondition as error:
+            if error.reason != "LEASE_SUPERSEDED":
+                raise
+        return await self.open(key, epoch, 0)
 
     def knows(self, key: PoolKey) -> bool:
         """Whether this process looks after a lease."""
@@ -196,16 +193,19 @@ class Leases:
                 for (key, epoch), micros in wanted.items()
             ]
         )
-        verdicts: dict[tuple[PoolKey, int], KnownLease | TallystickError] = {}
-        states: list[tuple[PoolKey, LeaseState]] = []
-        for (key, epoch), answer in zip(wanted, answers, strict=True):
-            if isinstance(answer, TallystickError):
-                verdicts[key, epoch] = answer
-            else:
-                states.append((key, lease_state(answer.lease)))
-                verdicts[key, epoch] = self._learn(key, answer)
-        # Before anybody is answered: who waited for more finds it there.
-        await self._pools.merge(states)
+        # Before anybody is answered, or learns of a lease: who waited for more finds it there, and nobody
+        # allocates what was captured.
+        await self._pools.merge(
+            [
+                (key, lease_state(answer.lease))
+                for (key, _), answer in zip(wanted, answers, strict=True)
+                if not isinstance(answer, TallystickError)
+            ]
+        )
+        verdicts = {
+            (key, epoch): answer if isinstance(answer, TallystickError) else self._learn(key, answer)
+            for (key, epoch), answer in zip(wanted, answers, strict=True)
+        }
         return [
             verdicts.get((renewal.key, renewal.epoch)) or _superseded(renewal.key, renewal.epoch)
             for renewal in renewals

@@ -23,7 +23,6 @@ from services.metering.rpc.pipeline import Metered, Report, may_see_balance
 from services.metering.rpc.settlements import settlement_of_charge, settlement_of_release
 from services.metering.rpc.terms import TermsFinder
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import credit_pb2
 from tallystick.metering.v1 import metering_service_pb2, reservation_pb2, usage_pb2
 
 _AUTHORIZED = Counter("tallystick_authorized_runs", "Reservations made, by how they are kept.", ["kind"])
@@ -99,11 +98,7 @@ class Reservations:
             # Nothing is lowered before the run ends, so what one refuses must not be raised in the other: the
             # budgets are only looked at before the credits have agreed.
             await self._gate.check(wanted, wanted.amount_micros - before.amount_micros, principal)
-            if before.amount_micros:
-                kept = await self._credits.extend(wanted, now)
-            else:
-                # Nothing stands for it yet.
-                kept = await self._keep(wanted, rules.content_hash(wanted.reservation_id.encode()), now)
+            kept = await self._extend(before, wanted, now)
             await self._gate.extend(wanted, principal)
         except FailedPrecondition as error:
             raise _for_caller(error, principal) from error
@@ -125,8 +120,8 @@ class Reservations:
         except InvalidArgument as error:
             raise within("event", error) from None
         ended = metered.posted.reservation
-        if ended.state == credit_pb2.RESERVATION_STATE_UNSPECIFIED and reservation.amount_micros:
-            # The run had been charged before, without this reservation, which therefore still stands.
+        if reservation.amount_micros and not metered.record.is_settled_with(reservation.reservation_id):
+            # The run had been charged before, by another attempt or without any: this one still stands.
             released = await self._credits.release(reservation, request.token)
             ended, available = released.ended, released.available_micros
         else:
@@ -156,6 +151,12 @@ class Reservations:
             settlement=settlement,
             available_balance=_available(reservation, released.available_micros, principal),
         )
+
+    async def _extend(self, before: Reservation, wanted: Reservation, now: datetime) -> Kept:
+        if wanted.amount_micros:
+            return await self._credits.extend(before, wanted, now)
+        available = await self._credits.available(wanted.customer_id, wanted.currency_code)
+        return Kept(wanted, self._signer.sign(wanted), False, available)
 
     async def _keep(self, reservation: Reservation, content_hash: bytes, now: datetime) -> Kept:
         if reservation.amount_micros == 0:

@@ -496,3 +496,60 @@ async def test_a_pending_outcome_is_held_from_what_the_run_leaves(reserving: Res
     assert resolved.available_balance == usd(CREDITS - RUN_MICROS)
     balance = await reserving.balance()
     assert (balance["credits"], balance["held"]) == (CREDITS - RUN_MICROS, 0)
+
+
+async def test_of_two_attempts_the_one_that_was_not_charged_is_released(reserving: Reserving) -> None:
+    first = (await reserving.authorize("run-1", 1_000_000, key="a")).reservation.token
+    second = (await reserving.authorize("run-1", 2_000_000, key="b")).reservation.token
+    await reserving.settle(first)
+
+    settled = await reserving.settle(second)
+
+    assert settled.metered.duplicate
+    assert settled.settlement.state == reservation_pb2.RESERVATION_STATE_RELEASED
+    assert (settled.settlement.captured, settled.settlement.excess) == (usd(0), usd(RUN_MICROS))
+    balance = await reserving.balance()
+    assert (balance["reserved"], balance["credits"]) == (0, CREDITS - RUN_MICROS)
+
+
+async def test_a_free_run_is_released_and_prolonged_like_any_other(reserving: Reserving) -> None:
+    await reserving.server.publish(price(fee("0")))
+    # So that a lease holds a part.
+    await reserving.authorize("paid", 1_000_000)
+
+    async def authorize(workflow_id: str) -> str:
+        answer = await reserving.host.metering.Authorize(
+            pb.AuthorizeRequest(
+                customer_id="cus_1",
+                workflow_id=workflow_id,
+                agent_id="agt_a",
+                action_type="run",
+                usage=usage_pb2.Usage(),
+            )
+        )
+        assert answer.available_balance == usd(CREDITS - 1_000_000)
+        return answer.reservation.token
+
+    released = await reserving.release(await authorize("run-1"))
+    assert released.settlement.state == reservation_pb2.RESERVATION_STATE_RELEASED
+    assert released.available_balance == usd(CREDITS - 1_000_000)
+    token = await authorize("run-2")
+    request = pb.ExtendRequest(token=token)
+    request.ttl.FromSeconds(600)
+    extended = (await reserving.host.metering.Extend(request)).reservation
+    for micros in (5, 10):
+        raised = pb.ExtendRequest(token=extended.token, amount=usd(micros))
+        assert (await reserving.host.metering.Extend(raised)).reservation.amount == usd(micros)
+    settled = await reserving.settle(token)
+    assert settled.metered.available_balance.amount_micros >= CREDITS - 1_000_010
+    assert (await reserving.release(token)).settlement.state == reservation_pb2.RESERVATION_STATE_SETTLED
+
+
+async def test_what_is_left_is_current_in_every_answer(reserving: Reserving, ledger: LedgerServer) -> None:
+    await reserving.authorize("run-1", 1_000_000)
+    metered = await reserving.meter(run("run-2"))
+    assert metered.available_balance == usd(CREDITS - 1_000_000 - RUN_MICROS)
+    answer = await reserving.authorize("run-3", 1_000_000)
+    assert answer.available_balance == usd(CREDITS - 2_000_000 - RUN_MICROS)
+    released = await reserving.release(answer.reservation.token)
+    assert released.available_balance == usd(CREDITS - 1_000_000 - RUN_MICROS)

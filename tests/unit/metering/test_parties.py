@@ -6,6 +6,7 @@ from datetime import timedelta
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.parties import Directory
 from tallystick.ledger.v1 import directory_pb2, directory_service_pb2
+from tests.support.waiting import eventually
 
 
 class FakeLedger(Ledger):
@@ -108,3 +109,28 @@ async def test_an_answer_holds_all_that_was_asked_even_beyond_the_bound() -> Non
     directory = Directory(FakeLedger(everybody, {}), max_entries=3)
 
     assert set((await directory.find(everybody, [])).customers) == everybody
+
+
+async def test_those_that_grow_old_are_asked_for_again_together_before_anybody_has_to_wait() -> None:
+    ledger = FakeLedger({"cus_1", "cus_2", "cus_3"}, {"agt_a": set()})
+    time = Time()
+    directory = Directory(ledger, ttl=timedelta(seconds=30), monotonic=time)
+    for customer_id in ("cus_1", "cus_2", "cus_3"):
+        await directory.find([customer_id], [("agt_a", "")])
+    ledger.asked.clear()
+
+    time.now = 20.0
+    for customer_id in ("cus_1", "cus_2"):
+        await directory.find([customer_id], [("agt_a", "")])
+
+    async def is_asked() -> bool:
+        return bool(ledger.asked)
+
+    await eventually(is_asked)
+    assert ledger.asked == [(["cus_1", "cus_2"], ["agt_a"])]
+    # Their time starts again; of those that nobody used it is over.
+    time.now = 31.0
+    await directory.find(["cus_1", "cus_2"], [("agt_a", "")])
+    assert len(ledger.asked) == 1
+    await directory.find(["cus_3"], [])
+    assert ledger.asked[1:] == [(["cus_3"], [])]

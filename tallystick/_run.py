@@ -332,6 +332,8 @@ class BaseRun:
             # Also what is refused for good: there it is refused again, and then kept for whoever repairs it.
             self._record(event, token)
             if isinstance(error, EVENT_AT_FAULT) and not isinstance(error, ReservationTokenInvalid):
+                # No charge will come for it.
+                yield from self._release()
                 raise
             logger.warning("the usage of %s is recorded, and settled later: %s", self._name, error)
         except GeneratorExit:

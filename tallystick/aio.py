@@ -59,7 +59,6 @@ class AsyncClient:
         api_key: str | None = None,
         *,
         metering: str | grpc.aio.Channel = METERING_ADDRESS,
-        ledger: str | grpc.aio.Channel | None = None,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,

@@ -54,7 +54,6 @@ class Client:
     (host:port), or a channel that you made, which stays yours to close. Other machines are reached with TLS,
     and trusted as `tls_ca` (a file of PEM roots) or gRPC's own roots say; this machine in plaintext, unless
     `tls_ca` is given. `insecure=True` means plaintext everywhere, for networks that something else encrypts.
-    `ledger` is accepted and not used: metering answers everything.
 
     `record` keeps events until they are delivered, at most `buffer_capacity` of them: in memory, or, with
     `buffer_path`, in a file that survives this process and is delivered by the next client that opens it.
@@ -72,7 +71,6 @@ class Client:
         api_key: str | None = None,
         *,
         metering: str | grpc.Channel = METERING_ADDRESS,
-        ledger: str | grpc.Channel | None = None,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,
@@ -213,7 +211,9 @@ class Client:
     ) -> Reservation:
         """Raise a reservation to `max_cost` in all, or keep it for `ttl` from now on; never less than before.
 
-        `reservation` is what `authorize` answered, or its token. The answer's token replaces it.
+        `reservation` is what `authorize` answered, or its token. The answer's token replaces it. A
+        leased one (`kind`), as those for up to 15 minutes usually are, is kept until 15 minutes from now at
+        most, also with a longer `ttl`.
         Raises InsufficientCredits, BudgetExceeded or ReservationEnded, and the reservation stays as it was.
         """
         request = _requests.extend_request(reservation, max_cost, ttl)

@@ -1,6 +1,6 @@
 """Typed errors to and from what travels: gRPC statuses with details, verdicts on items of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -34,6 +34,8 @@ _REASON_PREFIX = "ERROR_REASON_"
 _MAX_TEXT = 500
 _MAX_VIOLATIONS = 10
 _MAX_VIOLATION_TEXT = 160
+# So many may say it at length.
+_FEW_VIOLATIONS = 2
 
 # SQLSTATEs that pass by themselves. Of a class (first two characters): connection failure, insufficient
 # resources, operator intervention (shutdown, timeout); and "read-only transaction", seen on a primary that
@@ -199,7 +201,7 @@ def _bad_request(error: TallystickError) -> Any:
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
                 field=violation.field[:_MAX_VIOLATION_TEXT],
-                description=violation.description[:_MAX_VIOLATION_TEXT],
+                description=violation.description[: _max_description(error.field_violations)],
             )
             for violation in error.field_violations[:_MAX_VIOLATIONS]
         ]
@@ -215,11 +217,15 @@ def _precondition_failure(error: TallystickError) -> Any:
             error_details_pb2.PreconditionFailure.Violation(
                 type=violation.type[:_MAX_VIOLATION_TEXT],
                 subject=violation.subject[:_MAX_VIOLATION_TEXT],
-                description=violation.description[:_MAX_VIOLATION_TEXT],
+                description=violation.description[: _max_description(violations)],
             )
             for violation in violations
         ]
     )
+
+
+def _max_description(violations: Sequence[object]) -> int:
+    return _MAX_TEXT if len(violations) <= _FEW_VIOLATIONS else _MAX_VIOLATION_TEXT
 
 
 def _duration(delta: timedelta) -> Duration:

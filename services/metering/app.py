@@ -147,7 +147,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             gate=gate,
             recovery_delay=config.recovery_delay,
         )
-        workers.append(credits.teller(_VALKEY_INTERVAL))
+        workers += [credits.teller(_VALKEY_INTERVAL), gate.teller(_VALKEY_INTERVAL)]
         # One run at a time: the more events gather in a run, the less each of them costs.
         meter = Coalescer[Report, Metered](pipeline.run).submit
         reservations = Reservations(

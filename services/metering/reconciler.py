@@ -1,7 +1,7 @@
 """Compares what Redis allocates with what the ledger and the counters of budgets say, and mends it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -15,6 +15,7 @@ from services.kit.clock import Clock
 from services.kit.db import Database
 from services.kit.worker import PeriodicWorker
 from services.metering.domain.budget import Budget, CounterKey, counter_key, period_of
+from services.metering.domain.price_index import DEFAULT_CURRENCY
 from services.metering.rpc.budget_catalog import BudgetCatalog
 from services.metering.rpc.budget_gate import counter_state, pool_key
 from services.metering.rpc.leases import Leases, lease_key, lease_state
@@ -42,19 +43,40 @@ class DriftKind(StrEnum):
     BUDGET_DIFFERS = "budget_differs"
 
 
-_EXPLANATIONS: Final[Mapping[DriftKind, str]] = {
-    DriftKind.LEASE_LOST: "Redis was emptied or restarted and has lost the allocations of this lease: the"
-    " next lease is opened, and this one drains until its last reservation could have expired",
-    DriftKind.EPOCH_DIFFERS: "Redis allocates in a lease that the ledger has superseded, as after a restored"
-    " copy: the next lease is opened",
-    DriftKind.REMAINING_DIFFERS: "Redis has not been told what the ledger did last with this lease, as after"
-    " a crash between the two: it is told now",
-    DriftKind.OVER_ALLOCATED: "more is promised than the lease still holds, because reservations were"
-    " settled that Redis had lost: what exceeds it is paid like any other excess, and it ends with the"
-    " reservations",
-    DriftKind.LEAKED: "reservations whose time is over are still counted, because nobody used this lease"
-    " since: they are taken out",
-    DriftKind.BUDGET_DIFFERS: "Redis has not been told what was charged last: it is told now",
+class _Words(NamedTuple):
+    """What a difference means, what a repair does about it, and why there is none where there is none."""
+
+    meaning: str
+    repair: str = ""
+    lasting: str = ""
+
+
+_WORDS: Final[Mapping[DriftKind, _Words]] = {
+    DriftKind.LEASE_LOST: _Words(
+        "Redis was emptied or restarted and has lost the allocations of this lease",
+        "the next lease is opened, and this one drains until its last reservation could have expired",
+    ),
+    DriftKind.EPOCH_DIFFERS: _Words(
+        "Redis allocates in a lease that the ledger has superseded, as after a restored copy",
+        "the next lease is opened",
+    ),
+    DriftKind.REMAINING_DIFFERS: _Words(
+        "Redis has another rest of this lease than the ledger, as after a crash between the two",
+        "Redis is told; where it is not behind, the next lease is opened, and this one drains",
+    ),
+    DriftKind.OVER_ALLOCATED: _Words(
+        "more is promised than the lease still holds, because reservations were settled that Redis had lost",
+        lasting="what exceeds it is paid like any other excess, and it ends with the reservations",
+    ),
+    DriftKind.LEAKED: _Words(
+        "reservations whose time is over are still counted, because nobody used this lease since",
+        "they are taken out",
+    ),
+    DriftKind.BUDGET_DIFFERS: _Words(
+        "Redis counts another spend of this budget than PostgreSQL",
+        "Redis, which was not told of the last charges, is told",
+        "Redis is ahead, as after a database was restored, and a counter only rises: it ends with the period",
+    ),
 }
 
 
@@ -67,12 +89,18 @@ class Drift(NamedTuple):
     currency_code: str
     expected: int
     found: int
+    repairable: bool
     repaired: bool = False
 
     @property
     def explanation(self) -> str:
-        """What it means, and what is done about it."""
-        return _EXPLANATIONS[self.kind]
+        """What it means, and what was, would or cannot be done about it."""
+        words = _WORDS[self.kind]
+        if self.repaired:
+            return f"{words.meaning}; repaired: {words.repair}"
+        if self.repairable:
+            return f"{words.meaning}; to repair it: {words.repair}"
+        return f"{words.meaning}; nothing is to be repaired: {words.lasting}"
 
 
 class Reconciliation(NamedTuple):
@@ -124,12 +152,14 @@ class Reconciler:
         self._clock = clock
 
     def worker(self, interval: timedelta) -> PeriodicWorker:
-        """The worker that looks, and repairs nothing: what differs shows in the metrics."""
+        """The worker that looks: what differs shows in the metrics. It tells budgets that are behind, which
+        costs nobody anything, and repairs nothing else.
+        """
         return PeriodicWorker("drift_watch", interval, self.step)
 
     async def step(self) -> bool:
         """Look once, for the metrics. Answers False: there is no more to do."""
-        found = await self.run(customer_id="", dry_run=True)
+        found = await self._run("", {DriftKind.BUDGET_DIFFERS})
         for kind in DriftKind:
             _DRIFT.labels(kind.value).set(sum(drift.kind is kind for drift in found.drifts))
         return False
@@ -137,8 +167,13 @@ class Reconciler:
     async def run(self, *, customer_id: str, dry_run: bool) -> Reconciliation:
         """Compare everything, or one customer's leases, and repair what differs unless `dry_run`.
 
-        Raises PoolsUnavailable while Redis is away.
+        Raises PoolsUnavailable while Redis is away; what the ledger says of a customer that is unknown.
         """
+        if customer_id:
+            await self._ledger.get_balance(customer_id, DEFAULT_CURRENCY)
+        return await self._run(customer_id, () if dry_run else frozenset(DriftKind))
+
+    async def _run(self, customer_id: str, repaired_kinds: Collection[DriftKind]) -> Reconciliation:
         compared = await self._compare(customer_id)
         lasting: list[_Suspect] = []
         if compared.suspects:
@@ -149,10 +184,10 @@ class Reconciler:
             lasting = [suspect for suspect in again.suspects if suspect.identity in seen][:MAX_DRIFTS]
         drifts = []
         for suspect in lasting:
-            repaired = not dry_run and suspect.repair is not None
-            if repaired and suspect.repair is not None:
+            drift = suspect.drift
+            if suspect.repair is not None and drift.kind in repaired_kinds:
                 await suspect.repair()
-            drift = suspect.drift._replace(repaired=repaired)
+                drift = drift._replace(repaired=True)
             _log.warning("drift.found", **drift._asdict())
             drifts.append(drift)
         return Reconciliation(drifts, compared.leases, compared.budgets)
@@ -177,7 +212,8 @@ class Reconciler:
         def suspect(
             kind: DriftKind, expected: int, found: int, repair: Callable[[], Awaitable[object]] | None
         ) -> _Suspect:
-            return _Suspect(Drift(kind, key.tag, "", key.name, expected, found), key, repair)
+            drift = Drift(kind, key.tag, "", key.name, expected, found, repairable=repair is not None)
+            return _Suspect(drift, key, repair)
 
         next_lease = partial(self._leases.open, key, lease.epoch, 0)
         if view is None or not view.server_matches:
@@ -220,7 +256,16 @@ class Reconciler:
 
     def _budget_suspect(self, key: CounterKey, budget: Budget, spent: int, found: int) -> _Suspect:
         pool = pool_key(key)
-        drift = Drift(DriftKind.BUDGET_DIFFERS, "", budget.budget_id, budget.currency_code, spent, found)
         # A counter only rises: one that is ahead of a restored database stays so until its period ends.
+        behind = found < spent
+        drift = Drift(
+            DriftKind.BUDGET_DIFFERS,
+            "",
+            budget.budget_id,
+            budget.currency_code,
+            spent,
+            found,
+            repairable=behind,
+        )
         told = partial(self._pools.merge, [(pool, CounterState(spent))])
-        return _Suspect(drift, pool, told if found < spent else None)
+        return _Suspect(drift, pool, told if behind else None)

@@ -86,8 +86,10 @@ def hold_request(
     customer: str = "cus_a",
     expires: Timestamp | None = None,
     content: str | None = "content",
+    charge_id: str = "",
+    of: charge_pb2.ReservationClaim | None = None,
 ) -> pb.HoldRequest:
-    """Asks for a hold; with `content` None, to raise one."""
+    """Asks for a hold; with `content` None, to raise one; with `of`, to take an allocation over."""
     return pb.HoldRequest(
         customer_id=customer,
         hold_id=hold_id,
@@ -95,6 +97,9 @@ def hold_request(
         amount=usd(amount),
         expire_time=expires or in_future(),
         content_hash=b"" if content is None else sha256(content.encode()).digest(),
+        charge_id=charge_id,
+        price_version_id="pv_1",
+        from_lease=of,
     )
 
 
@@ -166,14 +171,14 @@ class Credits:
         return answer.verdicts[0]
 
     async def give_back(
-        self, epoch: int, return_id: str, amount: int, customer: str = "cus_a"
+        self, epoch: int, return_number: int, amount: int, customer: str = "cus_a"
     ) -> pb.GrantedLease:
         answer = await self.service.credits.ReturnLease(
             pb.ReturnLeaseRequest(
                 customer_id=customer,
                 currency_code="USD",
                 epoch=epoch,
-                return_id=return_id,
+                return_number=return_number,
                 amount_micros=amount,
             )
         )

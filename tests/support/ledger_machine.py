@@ -20,7 +20,7 @@ from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support import ledger_credits
 from tests.support.ledger_credits import OUTCOME, RUN, hold_request, reason_of, release_of, state_of, usd
-from tests.support.ledger_oracle import Claim, Ended, Item, LedgerOracle
+from tests.support.ledger_oracle import AskedHold, Claim, Ended, Item, LedgerOracle
 from tests.support.ledger_server import LedgerServer
 from tests.support.rpc_errors import refusal
 
@@ -63,6 +63,20 @@ def claim(claimed: Claim) -> charge_pb2.ReservationClaim:
         return ledger_credits.of_hold(claimed.reservation_id)
     expires = LATE if claimed.too_late else EARLY
     return ledger_credits.allocation(claimed.reservation_id, claimed.epoch, claimed.amount, expires)
+
+
+def asked_hold(customer: str, asked: AskedHold) -> credit.HoldRequest:
+    """What is sent for a hold that is asked for."""
+    return hold_request(
+        asked.hold_id,
+        asked.amount,
+        PURPOSES[asked.purpose],
+        customer=customer,
+        expires=LATE if asked.too_late else EARLY,
+        content=asked.content or None,
+        charge_id=ids.charge_id(customer, asked.workflow, "BASE", 0) if asked.workflow else "",
+        of=None if asked.of is None else claim(asked.of),
+    )
 
 
 def ended(answer: credit_pb2.EndedReservation) -> Ended:
@@ -131,9 +145,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def a_claim(self, data: st.DataObject, customer: str, workflow: str) -> Claim:
         if data.draw(st.booleans()):
-            return Claim(data.draw(st.sampled_from(["hold-0", "hold-1", "hold-2", "out-0", "out-1"])))
+            return Claim(
+                data.draw(
+                    st.sampled_from(["hold-0", "hold-1", "hold-2", "out-0", "out-1", f"rsv-{workflow}-0"])
+                )
+            )
+        return self.an_allocation(data, customer, f"rsv-{workflow}-{data.draw(st.integers(0, 1))}")
+
+    def an_allocation(self, data: st.DataObject, customer: str, reservation_id: str) -> Claim:
         return Claim(
-            f"rsv-{workflow}-{data.draw(st.integers(0, 1))}",
+            reservation_id,
             self.an_epoch(data, customer),
             data.draw(RESERVED),
             too_late=data.draw(st.sampled_from([False, False, False, True])),
@@ -164,7 +185,9 @@ class LedgerMachine(RuleBasedStateMachine):
                     if data.draw(st.integers(0, 3)) == 0
                     else None,
                 )
-        items = [Item(*one, *claims[one[0], one[1]]) for one in drawn]
+        self._post([Item(*one, *claims[one[0], one[1]]) for one in drawn])
+
+    def _post(self, items: list[Item]) -> None:
         request = ledger.PostChargesRequest(intents=[intent(item) for item in items])
         response = self.run(self.running.server.service.ledger.PostCharges(request))
         assert [said(verdict) for verdict in response.verdicts] == self.oracle.post(items)
@@ -252,10 +275,8 @@ class LedgerMachine(RuleBasedStateMachine):
             else:
                 self._check_granted(customer, epoch, verdict.granted)
 
-    @rule(
-        data=st.data(), return_id=st.sampled_from(["ret-0", "ret-1"]), amount=st.one_of(st.just(0), RESERVED)
-    )
-    def return_lease(self, data: st.DataObject, return_id: str, amount: int) -> None:
+    @rule(data=st.data(), return_number=st.integers(1, 5), amount=st.one_of(st.just(0), RESERVED))
+    def return_lease(self, data: st.DataObject, return_number: int, amount: int) -> None:
         customer = self.a_customer(data)
         epoch = self.an_epoch(data, customer)
         call = self.running.server.service.credits.ReturnLease(
@@ -263,11 +284,11 @@ class LedgerMachine(RuleBasedStateMachine):
                 customer_id=customer,
                 currency_code="USD",
                 epoch=epoch,
-                return_id=return_id,
+                return_number=return_number,
                 amount_micros=amount,
             )
         )
-        if self.oracle.return_lease(customer, epoch, return_id, amount) == "superseded":
+        if self.oracle.return_lease(customer, epoch, return_number, amount) == "superseded":
             assert self._refused(call) == "LEASE_SUPERSEDED"
         else:
             self._check_granted(customer, epoch, self.run(call).granted)
@@ -284,52 +305,80 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def place_holds(self, data: st.DataObject) -> None:
-        hold_ids = st.sampled_from(["hold-0", "hold-1", "hold-2", "out-0"])
-        asked = data.draw(
+        drawn = data.draw(
             st.lists(
                 st.tuples(
-                    st.sampled_from(self.customers), hold_ids, RESERVED, st.sampled_from(["", "1", "1", "2"])
+                    st.sampled_from(self.customers),
+                    st.sampled_from(["hold-0", "hold-1", "hold-2", "out-0", "run-0", "run-1", "run-2"]),
+                    RESERVED,
+                    st.sampled_from(["", "1", "1", "2"]),
                 ),
                 min_size=1,
                 max_size=6,
                 unique_by=lambda one: one[:2],
             )
         )
-        requests, wanted = [], []
-        for customer, hold_id, amount, content in asked:
-            purpose = "outcome" if hold_id.startswith("out") else "run"
-            requests.append(
-                hold_request(
-                    hold_id,
-                    amount,
-                    PURPOSES[purpose],
-                    customer=customer,
-                    expires=EARLY,
-                    content=content or None,
-                )
-            )
-            wanted.append(self.oracle.place_hold(customer, hold_id, purpose, amount, content))
+        self._place([(one[0], self._asked_hold(data, *one)) for one in drawn])
+
+    def _place(self, asked: list[tuple[str, AskedHold]]) -> None:
+        wanted = [self.oracle.place_hold(customer, one) for customer, one in asked]
         answer = self.run(
-            self.running.server.service.credits.PlaceHolds(credit.PlaceHoldsRequest(holds=requests))
+            self.running.server.service.credits.PlaceHolds(
+                credit.PlaceHoldsRequest(holds=[asked_hold(customer, one) for customer, one in asked])
+            )
         )
-        reasons = {
-            "INSUFFICIENT_CREDITS": "insufficient",
-            "IDEMPOTENCY_KEY_REUSED": "reused",
-            "RESERVATION_ENDED": "missing",
-        }
-        found = [
-            reasons[reason_of(verdict.error)]
-            if verdict.HasField("error")
-            else ("duplicate" if verdict.placed.duplicate else "placed")
-            for verdict in answer.verdicts
-        ]
-        assert found == wanted
+        assert [self._placed(verdict) for verdict in answer.verdicts] == wanted
+        for (customer, one), verdict in zip(asked, answer.verdicts, strict=True):
+            if verdict.placed.HasField("lease"):
+                assert one.of is not None
+                lease = self.oracle.leases[customer, one.of.epoch]
+                assert verdict.placed.lease.epoch == one.of.epoch == self.oracle.newest(customer)
+                assert verdict.placed.lease.remaining.amount_micros == lease.remaining
+
+    def _asked_hold(
+        self, data: st.DataObject, customer: str, name: str, amount: int, content: str
+    ) -> AskedHold:
+        late = not name.startswith("out") and data.draw(st.integers(0, 9)) == 0
+        if not name.startswith("run"):
+            purpose = "outcome" if name.startswith("out") else "run"
+            return AskedHold(name, purpose, amount, content, too_late=late)
+        # What charges may claim in a lease at the same time.
+        reservation_id = f"rsv-{name}-0"
+        of = self.an_allocation(data, customer, reservation_id) if content else None
+        return AskedHold(reservation_id, "run", amount, content, name, late, of)
+
+    def _placed(self, verdict: credit.HoldVerdict) -> str:
+        if not verdict.HasField("error"):
+            return "duplicate" if verdict.placed.duplicate else "placed"
+        reason = reason_of(verdict.error)
+        if reason == "RESERVATION_ENDED":
+            return verdict.error.metadata["state"]
+        return {"INSUFFICIENT_CREDITS": "insufficient", "IDEMPOTENCY_KEY_REUSED": "reused"}[reason]
 
     @rule(data=st.data(), workflow=st.integers(0, 12).map("run-{}".format))
     def release(self, data: st.DataObject, workflow: str) -> None:
+        self._release(workflow, [(one, self.a_claim(data, one, workflow)) for one in self.customers])
+
+    @rule(data=st.data(), number=st.integers(0, 3), amount=RESERVED, gross=AMOUNTS)
+    def convert_and_end(self, data: st.DataObject, number: int, amount: int, gross: int) -> None:
+        """An allocation becomes a hold, and then its tokens, old and new, come in any order."""
+        customer, workflow = self.a_customer(data), f"turn-{number}"
+        old = Claim(f"rsv-{workflow}", self.an_epoch(data, customer), data.draw(RESERVED))
+        steps = ["convert", "convert", "settle old", "settle new", "release old", "release new"]
+        for step in data.draw(st.lists(st.sampled_from(steps), min_size=1, max_size=4)):
+            claimed = old if step.endswith("old") else Claim(old.reservation_id)
+            if step == "convert":
+                self._place([(customer, AskedHold(old.reservation_id, "run", amount, "1", workflow, of=old))])
+            elif step.startswith("settle"):
+                outcome = (f"out-{number}", amount) if data.draw(st.booleans()) else None
+                payees = ((self.organizations[0], 1),)
+                self._post([Item(customer, workflow, gross, payees, claimed, outcome)])
+            else:
+                self._release(workflow, [(customer, claimed)])
+
+    def _release(self, workflow: str, claims: list[tuple[str, Claim]]) -> None:
         releases = []
-        for customer in self.customers:
-            claimed = self.a_claim(data, customer, workflow)
+        for customer, claimed in claims:
             charge_id = ids.charge_id(customer, workflow, "BASE", 0)
             releases.append((customer, claimed, release_of(claim(claimed), charge_id, customer=customer)))
         answer = self.run(

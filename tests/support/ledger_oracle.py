@@ -34,6 +34,18 @@ class Claim(NamedTuple):
     too_late: bool = False
 
 
+class AskedHold(NamedTuple):
+    """A hold that is asked for, for a workflow's run; `of` is the allocation that becomes it."""
+
+    hold_id: str
+    purpose: str
+    amount: int
+    content: str
+    workflow: str = ""
+    too_late: bool = False
+    of: Claim | None = None
+
+
 class Item(NamedTuple):
     """A charge that is asked for. `outcome` is the id and amount of a hold that goes with it."""
 
@@ -93,7 +105,7 @@ class Lease:
     """A lease. Only the newest of a customer is current, unless it is over."""
 
     remaining: int
-    return_id: str = ""
+    return_number: int = 0
     recall: bool = False
     over: bool = False
 
@@ -162,11 +174,16 @@ class LedgerOracle:
         """The epoch of the newest lease; 0 if there was none."""
         return max((epoch for owner, epoch in self.leases if owner == customer), default=0)
 
+    def is_on_hold(self, customer: str, claim: Claim) -> bool:
+        """Whether it claims a hold: also by its lease, if the reservation has become a hold since."""
+        hold = self.holds.get((customer, claim.reservation_id))
+        return claim.epoch == 0 or (hold is not None and hold.purpose == "run" and hold.state != "refused")
+
     def ended(self, customer: str, claim: Claim, charge: Charge | None = None) -> Ended | None:
         """How a reservation ended, as far as the charge that it is for is concerned; None if it stands."""
         if charge is not None and charge.reservation_id == claim.reservation_id:
             return Ended("settled", charge.captured_credits, charge.captured_room)
-        if claim.epoch == 0:
+        if self.is_on_hold(customer, claim):
             hold = self.holds.get((customer, claim.reservation_id))
             if hold is not None and hold.state in ("settled", "released"):
                 return Ended(hold.state)
@@ -243,7 +260,7 @@ class LedgerOracle:
         if charge.ended is not None:
             return
         charge.reservation_id = claim.reservation_id
-        if claim.epoch == 0:
+        if self.is_on_hold(customer, claim):
             hold = self.holds[customer, claim.reservation_id]
             taken = min(charge.item.gross, hold.credits)
             self.credits[customer] += hold.credits - taken
@@ -267,7 +284,7 @@ class LedgerOracle:
         self.charges[customer, charge.item.workflow] = charge
         if charge.reservation_id:
             charge.ended = Ended("settled", charge.captured_credits, charge.captured_room)
-            if claim is not None and claim.epoch == 0:
+            if claim is not None and self.is_on_hold(customer, claim):
                 captured = charge.captured_credits, charge.captured_room
                 self.holds[customer, claim.reservation_id].captured = captured
 
@@ -276,7 +293,7 @@ class LedgerOracle:
         if (customer, hold_id) in self.holds:
             return
         hold = self.holds[customer, hold_id] = Hold("outcome", "")
-        if claim is not None and claim.epoch and charge.reservation_id:
+        if claim is not None and charge.reservation_id and not self.is_on_hold(customer, claim):
             lease = self.leases[customer, claim.epoch]
             hold.credits = min(amount, claim.amount - charge.captured_credits, lease.remaining)
             lease.remaining -= hold.credits
@@ -349,13 +366,13 @@ class LedgerOracle:
             self._grant_lease(customer, lease, wanted)
         return "renewed"
 
-    def return_lease(self, customer: str, epoch: int, return_id: str, amount: int) -> str:
+    def return_lease(self, customer: str, epoch: int, number: int, amount: int) -> str:
         """'returned' or 'superseded'. What comes back pays debts first."""
         lease = self.leases.get((customer, epoch))
         if lease is None or lease.over:
             return "superseded"
-        if lease.return_id != return_id:
-            lease.return_id, lease.recall = return_id, False
+        if amount == 0 or number > lease.return_number:
+            lease.return_number, lease.recall = number if amount else lease.return_number, False
             returned = min(amount, lease.remaining)
             lease.remaining -= returned
             self.credits[customer] += returned
@@ -383,18 +400,15 @@ class LedgerOracle:
 
     # Holds, and what ends a reservation without a charge.
 
-    def place_hold(self, customer: str, hold_id: str, purpose: str, amount: int, content: str) -> str:
-        """'placed', 'duplicate', 'insufficient', 'reused' or 'missing'. Only without content it is raised."""
-        hold = self.holds.get((customer, hold_id))
+    def place_hold(self, customer: str, asked: AskedHold) -> str:
+        """'placed', 'duplicate', 'insufficient', 'reused', or how the reservation has ended.
+
+        Only without content a hold is raised.
+        """
+        hold = self.holds.get((customer, asked.hold_id))
+        purpose, amount, content = asked.purpose, asked.amount, asked.content
         if hold is None:
-            if not content:
-                return "missing"
-            hold = Hold(purpose, content)
-            self.holds[customer, hold_id] = hold
-            if not self._raise(customer, hold, amount):
-                hold.state = "refused"
-                return "insufficient"
-            return "placed"
+            return self._place_new(customer, asked)
         if hold.purpose != purpose or (content and content != hold.content):
             return "reused"
         if hold.state == "refused":
@@ -402,6 +416,34 @@ class LedgerOracle:
         if hold.state == "held" and not content and not self._raise(customer, hold, amount):
             return "insufficient"
         return "duplicate"
+
+    def _place_new(self, customer: str, asked: AskedHold) -> str:
+        if not asked.content:
+            return "expired"
+        if asked.purpose == "run":
+            charge = self.charges.get((customer, asked.workflow))
+            if charge is not None and charge.reservation_id == asked.hold_id:
+                return "settled"
+            if (customer, asked.hold_id) in self.released:
+                return "released"
+            if asked.too_late or (asked.of is not None and self.ended(customer, asked.of) is not None):
+                return "expired"
+        hold = Hold(asked.purpose, asked.content)
+        lease = None if asked.of is None else self.leases[customer, asked.of.epoch]
+        if lease is not None and asked.of is not None:
+            hold.credits = min(asked.amount, asked.of.amount, lease.remaining)
+        from_lease = hold.credits
+        if not self._raise(customer, hold, asked.amount):
+            hold.state = "refused"
+            # What goes on in its lease is not ended by that.
+            if lease is None:
+                hold.credits = 0
+                self.holds[customer, asked.hold_id] = hold
+            return "insufficient"
+        if lease is not None:
+            lease.remaining -= from_lease
+        self.holds[customer, asked.hold_id] = hold
+        return "placed"
 
     def _raise(self, customer: str, hold: Hold, amount: int) -> bool:
         """Raise a hold to an amount: for a run wholly or not at all, for an outcome as far as it goes."""
@@ -422,8 +464,9 @@ class LedgerOracle:
         ended = self.ended(customer, claim, self.charges.get((customer, workflow)))
         hold = self.holds.get((customer, claim.reservation_id))
         if ended is not None:
-            return Ended(ended.state, *hold.captured) if claim.epoch == 0 and hold is not None else ended
-        if claim.epoch == 0:
+            on_hold = self.is_on_hold(customer, claim)
+            return Ended(ended.state, *hold.captured) if on_hold and hold is not None else ended
+        if self.is_on_hold(customer, claim):
             self.end_hold(customer, claim.reservation_id, "released")
         else:
             self.released.add((customer, claim.reservation_id))

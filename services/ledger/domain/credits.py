@@ -109,15 +109,18 @@ class Hold:
     expire_time: datetime
     create_time: datetime
     end_time: datetime | None
+    # What its maker said that the work will be charged by.
+    price_version_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedHold:
-    """A hold, and the balance that it left."""
+    """A hold, the balance that it left, and the lease that it came from if that is the current one."""
 
     hold: Hold
     balance: CustomerBalance
     duplicate: bool
+    lease: CreditLease | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,11 @@ class HoldRequest:
     amount: int
     expire_time: datetime
     content_hash: bytes
+    # The charge that it is for, as far as known.
+    charge_id: str = ""
+    price_version_id: str = ""
+    # The allocation that becomes this hold.
+    from_lease: ReservationClaim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +184,7 @@ class ReservationRelease:
 
 
 def check_reservation_id(value: str, *, field: str) -> str:
-    """`value`, if it can name a reservation, a hold or a return; raises InvalidArgument otherwise."""
+    """`value`, if it can name a reservation or a hold; raises InvalidArgument otherwise."""
     if not _ID.fullmatch(value):
         raise InvalidArgument.of(
             field, "must be 1 to 64 letters, digits, '_', '.', ':', '/' or '-', the first a letter or digit"
@@ -217,7 +225,33 @@ def check_hold(request: HoldRequest, now: datetime) -> None:
     violations.require(
         len(request.content_hash) in (0, _SHA256_LENGTH), "content_hash", "must be a SHA-256, or empty"
     )
+    if request.charge_id:
+        violations.check(ids.check_id, request.charge_id, ids.CHARGE, field="charge_id")
+    if request.price_version_id:
+        violations.check(ids.check_id, request.price_version_id, ids.PRICE_VERSION, field="price_version_id")
+    if request.from_lease is not None:
+        _check_conversion(violations, request, request.from_lease)
     violations.raise_if_any()
+
+
+def _check_conversion(violations: Violations, request: HoldRequest, claim: ReservationClaim) -> None:
+    violations.require(request.purpose is HoldPurpose.RUN, "purpose", "must be a run for what was allocated")
+    violations.require(bool(request.content_hash), "content_hash", "is required for what was allocated")
+    violations.require(
+        claim.reservation_id == request.hold_id, "from_lease.reservation_id", "must be the hold's id"
+    )
+    violations.check(check_epoch, claim.lease_epoch, field="from_lease.lease_epoch")
+    _check_money(violations, claim.amount, claim.currency_code, request.currency_code, "from_lease.amount")
+    violations.require(
+        claim.expire_time is not None, "from_lease.expire_time", "is required for an allocation"
+    )
+
+
+def check_return(number: int, amount: int) -> None:
+    """Raise InvalidArgument unless a lease could be returned so; nothing needs no number."""
+    check_amount(amount, field="amount_micros", minimum=0)
+    if number < (0 if amount == 0 else 1):
+        raise InvalidArgument.of("return_number", "must be above zero")
 
 
 def check_release(release: ReservationRelease) -> None:
@@ -268,5 +302,5 @@ def claim_violations(
 
 
 def _check_money(violations: Violations, amount: int, currency: str, expected: str, field: str) -> None:
-    violations.require(currency == expected, f"{field}.currency_code", "must be the charge's currency")
+    violations.require(currency == expected, f"{field}.currency_code", "must be that of the whole")
     violations.check(check_amount, amount, field=f"{field}.amount_micros")

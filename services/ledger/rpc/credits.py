@@ -12,7 +12,7 @@ from services.kit.auth import current_principal
 from services.kit.clock import Clock
 from services.kit.db import Database, retry_transaction
 from services.kit.errors import InvalidArgument, TallystickError
-from services.kit.money import check_amount, check_currency
+from services.kit.money import check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
 from services.kit.tenancy import scope, tenants_of
@@ -94,8 +94,7 @@ class CreditService(credit_service_pb2_grpc.CreditServiceServicer):
         customer_id = ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
         currency = check_currency(request.currency_code)
         epoch = rules.check_epoch(request.epoch, field="epoch")
-        return_id = rules.check_reservation_id(request.return_id, field="return_id")
-        amount = check_amount(request.amount_micros, field="amount_micros", minimum=0)
+        rules.check_return(request.return_number, request.amount_micros)
         actor = current_principal().api_key_id
 
         async def attempt() -> GrantedLease:
@@ -105,8 +104,8 @@ class CreditService(credit_service_pb2_grpc.CreditServiceServicer):
                     customer_id=customer_id,
                     currency_code=currency,
                     epoch=epoch,
-                    return_id=return_id,
-                    amount=amount,
+                    return_number=request.return_number,
+                    amount=request.amount_micros,
                     actor_api_key_id=actor,
                 )
 

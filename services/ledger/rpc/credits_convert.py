@@ -82,6 +82,9 @@ def hold_request_from_proto(message: credit_service_pb2.HoldRequest) -> HoldRequ
         amount=message.amount.amount_micros,
         expire_time=time_from_proto(message, "expire_time"),
         content_hash=message.content_hash,
+        charge_id=message.charge_id,
+        price_version_id=message.price_version_id,
+        from_lease=claim_from_proto(message.from_lease) if message.HasField("from_lease") else None,
     )
 
 
@@ -131,6 +134,7 @@ def hold_to_proto(hold: Hold) -> credit_pb2.Hold:
         expire_time=timestamp(hold.expire_time),
         create_time=timestamp(hold.create_time),
         end_time=None if hold.end_time is None else timestamp(hold.end_time),
+        price_version_id=hold.price_version_id,
     )
 
 
@@ -139,6 +143,7 @@ def placed_to_proto(placed: PlacedHold) -> credit_service_pb2.PlacedHold:
         hold=hold_to_proto(placed.hold),
         balance=customer_balance_to_proto(placed.balance),
         duplicate=placed.duplicate,
+        lease=None if placed.lease is None else lease_to_proto(placed.lease),
     )
 
 

@@ -161,13 +161,17 @@ CHECKS = (
     ),
     Check(
         "reservations_end_once",
-        "no charge captured a reservation that was released, and no two charges the same one",
+        "no charge captured a reservation that was released or is a hold, and no two charges the same one",
         """
         SELECT customer_id, reservation_id, count(*) AS ends
         FROM (
             SELECT customer_id, reservation_id FROM ledger.charge WHERE reservation_id <> ''
             UNION ALL
             SELECT customer_id, reservation_id FROM ledger.released_reservation
+            UNION ALL
+            -- Those that are settled are there by their charges.
+            SELECT customer_id, hold_id FROM ledger.hold
+            WHERE purpose = 'run' AND state IN ('held', 'released', 'expired')
         ) AS ended
         GROUP BY customer_id, reservation_id HAVING count(*) > 1
         """,

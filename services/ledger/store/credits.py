@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 from services.kit.errors import AlreadyExists, FailedPrecondition, TallystickError
 from services.kit.pages import Page
 from services.ledger.domain.credits import (
+    NO_LEASE,
     CreditLease,
     EndedReservation,
     GrantedLease,
@@ -22,6 +23,7 @@ from services.ledger.domain.credits import (
     LeaseRenewal,
     PlacedHold,
     ReleasedReservation,
+    ReservationClaim,
     ReservationRelease,
     ReservationState,
 )
@@ -83,11 +85,11 @@ async def return_lease(
     customer_id: str,
     currency_code: str,
     epoch: int,
-    return_id: str,
+    return_number: int,
     amount: int,
     actor_api_key_id: str,
 ) -> GrantedLease:
-    """Take back a part of a lease, once per return id, and collect debts from it.
+    """Take back a part of a lease, once per return number, and collect debts from it.
 
     Raises LEASE_SUPERSEDED if the lease is over.
     """
@@ -95,7 +97,7 @@ async def return_lease(
         (row,) = await _rows(
             connection,
             "SELECT * FROM ledger.return_lease(%s, %s, %s, %s, %s, %s, %s)",
-            (customer_id, currency_code, epoch, return_id, amount, COLLECT_LIMIT, actor_api_key_id),
+            (customer_id, currency_code, epoch, return_number, amount, COLLECT_LIMIT, actor_api_key_id),
         )
     if row.status == "superseded":
         raise _superseded(customer_id, currency_code, epoch)
@@ -111,10 +113,12 @@ async def place_holds(
     connection: AsyncConnection[TupleRow], requests: Sequence[HoldRequest]
 ) -> list[PlacedHold | TallystickError]:
     """Place, raise or prolong holds in the order given, with a verdict for each."""
+    claims = [one.from_lease or ReservationClaim("", NO_LEASE) for one in requests]
     rows = await _rows(
         connection,
         "SELECT * FROM ledger.place_holds(%b::text[], %b::text[], %b::ledger.hold_purpose[], %b::text[],"
-        " %b::bigint[], %b::timestamptz[], %b::bytea[])",
+        " %b::bigint[], %b::timestamptz[], %b::bytea[], %b::text[], %b::text[],"
+        " %b::bigint[], %b::bigint[], %b::timestamptz[])",
         (
             [one.customer_id for one in requests],
             [one.hold_id for one in requests],
@@ -123,6 +127,11 @@ async def place_holds(
             [one.amount for one in requests],
             [one.expire_time for one in requests],
             [one.content_hash for one in requests],
+            [one.charge_id for one in requests],
+            [one.price_version_id for one in requests],
+            [claim.lease_epoch for claim in claims],
+            [claim.amount for claim in claims],
+            [claim.expire_time for claim in claims],
         ),
     )
     return [_placed(request, row) for request, row in zip(requests, rows, strict=True)]
@@ -138,11 +147,11 @@ def _placed(request: HoldRequest, row: Any) -> PlacedHold | TallystickError:
                 reason="IDEMPOTENCY_KEY_REUSED",
                 metadata={"key": request.hold_id},
             )
-        case "missing":
+        case "settled" | "released" | "expired":
             return FailedPrecondition(
-                "there is no such hold any more",
+                "the reservation has ended",
                 reason="RESERVATION_ENDED",
-                metadata={"reservation_id": request.hold_id, "state": str(ReservationState.EXPIRED)},
+                metadata={"reservation_id": request.hold_id, "state": row.status},
             )
         case "insufficient":
             return FailedPrecondition(
@@ -159,6 +168,7 @@ def _placed(request: HoldRequest, row: Any) -> PlacedHold | TallystickError:
         hold=_hold(row, request.customer_id, request.hold_id, request.currency_code),
         balance=credit_rows.balance(row, request.customer_id, request.currency_code),
         duplicate=row.duplicate,
+        lease=credit_rows.current_lease(row, request.customer_id, request.currency_code),
     )
 
 
@@ -230,7 +240,8 @@ async def list_leases(connection: Connection, customer_id: str, page: Page) -> l
 
 _HOLDS = text("""
     SELECT hold_id, customer_id, currency_code, purpose::text AS purpose, state::text AS state, credits,
-           receivable, captured_credits, captured_receivable, charge_id, expire_time, create_time, end_time
+           receivable, captured_credits, captured_receivable, charge_id, price_version_id,
+           expire_time, create_time, end_time
     FROM ledger.hold
     WHERE state = 'held'
       AND (CAST(:customer_id AS text) = '' OR customer_id = :customer_id)
@@ -300,6 +311,7 @@ def _hold(row: Any, customer_id: str, hold_id: str, currency_code: str) -> Hold:
         expire_time=row.expire_time,
         create_time=row.create_time,
         end_time=row.end_time,
+        price_version_id=row.price_version_id,
     )
 
 

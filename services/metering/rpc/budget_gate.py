@@ -6,6 +6,7 @@ usage itself, and Redis is told.
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -51,10 +52,14 @@ from services.metering.valkey import Valkey
 _ATTEMPTS: Final = 4
 _BATCHES_AT_ONCE: Final = 2
 _PURGED_AT_ONCE: Final = 1000
+_TOLD_AT_ONCE: Final = 500
+_MAX_UNTOLD: Final = 10_000
+_MAX_REMEMBERED: Final = 10_000
 # Longer than any reservation, its grace, and the clocks' differences.
 _WORKFLOW_KEEP: Final = 2 * MAX_TTL
 # Under this state Redis remembers that a run which was counted did not start.
 _CANCELLED_STATE: Final = "cancelled"
+_ENDED_STATE: Final = "ended"
 
 
 class Gate(NamedTuple):
@@ -63,6 +68,14 @@ class Gate(NamedTuple):
     budget: Budget
     period: Period
     key: CounterKey
+
+
+class _Ended(NamedTuple):
+    """News for Redis: a reservation has ended, as what, and what its counters had reached then."""
+
+    reservation: Reservation
+    spent: Mapping[CounterKey, int]
+    state: str
 
 
 class BudgetGate:
@@ -80,6 +93,13 @@ class BudgetGate:
         self._writer = writer
         self._pools = pools
         self._valkey = valkey
+        # What is lost with this process, or beyond so many: reservations are swept when their time is over,
+        # and counters are told what they have reached with the next usage, or by the drift watch.
+        self._untold: deque[_Ended] = deque(maxlen=_MAX_UNTOLD)
+        self._untold_spent: dict[CounterKey, int] = {}
+        # The ids of reservations that were counted in PostgreSQL, oldest first. Of those that are forgotten,
+        # or ended by another process, the rows count until their time is over.
+        self._in_database: dict[str, None] = {}
         if pools is not None:
             self._reserving = Coalescer[Reserve, Answer](pools.reserve, concurrency=_BATCHES_AT_ONCE)
             self._extending = Coalescer[Extend, Answer](pools.extend, concurrency=_BATCHES_AT_ONCE)
@@ -88,6 +108,10 @@ class BudgetGate:
     def purger(self, interval: timedelta) -> PeriodicWorker:
         """The worker that forgets what PostgreSQL counted of runs whose time is over."""
         return PeriodicWorker("budget_reservations", interval, self._purge)
+
+    def teller(self, interval: timedelta) -> PeriodicWorker:
+        """The worker that tells Redis, once it is back, what it missed."""
+        return PeriodicWorker("untold_budgets", interval, self._tell)
 
     async def find(
         self,
@@ -159,28 +183,42 @@ class BudgetGate:
     async def end(
         self, reservation: Reservation, spent: Mapping[CounterKey, int], *, cancelled: bool = False
     ) -> None:
-        """Count a reservation no longer, and tell Redis what was spent since."""
+        """Count a reservation no longer, and tell Redis what was spent since.
+
+        What `spent` does not say of its counters is asked of PostgreSQL: who ends it a second time does not
+        know what it cost, and must not make room for others before Redis knows.
+        """
         if not reservation.counters:
             return
-        if reservation.is_durable:
+        if reservation.is_durable or reservation.reservation_id in self._in_database:
             # It may have been counted while Redis was away.
             async with self._writer.hot() as connection:
                 await budgets.end_budgets(connection, [reservation.reservation_id])
-        if self._is_up():
-            try:
-                await self._end_in_redis(reservation, spent, _CANCELLED_STATE if cancelled else "ended")
-            except PoolsUnavailable as error:
-                # It is swept when its time is over.
-                self._lost(error)
+            self._in_database.pop(reservation.reservation_id, None)
+        if self._pools is None:
+            return
+        news = _Ended(reservation, spent, _CANCELLED_STATE if cancelled else _ENDED_STATE)
+        if not self._is_up():
+            self._untold.append(news)
+            return
+        try:
+            await self._tell_end(news)
+        except PoolsUnavailable as error:
+            self._lost(error)
+            self._untold.append(news)
 
     async def spent(self, spent: Mapping[CounterKey, int]) -> None:
         """Tell Redis what counters have reached."""
-        if not spent or self._pools is None or not self._is_up():
+        if not spent or self._pools is None:
+            return
+        if not self._is_up():
+            self._remember(spent)
             return
         try:
             await self._pools.merge([(pool_key(key), counter_state(total)) for key, total in spent.items()])
         except PoolsUnavailable as error:
             self._lost(error)
+            self._remember(spent)
 
     async def rooms(self, keys: Sequence[CounterKey]) -> list[tuple[int, int]]:
         """(spent, reserved) of each counter, in micros."""
@@ -217,6 +255,38 @@ class BudgetGate:
     async def _purge(self) -> bool:
         async with self._writer.hot() as connection:
             return await budgets.purge_budget_reservations(connection, _PURGED_AT_ONCE) == _PURGED_AT_ONCE
+
+    async def _tell(self) -> bool:
+        try:
+            while self._untold_spent and self._pools is not None and self._is_up():
+                some = list(self._untold_spent.items())[:_TOLD_AT_ONCE]
+                await self._pools.merge([(pool_key(key), counter_state(total)) for key, total in some])
+                for key, total in some:
+                    # Unless it has risen meanwhile.
+                    if self._untold_spent.get(key) == total:
+                        del self._untold_spent[key]
+            while self._untold and self._is_up():
+                news = self._untold[0]
+                await self._tell_end(news)
+                # Only now: told twice is as good as once. It may have fallen out of a full queue meanwhile.
+                if self._untold and self._untold[0] is news:
+                    self._untold.popleft()
+        except PoolsUnavailable as error:
+            self._lost(error)
+        return False
+
+    async def _tell_end(self, news: _Ended) -> None:
+        spent = dict(news.spent)
+        if news.state != _CANCELLED_STATE:
+            unknown = [key for key in news.reservation.counters if key not in spent]
+            spent |= {key: state.spent for key, state in (await self._load(unknown)).items()}
+        await self._end_in_redis(news.reservation, spent, news.state)
+
+    def _remember(self, spent: Mapping[CounterKey, int]) -> None:
+        for key, total in spent.items():
+            self._untold_spent[key] = max(total, self._untold_spent.get(key, 0))
+        while len(self._untold_spent) > _MAX_UNTOLD:
+            del self._untold_spent[next(iter(self._untold_spent))]
 
     async def _counting(self, reservation: Reservation) -> list[Gate]:
         """The gates that a reservation was counted in, as far as they still exist."""
@@ -351,8 +421,15 @@ class BudgetGate:
                     freeze=freeze,
                 )
 
+        # Before it is: whoever asks may be gone by then.
+        self._in_database[reservation.reservation_id] = None
+        if len(self._in_database) > _MAX_REMEMBERED:
+            del self._in_database[next(iter(self._in_database))]
         refusal = await retry_transaction(reserve, idempotent=True)
         if refusal is not None:
+            if freeze:
+                # Nothing of it is counted.
+                self._in_database.pop(reservation.reservation_id, None)
             (gate,) = [gate for gate in gates if gate.key == refusal.key]
             raise _exceeded(gate, refusal.spent, refusal.reserved, reservation, principal)
 

@@ -149,6 +149,8 @@ class BudgetService(budget_service_pb2_grpc.BudgetServiceServicer):
     ) -> pb.UpdateBudgetResponse:
         principal = current_principal()
         id_ = _budget_id(request.budget_id)
+        if not request.HasField("hard"):
+            raise InvalidArgument.of("hard", "must be set: whether the budget refuses runs")
 
         async def update() -> Budget:
             async with self._writer.begin() as connection:

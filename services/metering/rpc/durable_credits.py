@@ -8,10 +8,13 @@ from services.kit.coalesce import Coalescer
 from services.kit.errors import TallystickError
 from services.metering.domain.reservation import DURABLE, Reservation, content_hash
 from services.metering.domain.reservation_token import TokenSigner
+from services.metering.domain.usage_event import EventKey
+from services.metering.domain.usage_record import charge_id
 from services.metering.rpc.convert import money_to_proto, time_to_proto
 from services.metering.rpc.kept import Kept, reservation_ended
+from services.metering.rpc.leases import lease_state
 from services.metering.rpc.ledger import Ledger
-from tallystick.ledger.v1 import credit_pb2, credit_service_pb2
+from tallystick.ledger.v1 import charge_pb2, credit_pb2, credit_service_pb2
 
 # Each batch waits for PostgreSQL's commit.
 _BATCHES_AT_ONCE: Final = 2
@@ -44,24 +47,38 @@ class DurableCredits:
         return self._kept(reservation, await self._submit(reservation, b""))
 
     async def convert(self, before: Reservation, wanted: Reservation) -> Kept:
-        """Take a reservation over from its lease, raised to the amount that is wanted.
+        """Take a reservation over from its lease, raised to the amount that is wanted, in one transaction.
 
         Raises as extend() does.
         """
-        kept = self._kept(wanted, await self._submit(wanted, content_hash(before.reservation_id.encode())))
+        request = self._request(wanted, content_hash(before.reservation_id.encode()))
+        if not before.is_durable:
+            request.from_lease.CopyFrom(
+                charge_pb2.ReservationClaim(
+                    reservation_id=before.reservation_id,
+                    lease_epoch=before.lease_epoch,
+                    amount=money_to_proto(before.currency_code, before.amount_micros),
+                    expire_time=time_to_proto(before.expire_time),
+                )
+            )
+        kept = self._kept(wanted, await self._placing.submit(request))
         # One that was taken over before is a hold like any other.
         return await self.extend(wanted) if kept.duplicate else kept
 
     async def _submit(self, reservation: Reservation, request_hash: bytes) -> credit_service_pb2.PlacedHold:
-        return await self._placing.submit(
-            credit_service_pb2.HoldRequest(
-                customer_id=reservation.customer_id,
-                hold_id=reservation.reservation_id,
-                purpose=credit_pb2.HOLD_PURPOSE_RUN,
-                amount=money_to_proto(reservation.currency_code, reservation.amount_micros),
-                expire_time=time_to_proto(reservation.expire_time),
-                content_hash=request_hash,
-            )
+        return await self._placing.submit(self._request(reservation, request_hash))
+
+    def _request(self, reservation: Reservation, request_hash: bytes) -> credit_service_pb2.HoldRequest:
+        key = EventKey(reservation.customer_id, reservation.workflow_id, reservation.ordinal)
+        return credit_service_pb2.HoldRequest(
+            customer_id=reservation.customer_id,
+            hold_id=reservation.reservation_id,
+            purpose=credit_pb2.HOLD_PURPOSE_RUN,
+            amount=money_to_proto(reservation.currency_code, reservation.amount_micros),
+            expire_time=time_to_proto(reservation.expire_time),
+            content_hash=request_hash,
+            charge_id=charge_id(key),
+            price_version_id=reservation.price_version_id,
         )
 
     def _kept(self, reservation: Reservation, placed: credit_service_pb2.PlacedHold) -> Kept:
@@ -74,8 +91,16 @@ class DurableCredits:
             # It may have been raised, or prolonged, before.
             amount_micros=hold.from_credits.amount_micros + hold.from_receivable.amount_micros,
             expire_time=hold.expire_time.ToDatetime(tzinfo=UTC),
+            # A repeated attempt is charged by what the first one was told, whatever is in force by now.
+            price_version_id=hold.price_version_id or reservation.price_version_id,
         )
-        return Kept(kept, self._signer.sign(kept), placed.duplicate, placed.balance.available.amount_micros)
+        return Kept(
+            kept,
+            self._signer.sign(kept),
+            placed.duplicate,
+            placed.balance.available.amount_micros,
+            lease_state(placed.lease) if placed.HasField("lease") else None,
+        )
 
     async def _place(self, requests: Sequence[credit_service_pb2.HoldRequest]) -> list[Verdict]:
         """The verdicts in order. What asks for the same hold goes in a later call than the one before it."""

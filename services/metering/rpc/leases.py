@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from services.kit import ids, log
+from services.kit import log
 from services.kit.coalesce import Coalescer
 from services.kit.errors import FailedPrecondition, TallystickError, Unavailable
 from services.kit.money import MAX_AMOUNT_MICROS
@@ -156,11 +156,15 @@ class Leases:
         """Give what is not allocated back to the customer's available credits."""
         # First Redis stops allocating it, then the ledger frees it: never the other way round. Whoever finds
         # a return that was begun finishes that one, under its id.
-        begun = await self._pools.withdraw(known.key, known.epoch, ids.new_id(ids.LEASE_RETURN), _EVERYTHING)
+        begun = await self._pools.withdraw(known.key, known.epoch, str(_return_number()), _EVERYTHING)
         # Nothing is free: said to the ledger too, which then recalls it no longer.
-        return_id, amount = (ids.new_id(ids.LEASE_RETURN), 0) if begun is None else begun
+        return_id, amount = ("0", 0) if begun is None else begun
         granted = await self._ledger.return_lease(
-            known.key.tag, known.key.name, epoch=known.epoch, return_id=return_id, amount_micros=amount
+            known.key.tag,
+            known.key.name,
+            epoch=known.epoch,
+            return_number=int(return_id),
+            amount_micros=amount,
         )
         await self._pools.returned(known.key, return_id, lease_state(granted.lease))
         return self._learn(known.key, granted)
@@ -262,6 +266,16 @@ class Leases:
         while len(self._known) > _MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return known
+
+
+def _return_number() -> int:
+    """Names a return, and orders it after those before it.
+
+    The microseconds: a pool has one return at a time, each with a journey to the ledger in it, so no two
+    begin at once. From a clock that is behind another's it may be too low: then the ledger takes nothing,
+    Redis learns so and allocates the amount again, and the next return takes it back.
+    """
+    return time.time_ns() // 1000
 
 
 def _superseded(key: PoolKey, epoch: int) -> FailedPrecondition:

@@ -126,9 +126,9 @@ class Ledger:
         ]
 
     async def return_lease(
-        self, customer_id: str, currency_code: str, *, epoch: int, return_id: str, amount_micros: int
+        self, customer_id: str, currency_code: str, *, epoch: int, return_number: int, amount_micros: int
     ) -> credit_service_pb2.GrantedLease:
-        """Give back a part of a lease that nobody allocates any more, once per return id.
+        """Give back a part of a lease that nobody allocates any more, once per return number.
 
         Raises TallystickError, as renewals do: FailedPrecondition LEASE_SUPERSEDED if the lease is over.
         """
@@ -138,7 +138,7 @@ class Ledger:
                     customer_id=customer_id,
                     currency_code=currency_code,
                     epoch=epoch,
-                    return_id=return_id,
+                    return_number=return_number,
                     amount_micros=amount_micros,
                 ),
                 timeout=_TIMEOUT_SECONDS,

@@ -56,4 +56,8 @@ def settlement_of_release(
         reserved=money(reserved),
         captured=money(captured),
         returned=money(reserved - captured),
+        excess=money(0),
+        excess_from_credits=money(0),
+        excess_from_receivable=money(0),
+        excess_unpaid=money(0),
     )

@@ -99,8 +99,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BUDGET_EXCEEDED: _ErrorReason.ValueType  # 30
     """FAILED_PRECONDITION. Authorize was refused: a budget with a hard limit has no room for the amount. Metadata:
-    `budget_id`, `currency_code`, `requested_micros`, `limit_micros`, `spent_micros`, `reserved_micros`, and
-    `reset_time` for budgets that start again.
+    `budget_id`, `currency_code`, `requested_micros`; `reset_time` for budgets that start again; and for callers who
+    may see the budget `limit_micros`, `spent_micros`, `reserved_micros`.
     """
     ERROR_REASON_RESERVATION_TOKEN_INVALID: _ErrorReason.ValueType  # 31
     """INVALID_ARGUMENT. The reservation token is damaged, was not issued here, or belongs to other work."""
@@ -212,8 +212,8 @@ cover the amount. No work was done; a new attempt needs a new key. Metadata: `cu
 """
 ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 30
 """FAILED_PRECONDITION. Authorize was refused: a budget with a hard limit has no room for the amount. Metadata:
-`budget_id`, `currency_code`, `requested_micros`, `limit_micros`, `spent_micros`, `reserved_micros`, and
-`reset_time` for budgets that start again.
+`budget_id`, `currency_code`, `requested_micros`; `reset_time` for budgets that start again; and for callers who
+may see the budget `limit_micros`, `spent_micros`, `reserved_micros`.
 """
 ERROR_REASON_RESERVATION_TOKEN_INVALID: ErrorReason.ValueType  # 31
 """INVALID_ARGUMENT. The reservation token is damaged, was not issued here, or belongs to other work."""

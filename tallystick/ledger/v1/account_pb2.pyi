@@ -134,7 +134,9 @@ class CustomerBalance(_message.Message):
     """The customer."""
     @_builtins.property
     def available(self) -> _money_pb2.Money:
-        """Spendable now: credits minus debits minus held. Never negative."""
+        """Spendable now: credits minus debits minus held; never negative. Without what the current credit lease has free,
+        which can be spent too: MeteringService.GetBalance answers both together.
+        """
 
     @_builtins.property
     def held(self) -> _money_pb2.Money:
@@ -154,7 +156,7 @@ class CustomerBalance(_message.Message):
 
     @_builtins.property
     def held_credits(self) -> Global___HeldCredits:
-        """What `held` consists of. Set by GetCustomerBalance only."""
+        """What `held` consists of. Set by GetCustomerBalance and GrantCredits."""
 
     @_builtins.property
     def held_receivable(self) -> _money_pb2.Money:

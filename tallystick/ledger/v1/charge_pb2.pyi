@@ -155,7 +155,9 @@ Global___ChargeIntent: _TypeAlias = ChargeIntent  # noqa: Y015
 
 @_typing.final
 class ReservationClaim(_message.Message):
-    """ReservationClaim names what was reserved for a piece of work."""
+    """ReservationClaim names what was reserved for a piece of work. Once an allocation has become a hold (of the same
+    id), a claim that still names its lease is one on that hold.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,23 +26,23 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tallystick/ledger/v1/credit.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\"\xf6\x01\n\x0b\x43reditLease\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12.\n\tremaining\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06recall\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x03\n\x04Hold\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x0f\n\x07hold_id\x18\x02 \x01(\t\x12\x32\n\x07purpose\x18\x03 \x01(\x0e\x32!.tallystick.ledger.v1.HoldPurpose\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.tallystick.ledger.v1.HoldState\x12\x31\n\x0c\x66rom_credits\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0f\x66rom_receivable\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12-\n\x08\x63\x61ptured\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tcharge_id\x18\x08 \x01(\t\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x10\x45ndedReservation\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.tallystick.ledger.v1.ReservationState\x12\x35\n\x10\x63\x61ptured_credits\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x38\n\x13\x63\x61ptured_receivable\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x05lease\x18\x04 \x01(\x0b\x32!.tallystick.ledger.v1.CreditLease*[\n\x0bHoldPurpose\x12\x1c\n\x18HOLD_PURPOSE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOLD_PURPOSE_RUN\x10\x01\x12\x18\n\x14HOLD_PURPOSE_OUTCOME\x10\x02*\x9d\x01\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_HELD\x10\x01\x12\x16\n\x12HOLD_STATE_REFUSED\x10\x02\x12\x16\n\x12HOLD_STATE_SETTLED\x10\x03\x12\x17\n\x13HOLD_STATE_RELEASED\x10\x04\x12\x16\n\x12HOLD_STATE_EXPIRED\x10\x05*\x93\x01\n\x10ReservationState\x12!\n\x1dRESERVATION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19RESERVATION_STATE_SETTLED\x10\x01\x12\x1e\n\x1aRESERVATION_STATE_RELEASED\x10\x02\x12\x1d\n\x19RESERVATION_STATE_EXPIRED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tallystick/ledger/v1/credit.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\"\xf6\x01\n\x0b\x43reditLease\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12.\n\tremaining\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06recall\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe5\x03\n\x04Hold\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x0f\n\x07hold_id\x18\x02 \x01(\t\x12\x32\n\x07purpose\x18\x03 \x01(\x0e\x32!.tallystick.ledger.v1.HoldPurpose\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.tallystick.ledger.v1.HoldState\x12\x31\n\x0c\x66rom_credits\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0f\x66rom_receivable\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12-\n\x08\x63\x61ptured\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tcharge_id\x18\x08 \x01(\t\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10price_version_id\x18\x0c \x01(\t\"\xec\x01\n\x10\x45ndedReservation\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.tallystick.ledger.v1.ReservationState\x12\x35\n\x10\x63\x61ptured_credits\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x38\n\x13\x63\x61ptured_receivable\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x05lease\x18\x04 \x01(\x0b\x32!.tallystick.ledger.v1.CreditLease*[\n\x0bHoldPurpose\x12\x1c\n\x18HOLD_PURPOSE_UNSPECIFIED\x10\x00\x12\x14\n\x10HOLD_PURPOSE_RUN\x10\x01\x12\x18\n\x14HOLD_PURPOSE_OUTCOME\x10\x02*\x9d\x01\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_HELD\x10\x01\x12\x16\n\x12HOLD_STATE_REFUSED\x10\x02\x12\x16\n\x12HOLD_STATE_SETTLED\x10\x03\x12\x17\n\x13HOLD_STATE_RELEASED\x10\x04\x12\x16\n\x12HOLD_STATE_EXPIRED\x10\x05*\x93\x01\n\x10ReservationState\x12!\n\x1dRESERVATION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19RESERVATION_STATE_SETTLED\x10\x01\x12\x1e\n\x1aRESERVATION_STATE_RELEASED\x10\x02\x12\x1d\n\x19RESERVATION_STATE_EXPIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.ledger.v1.credit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOLDPURPOSE']._serialized_start=1076
-  _globals['_HOLDPURPOSE']._serialized_end=1167
-  _globals['_HOLDSTATE']._serialized_start=1170
-  _globals['_HOLDSTATE']._serialized_end=1327
-  _globals['_RESERVATIONSTATE']._serialized_start=1330
-  _globals['_RESERVATIONSTATE']._serialized_end=1477
+  _globals['_HOLDPURPOSE']._serialized_start=1102
+  _globals['_HOLDPURPOSE']._serialized_end=1193
+  _globals['_HOLDSTATE']._serialized_start=1196
+  _globals['_HOLDSTATE']._serialized_end=1353
+  _globals['_RESERVATIONSTATE']._serialized_start=1356
+  _globals['_RESERVATIONSTATE']._serialized_end=1503
   _globals['_CREDITLEASE']._serialized_start=127
   _globals['_CREDITLEASE']._serialized_end=373
   _globals['_HOLD']._serialized_start=376
-  _globals['_HOLD']._serialized_end=835
-  _globals['_ENDEDRESERVATION']._serialized_start=838
-  _globals['_ENDEDRESERVATION']._serialized_end=1074
+  _globals['_HOLD']._serialized_end=861
+  _globals['_ENDEDRESERVATION']._serialized_start=864
+  _globals['_ENDEDRESERVATION']._serialized_end=1100
 # @@protoc_insertion_point(module_scope)

@@ -182,6 +182,7 @@ class Hold(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     hold_id: _builtins.str
@@ -192,6 +193,8 @@ class Hold(_message.Message):
     """Where it is in its life."""
     charge_id: _builtins.str
     """The charge that took it, or empty."""
+    price_version_id: _builtins.str
+    """What the work will be charged by, as it was placed with."""
     @_builtins.property
     def from_credits(self) -> _money_pb2.Money:
         """What it holds, or held when it ended, of the customer's credits."""
@@ -230,10 +233,11 @@ class Hold(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        price_version_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "from_credits", b"from_credits", "from_receivable", b"from_receivable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "charge_id", b"charge_id", "create_time", b"create_time", "customer_id", b"customer_id", "end_time", b"end_time", "expire_time", b"expire_time", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "hold_id", b"hold_id", "purpose", b"purpose", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "charge_id", b"charge_id", "create_time", b"create_time", "customer_id", b"customer_id", "end_time", b"end_time", "expire_time", b"expire_time", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "hold_id", b"hold_id", "price_version_id", b"price_version_id", "purpose", b"purpose", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

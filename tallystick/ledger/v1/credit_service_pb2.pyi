@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from tallystick.common.v1 import item_error_pb2 as _item_error_pb2
 from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.ledger.v1 import account_pb2 as _account_pb2
+from tallystick.ledger.v1 import charge_pb2 as _charge_pb2
 from tallystick.ledger.v1 import credit_pb2 as _credit_pb2
 import builtins as _builtins
 import sys
@@ -244,7 +245,7 @@ class ReturnLeaseRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
-    RETURN_ID_FIELD_NUMBER: _builtins.int
+    RETURN_NUMBER_FIELD_NUMBER: _builtins.int
     AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
@@ -252,8 +253,10 @@ class ReturnLeaseRequest(_message.Message):
     """ISO 4217 code."""
     epoch: _builtins.int
     """The lease."""
-    return_id: _builtins.str
-    """Names this return, up to 64 characters: the same id takes effect once. One return of a lease at a time."""
+    return_number: _builtins.int
+    """Rises with each new return of this lease: only what exceeds the last one that took effect does so too, anything
+    else answers the lease as it stands. Not needed for an amount of zero.
+    """
     amount_micros: _builtins.int
     """How much; what exceeds the lease's rest is ignored. Zero says that all of it is allocated, and answers a recall."""
     def __init__(
@@ -262,12 +265,12 @@ class ReturnLeaseRequest(_message.Message):
         customer_id: _builtins.str = ...,
         currency_code: _builtins.str = ...,
         epoch: _builtins.int = ...,
-        return_id: _builtins.str = ...,
+        return_number: _builtins.int = ...,
         amount_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "currency_code", b"currency_code", "customer_id", b"customer_id", "epoch", b"epoch", "return_id", b"return_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "currency_code", b"currency_code", "customer_id", b"customer_id", "epoch", b"epoch", "return_number", b"return_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +336,9 @@ class HoldRequest(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    CHARGE_ID_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
+    FROM_LEASE_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     hold_id: _builtins.str
@@ -343,6 +349,12 @@ class HoldRequest(_message.Message):
     """SHA-256 of what it was asked for with: the same hold id with the same hash answers the hold as it stands, with
     another one is refused. Empty to raise or prolong a hold.
     """
+    charge_id: _builtins.str
+    """The charge that it is for: if that was paid from a reservation of this id, there is no hold any more
+    (RESERVATION_ENDED).
+    """
+    price_version_id: _builtins.str
+    """What the work will be charged by; answered with the hold from then on."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """How much in all, above zero."""
@@ -350,6 +362,12 @@ class HoldRequest(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it is to end: within a year."""
+
+    @_builtins.property
+    def from_lease(self) -> _charge_pb2.ReservationClaim:
+        """The allocation of the same id that becomes this hold. A new hold takes as much of it as it needs over from its
+        lease, in the same transaction; when the allocation has ended there is no hold (RESERVATION_ENDED).
+        """
 
     def __init__(
         self,
@@ -360,10 +378,13 @@ class HoldRequest(_message.Message):
         amount: _money_pb2.Money | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         content_hash: _builtins.bytes = ...,
+        charge_id: _builtins.str = ...,
+        price_version_id: _builtins.str = ...,
+        from_lease: _charge_pb2.ReservationClaim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time", "from_lease", b"from_lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "content_hash", b"content_hash", "customer_id", b"customer_id", "expire_time", b"expire_time", "hold_id", b"hold_id", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "charge_id", b"charge_id", "content_hash", b"content_hash", "customer_id", b"customer_id", "expire_time", b"expire_time", "from_lease", b"from_lease", "hold_id", b"hold_id", "price_version_id", b"price_version_id", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,7 +428,9 @@ class HoldVerdict(_message.Message):
 
     @_builtins.property
     def error(self) -> _item_error_pb2.ItemError:
-        """Refused. INSUFFICIENT_CREDITS is final for this hold id, but leaves a hold that it was to raise as it was."""
+        """Refused. INSUFFICIENT_CREDITS is final for this hold id, but leaves a hold that it was to raise as it was, and
+        an allocation that was to become one.
+        """
 
     def __init__(
         self,
@@ -434,6 +457,7 @@ class PlacedHold(_message.Message):
     HOLD_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
     DUPLICATE_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """Whether the hold stood before."""
     @_builtins.property
@@ -444,16 +468,21 @@ class PlacedHold(_message.Message):
     def balance(self) -> _account_pb2.CustomerBalance:
         """The customer's balance right after this call."""
 
+    @_builtins.property
+    def lease(self) -> _credit_pb2.CreditLease:
+        """The lease as it stands now, if the request names one that it comes from and that is the current one; else unset."""
+
     def __init__(
         self,
         *,
         hold: _credit_pb2.Hold | None = ...,
         balance: _account_pb2.CustomerBalance | None = ...,
         duplicate: _builtins.bool = ...,
+        lease: _credit_pb2.CreditLease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "hold", b"hold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "hold", b"hold", "lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "duplicate", b"duplicate", "hold", b"hold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "duplicate", b"duplicate", "hold", b"hold", "lease", b"lease"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,7 +531,7 @@ class ReservationRelease(_message.Message):
     reservation_id: _builtins.str
     """The reservation, or hold."""
     lease_epoch: _builtins.int
-    """The lease in which it was allocated; 0 for a hold."""
+    """The lease in which it was allocated; 0 for a hold. If it has become a hold since, that one is released."""
     charge_id: _builtins.str
     """The charge that it was for: if that was paid from it, there is nothing to release."""
     @_builtins.property

@@ -98,7 +98,7 @@ class CreditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReturnLease(self, request, context):
-        """Takes back a part of a lease, once per return id. The caller has made sure that nobody allocates it.
+        """Takes back a part of a lease, once per return number. The caller has made sure that nobody allocates it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,8 +106,9 @@ class CreditServiceServicer(object):
 
     def PlaceHolds(self, request, context):
         """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
-        amount and prolonged to the time, never lowered. Money comes from available credits, then from the room under the credit limit. A
-        refusal for lack of money is final for that hold id.
+        amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
+        available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
+        id, unless it was to take over an allocation, which then goes on in its lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

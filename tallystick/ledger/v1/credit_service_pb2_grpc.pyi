@@ -46,11 +46,12 @@ class CreditServiceStub:
     all when little is left, but always what is wanted as far as there is. A verdict for each.
     """
     ReturnLease: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ReturnLeaseRequest, _credit_service_pb2.ReturnLeaseResponse]
-    """Takes back a part of a lease, once per return id. The caller has made sure that nobody allocates it."""
+    """Takes back a part of a lease, once per return number. The caller has made sure that nobody allocates it."""
     PlaceHolds: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.PlaceHoldsRequest, _credit_service_pb2.PlaceHoldsResponse]
     """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
-    amount and prolonged to the time, never lowered. Money comes from available credits, then from the room under the credit limit. A
-    refusal for lack of money is final for that hold id.
+    amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
+    available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
+    id, unless it was to take over an allocation, which then goes on in its lease.
     """
     ReleaseReservations: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ReleaseReservationsRequest, _credit_service_pb2.ReleaseReservationsResponse]
     """Ends up to 1,000 reservations for which no charge comes, with a verdict for each. One that ended before
@@ -79,11 +80,12 @@ class CreditServiceAsyncStub(CreditServiceStub):
     all when little is left, but always what is wanted as far as there is. A verdict for each.
     """
     ReturnLease: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ReturnLeaseRequest, _credit_service_pb2.ReturnLeaseResponse]  # type: ignore[assignment]
-    """Takes back a part of a lease, once per return id. The caller has made sure that nobody allocates it."""
+    """Takes back a part of a lease, once per return number. The caller has made sure that nobody allocates it."""
     PlaceHolds: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.PlaceHoldsRequest, _credit_service_pb2.PlaceHoldsResponse]  # type: ignore[assignment]
     """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
-    amount and prolonged to the time, never lowered. Money comes from available credits, then from the room under the credit limit. A
-    refusal for lack of money is final for that hold id.
+    amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
+    available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
+    id, unless it was to take over an allocation, which then goes on in its lease.
     """
     ReleaseReservations: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ReleaseReservationsRequest, _credit_service_pb2.ReleaseReservationsResponse]  # type: ignore[assignment]
     """Ends up to 1,000 reservations for which no charge comes, with a verdict for each. One that ended before
@@ -127,7 +129,7 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credit_service_pb2.ReturnLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.ReturnLeaseResponse, _abc.Awaitable[_credit_service_pb2.ReturnLeaseResponse]]:
-        """Takes back a part of a lease, once per return id. The caller has made sure that nobody allocates it."""
+        """Takes back a part of a lease, once per return number. The caller has made sure that nobody allocates it."""
 
     @_abc_1.abstractmethod
     def PlaceHolds(
@@ -136,8 +138,9 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.PlaceHoldsResponse, _abc.Awaitable[_credit_service_pb2.PlaceHoldsResponse]]:
         """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
-        amount and prolonged to the time, never lowered. Money comes from available credits, then from the room under the credit limit. A
-        refusal for lack of money is final for that hold id.
+        amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
+        available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
+        id, unless it was to take over an allocation, which then goes on in its lease.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_m
 from tallystick.metering.v1 import budget_pb2 as tallystick_dot_metering_dot_v1_dot_budget__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/metering/v1/budget_service.proto\x12\x16tallystick.metering.v1\x1a!tallystick/common/v1/access.proto\x1a tallystick/common/v1/money.proto\x1a#tallystick/metering/v1/budget.proto\"E\n\x13\x43reateBudgetRequest\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\"F\n\x14\x43reateBudgetResponse\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\":\n\x10GetBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\"y\n\x11GetBudgetResponse\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\x12\x34\n\x06status\x18\x02 \x01(\x0b\x32$.tallystick.metering.v1.BudgetStatus\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x13ListBudgetsResponse\x12/\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x1e.tallystick.metering.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x92\x01\n\x13UpdateBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12*\n\x05limit\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0c\n\x04hard\x18\x04 \x01(\x08\x12\x18\n\x10\x61lert_thresholds\x18\x05 \x03(\x05\"F\n\x14UpdateBudgetResponse\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\"(\n\x13\x44\x65leteBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65leteBudgetResponse\"S\n\x17ListBudgetAlertsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tbudget_id\x18\x03 \x01(\t\"h\n\x18ListBudgetAlertsResponse\x12\x33\n\x06\x61lerts\x18\x01 \x03(\x0b\x32#.tallystick.metering.v1.BudgetAlert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xda\x05\n\rBudgetService\x12u\n\x0c\x43reateBudget\x12+.tallystick.metering.v1.CreateBudgetRequest\x1a,.tallystick.metering.v1.CreateBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12l\n\tGetBudget\x12(.tallystick.metering.v1.GetBudgetRequest\x1a).tallystick.metering.v1.GetBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12r\n\x0bListBudgets\x12*.tallystick.metering.v1.ListBudgetsRequest\x1a+.tallystick.metering.v1.ListBudgetsResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12u\n\x0cUpdateBudget\x12+.tallystick.metering.v1.UpdateBudgetRequest\x1a,.tallystick.metering.v1.UpdateBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12u\n\x0c\x44\x65leteBudget\x12+.tallystick.metering.v1.DeleteBudgetRequest\x1a,.tallystick.metering.v1.DeleteBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12\x81\x01\n\x10ListBudgetAlerts\x12/.tallystick.metering.v1.ListBudgetAlertsRequest\x1a\x30.tallystick.metering.v1.ListBudgetAlertsResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/metering/v1/budget_service.proto\x12\x16tallystick.metering.v1\x1a!tallystick/common/v1/access.proto\x1a tallystick/common/v1/money.proto\x1a#tallystick/metering/v1/budget.proto\"E\n\x13\x43reateBudgetRequest\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\"F\n\x14\x43reateBudgetResponse\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\":\n\x10GetBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\"y\n\x11GetBudgetResponse\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\x12\x34\n\x06status\x18\x02 \x01(\x0b\x32$.tallystick.metering.v1.BudgetStatus\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x13ListBudgetsResponse\x12/\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x1e.tallystick.metering.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa0\x01\n\x13UpdateBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12*\n\x05limit\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\x04hard\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x10\x61lert_thresholds\x18\x05 \x03(\x05\x42\x07\n\x05_hard\"F\n\x14UpdateBudgetResponse\x12.\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x1e.tallystick.metering.v1.Budget\"(\n\x13\x44\x65leteBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65leteBudgetResponse\"S\n\x17ListBudgetAlertsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tbudget_id\x18\x03 \x01(\t\"h\n\x18ListBudgetAlertsResponse\x12\x33\n\x06\x61lerts\x18\x01 \x03(\x0b\x32#.tallystick.metering.v1.BudgetAlert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xda\x05\n\rBudgetService\x12u\n\x0c\x43reateBudget\x12+.tallystick.metering.v1.CreateBudgetRequest\x1a,.tallystick.metering.v1.CreateBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12l\n\tGetBudget\x12(.tallystick.metering.v1.GetBudgetRequest\x1a).tallystick.metering.v1.GetBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12r\n\x0bListBudgets\x12*.tallystick.metering.v1.ListBudgetsRequest\x1a+.tallystick.metering.v1.ListBudgetsResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12u\n\x0cUpdateBudget\x12+.tallystick.metering.v1.UpdateBudgetRequest\x1a,.tallystick.metering.v1.UpdateBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12u\n\x0c\x44\x65leteBudget\x12+.tallystick.metering.v1.DeleteBudgetRequest\x1a,.tallystick.metering.v1.DeleteBudgetResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x12\x81\x01\n\x10ListBudgetAlerts\x12/.tallystick.metering.v1.ListBudgetAlertsRequest\x1a\x30.tallystick.metering.v1.ListBudgetAlertsResponse\"\n\xea\xe0\x18\x06\n\x04\x02\x03\x04\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,17 +59,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTBUDGETSRESPONSE']._serialized_start=564
   _globals['_LISTBUDGETSRESPONSE']._serialized_end=659
   _globals['_UPDATEBUDGETREQUEST']._serialized_start=662
-  _globals['_UPDATEBUDGETREQUEST']._serialized_end=808
-  _globals['_UPDATEBUDGETRESPONSE']._serialized_start=810
-  _globals['_UPDATEBUDGETRESPONSE']._serialized_end=880
-  _globals['_DELETEBUDGETREQUEST']._serialized_start=882
-  _globals['_DELETEBUDGETREQUEST']._serialized_end=922
-  _globals['_DELETEBUDGETRESPONSE']._serialized_start=924
-  _globals['_DELETEBUDGETRESPONSE']._serialized_end=946
-  _globals['_LISTBUDGETALERTSREQUEST']._serialized_start=948
-  _globals['_LISTBUDGETALERTSREQUEST']._serialized_end=1031
-  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_start=1033
-  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_end=1137
-  _globals['_BUDGETSERVICE']._serialized_start=1140
-  _globals['_BUDGETSERVICE']._serialized_end=1870
+  _globals['_UPDATEBUDGETREQUEST']._serialized_end=822
+  _globals['_UPDATEBUDGETRESPONSE']._serialized_start=824
+  _globals['_UPDATEBUDGETRESPONSE']._serialized_end=894
+  _globals['_DELETEBUDGETREQUEST']._serialized_start=896
+  _globals['_DELETEBUDGETREQUEST']._serialized_end=936
+  _globals['_DELETEBUDGETRESPONSE']._serialized_start=938
+  _globals['_DELETEBUDGETRESPONSE']._serialized_end=960
+  _globals['_LISTBUDGETALERTSREQUEST']._serialized_start=962
+  _globals['_LISTBUDGETALERTSREQUEST']._serialized_end=1045
+  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_start=1047
+  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_end=1151
+  _globals['_BUDGETSERVICE']._serialized_start=1154
+  _globals['_BUDGETSERVICE']._serialized_end=1884
 # @@protoc_insertion_point(module_scope)

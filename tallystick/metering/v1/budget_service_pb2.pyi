@@ -194,7 +194,7 @@ class UpdateBudgetRequest(_message.Message):
     display_name: _builtins.str
     """Name for people, up to 200 characters."""
     hard: _builtins.bool
-    """Whether Authorize is refused when the limit would be exceeded."""
+    """Whether Authorize is refused when the limit would be exceeded. Must be set: a cap is not lifted by leaving it out."""
     @_builtins.property
     def limit(self) -> _money_pb2.Money:
         """The limit for each period, in the budget's currency."""
@@ -209,14 +209,16 @@ class UpdateBudgetRequest(_message.Message):
         budget_id: _builtins.str = ...,
         display_name: _builtins.str = ...,
         limit: _money_pb2.Money | None = ...,
-        hard: _builtins.bool = ...,
+        hard: _builtins.bool | None = ...,
         alert_thresholds: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hard", b"_hard", "hard", b"hard", "limit", b"limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_thresholds", b"alert_thresholds", "budget_id", b"budget_id", "display_name", b"display_name", "hard", b"hard", "limit", b"limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hard", b"_hard", "alert_thresholds", b"alert_thresholds", "budget_id", b"budget_id", "display_name", b"display_name", "hard", b"hard", "limit", b"limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__hard: _TypeAlias = _typing.Literal["hard"]  # noqa: Y015
+    _WhichOneofArgType__hard: _TypeAlias = _typing.Literal["_hard", b"_hard"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hard) -> _WhichOneofReturnType__hard | None: ...
 
 Global___UpdateBudgetRequest: _TypeAlias = UpdateBudgetRequest  # noqa: Y015
 

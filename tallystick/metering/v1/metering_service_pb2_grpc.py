@@ -154,7 +154,8 @@ class MeteringServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetBalance(self, request, context):
-        """Answers the balance of a customer in one currency.
+        """Answers the balance of a customer in one currency. What customers have is not told to organizations: to a key that
+        belongs to one it is CUSTOMER_NOT_FOUND, as CheckAccess leaves out `up_to` for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

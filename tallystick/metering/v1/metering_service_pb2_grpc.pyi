@@ -62,7 +62,9 @@ class MeteringServiceStub:
     can promise.
     """
     GetBalance: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.GetBalanceRequest, _metering_service_pb2.GetBalanceResponse]
-    """Answers the balance of a customer in one currency."""
+    """Answers the balance of a customer in one currency. What customers have is not told to organizations: to a key that
+    belongs to one it is CUSTOMER_NOT_FOUND, as CheckAccess leaves out `up_to` for it.
+    """
     ResolveOutcome: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.ResolveOutcomeRequest, _metering_service_pb2.ResolveOutcomeResponse]
     """Says how work that was reported with OUTCOME_PENDING ended, and charges what that adds. Repeating it answers
     the same; saying otherwise later, or too late, is refused.
@@ -106,7 +108,9 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     can promise.
     """
     GetBalance: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.GetBalanceRequest, _metering_service_pb2.GetBalanceResponse]  # type: ignore[assignment]
-    """Answers the balance of a customer in one currency."""
+    """Answers the balance of a customer in one currency. What customers have is not told to organizations: to a key that
+    belongs to one it is CUSTOMER_NOT_FOUND, as CheckAccess leaves out `up_to` for it.
+    """
     ResolveOutcome: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.ResolveOutcomeRequest, _metering_service_pb2.ResolveOutcomeResponse]  # type: ignore[assignment]
     """Says how work that was reported with OUTCOME_PENDING ended, and charges what that adds. Repeating it answers
     the same; saying otherwise later, or too late, is refused.
@@ -195,7 +199,9 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _metering_service_pb2.GetBalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_metering_service_pb2.GetBalanceResponse, _abc.Awaitable[_metering_service_pb2.GetBalanceResponse]]:
-        """Answers the balance of a customer in one currency."""
+        """Answers the balance of a customer in one currency. What customers have is not told to organizations: to a key that
+        belongs to one it is CUSTOMER_NOT_FOUND, as CheckAccess leaves out `up_to` for it.
+        """
 
     @_abc_1.abstractmethod
     def ResolveOutcome(

@@ -34,7 +34,9 @@ class _DriftKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriftKind.V
     DRIFT_KIND_EPOCH_DIFFERS: _DriftKind.ValueType  # 2
     """Redis allocates in an epoch that is not the current one. Repaired in the same way."""
     DRIFT_KIND_REMAINING_DIFFERS: _DriftKind.ValueType  # 3
-    """Redis has an older or another rest of the lease than the ledger. Repaired by telling it."""
+    """Redis has an older or another rest of the lease than the ledger. Repaired by telling it; where it is not behind,
+    by opening the next lease.
+    """
     DRIFT_KIND_OVER_ALLOCATED: _DriftKind.ValueType  # 4
     """Redis has allocated more than the lease still holds. The excess would be paid like any other excess; no repair
     is needed, and it ends as the reservations do.
@@ -42,7 +44,9 @@ class _DriftKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriftKind.V
     DRIFT_KIND_LEAKED: _DriftKind.ValueType  # 5
     """Redis keeps reservations whose time is over. Repaired by sweeping them."""
     DRIFT_KIND_BUDGET_DIFFERS: _DriftKind.ValueType  # 6
-    """Redis counts another spend of a budget than PostgreSQL. Repaired by telling it."""
+    """Redis counts another spend of a hard budget than PostgreSQL. Repaired by telling it, which the service does by
+    itself once a minute. Not repaired when Redis is ahead, as after a database was restored: that ends with the period.
+    """
 
 class DriftKind(_DriftKind, metaclass=_DriftKindEnumTypeWrapper):
     """DriftKind says in what Redis and PostgreSQL differ."""
@@ -54,7 +58,9 @@ DRIFT_KIND_LEASE_LOST: DriftKind.ValueType  # 1
 DRIFT_KIND_EPOCH_DIFFERS: DriftKind.ValueType  # 2
 """Redis allocates in an epoch that is not the current one. Repaired in the same way."""
 DRIFT_KIND_REMAINING_DIFFERS: DriftKind.ValueType  # 3
-"""Redis has an older or another rest of the lease than the ledger. Repaired by telling it."""
+"""Redis has an older or another rest of the lease than the ledger. Repaired by telling it; where it is not behind,
+by opening the next lease.
+"""
 DRIFT_KIND_OVER_ALLOCATED: DriftKind.ValueType  # 4
 """Redis has allocated more than the lease still holds. The excess would be paid like any other excess; no repair
 is needed, and it ends as the reservations do.
@@ -62,7 +68,9 @@ is needed, and it ends as the reservations do.
 DRIFT_KIND_LEAKED: DriftKind.ValueType  # 5
 """Redis keeps reservations whose time is over. Repaired by sweeping them."""
 DRIFT_KIND_BUDGET_DIFFERS: DriftKind.ValueType  # 6
-"""Redis counts another spend of a budget than PostgreSQL. Repaired by telling it."""
+"""Redis counts another spend of a hard budget than PostgreSQL. Repaired by telling it, which the service does by
+itself once a minute. Not repaired when Redis is ahead, as after a database was restored: that ends with the period.
+"""
 Global___DriftKind: _TypeAlias = DriftKind  # noqa: Y015
 
 @_typing.final
@@ -136,7 +144,7 @@ class ReconcileRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
-    """Only this customer's, unless empty."""
+    """Only this customer's leases, and no budgets; all of both when empty. CUSTOMER_NOT_FOUND if it is unknown."""
     dry_run: _builtins.bool
     """Only say what differs."""
     def __init__(
@@ -173,7 +181,7 @@ class Drift(_message.Message):
     budget_id: _builtins.str
     """The budget, or empty."""
     explanation: _builtins.str
-    """In words: what it means, and what was done."""
+    """In words: what it means, and what was done, would be done without `dry_run`, or why nothing is."""
     repaired: _builtins.bool
     """Whether it was repaired."""
     @_builtins.property

@@ -61,8 +61,9 @@ class ReservationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Reconcile(self, request, context):
-        """Compares Redis with the ledger: every lease and every counter of a budget. Explains each difference, and
-        repairs it unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
+        """Compares Redis with PostgreSQL: every current lease, and what the hard budgets have spent in their present
+        periods, but not those that count every workflow by itself. Explains each difference, and repairs it, where it
+        can be, unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,9 @@ class ReservationServiceStub:
     ListReservations: _grpc.UnaryUnaryMultiCallable[_reservation_service_pb2.ListReservationsRequest, _reservation_service_pb2.ListReservationsResponse]
     """Lists the reservations that are allocated in a customer's current lease, soonest to expire first."""
     Reconcile: _grpc.UnaryUnaryMultiCallable[_reservation_service_pb2.ReconcileRequest, _reservation_service_pb2.ReconcileResponse]
-    """Compares Redis with the ledger: every lease and every counter of a budget. Explains each difference, and
-    repairs it unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
+    """Compares Redis with PostgreSQL: every current lease, and what the hard budgets have spent in their present
+    periods, but not those that count every workflow by itself. Explains each difference, and repairs it, where it
+    can be, unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
     """
 
 @_typing.type_check_only
@@ -52,8 +53,9 @@ class ReservationServiceAsyncStub(ReservationServiceStub):
     ListReservations: _aio.UnaryUnaryMultiCallable[_reservation_service_pb2.ListReservationsRequest, _reservation_service_pb2.ListReservationsResponse]  # type: ignore[assignment]
     """Lists the reservations that are allocated in a customer's current lease, soonest to expire first."""
     Reconcile: _aio.UnaryUnaryMultiCallable[_reservation_service_pb2.ReconcileRequest, _reservation_service_pb2.ReconcileResponse]  # type: ignore[assignment]
-    """Compares Redis with the ledger: every lease and every counter of a budget. Explains each difference, and
-    repairs it unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
+    """Compares Redis with PostgreSQL: every current lease, and what the hard budgets have spent in their present
+    periods, but not those that count every workflow by itself. Explains each difference, and repairs it, where it
+    can be, unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
     """
 
 class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -75,8 +77,9 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reservation_service_pb2.ReconcileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reservation_service_pb2.ReconcileResponse, _abc.Awaitable[_reservation_service_pb2.ReconcileResponse]]:
-        """Compares Redis with the ledger: every lease and every counter of a budget. Explains each difference, and
-        repairs it unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
+        """Compares Redis with PostgreSQL: every current lease, and what the hard budgets have spent in their present
+        periods, but not those that count every workflow by itself. Explains each difference, and repairs it, where it
+        can be, unless `dry_run` is set. What is under way can differ for a moment; that is no drift.
         """
 
 def add_ReservationServiceServicer_to_server(servicer: ReservationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -58,7 +58,7 @@ def payment(posted: ledger.PostedCharge) -> tuple[int, int, int, int]:
 async def test_a_claim_is_captured_first_and_its_lease_says_what_is_left(credits: Credits) -> None:
     await credits.grant(1000)
     await credits.open(600)  # all of it, since it is little
-    await credits.give_back(1, "ret_1", 400)
+    await credits.give_back(1, 1, 400)
     claim = allocation("rsv_1", 1, 100)
     (posted,) = await credits.post(intent("run-1", 80, claim))
     assert payment(posted) == (80, 0, 0, 80)
@@ -208,7 +208,7 @@ async def test_a_hold_is_captured_by_one_charge(credits: Credits) -> None:
 async def test_of_settle_and_release_one_wins(credits: Credits, kind: str) -> None:
     await credits.grant(100_000)
     await credits.open(50_000)
-    await credits.give_back(1, "ret_1", 50_000)
+    await credits.give_back(1, 1, 50_000)
     settled = 0
     for number in range(12):
         claim = allocation(f"rsv_{number}", 1, 100) if kind == "lease" else of_hold(f"hold_{number}")
@@ -261,7 +261,7 @@ async def test_two_services_that_settle_and_release_agree_at_the_instant_of_expi
 async def test_an_outcome_is_held_from_the_claim_first(credits: Credits) -> None:
     await credits.grant(1000)
     await credits.open(500)
-    await credits.give_back(1, "ret_1", 700)
+    await credits.give_back(1, 1, 700)
     asked = outcome_hold("out_1", 90)
     (posted,) = await credits.post(intent("run-1", 60, allocation("rsv_1", 1, 100), asked))
     # 40 of what the claim leaves, 50 of what is available.

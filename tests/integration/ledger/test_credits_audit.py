@@ -28,6 +28,7 @@ TAMPERING = {
     "reservations_end_once": (
         "INSERT INTO ledger.released_reservation VALUES ('cus_a', 'rsv_1', now())",
         "UPDATE ledger.charge SET reservation_id = 'rsv_1' WHERE reservation_id = 'hold_1'",
+        "UPDATE ledger.charge SET reservation_id = 'hold_2' WHERE reservation_id = 'rsv_1'",
     ),
 }
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+import psycopg
 import pytest
 
 from services.ledger.audit import audit
@@ -80,16 +81,58 @@ async def test_an_epoch_that_a_restored_backup_forgot_is_not_given_out_again(cre
     assert (answer.opened, answer.granted.lease.epoch) == (True, 8)
 
 
+async def leases_last(credits: Credits, seconds: int) -> None:
+    """As a superuser, for whom time can be moved."""
+    async with await psycopg.AsyncConnection.connect(
+        credits.server.database_url, autocommit=True
+    ) as superuser:
+        await superuser.execute(
+            "UPDATE ledger.credit_lease SET expire_time = now() + %s * interval '1 second'", (seconds,)
+        )
+
+
 async def test_a_renewal_grants_more_and_prolongs(credits: Credits) -> None:
     await credits.grant(10 * UNIT)
     opened = (await credits.open(UNIT)).granted.lease
+    await leases_last(credits, 60)
     kept = (await credits.renew(1, 0)).granted.lease
     assert (kept.remaining.amount_micros, kept.version) == (5 * UNIT, 1)
-    assert kept.expire_time.ToDatetime() > opened.expire_time.ToDatetime()
+    assert kept.expire_time.ToDatetime() >= opened.expire_time.ToDatetime()
     more = (await credits.renew(1, 4 * UNIT)).granted
     assert (more.lease.remaining.amount_micros, more.lease.version) == (9 * UNIT, 2)
     assert more.available.amount_micros == UNIT
     assert await credits.held() == Held(UNIT, leased=9 * UNIT)
+
+
+async def test_a_lease_that_lasts_long_enough_is_only_read(credits: Credits) -> None:
+    await credits.grant(10 * UNIT)
+    await credits.open(8 * UNIT)
+    # Of 30 minutes: one more than three quarters, and one less.
+    for minutes, prolonged in ((24, False), (22, True)):
+        await leases_last(credits, minutes * 60)
+        async with await psycopg.AsyncConnection.connect(credits.server.database_url) as other:
+            before = await row_version(other)
+            await other.execute(
+                "SELECT FROM ledger.account WHERE owner_id = 'cus_a' FOR UPDATE"
+                if not prolonged
+                else "SELECT 1"
+            )
+            # Whoever holds the customer's lock is not waited for.
+            granted = (await asyncio.wait_for(credits.renew(1, 0), 5)).granted
+            await other.rollback()
+            assert (await row_version(other) != before) == prolonged
+        assert granted.lease.remaining.amount_micros == 8 * UNIT
+        assert granted.available.amount_micros == 2 * UNIT
+    # Who is wanted more of, or back, is not only read.
+    more = (await credits.renew(1, UNIT)).granted.lease
+    assert more.remaining.amount_micros == 9 * UNIT
+    await credits.hold(hold_request("hold_1", 5 * UNIT))
+    assert (await credits.renew(1, 0)).granted.lease.recall
+
+
+async def row_version(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> object:
+    cursor = await connection.execute("SELECT xmin::text FROM ledger.credit_lease")
+    return await cursor.fetchone()
 
 
 async def test_what_is_not_current_is_superseded(credits: Credits) -> None:
@@ -126,7 +169,7 @@ async def test_what_is_not_current_is_superseded(credits: Credits) -> None:
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     for call in (
         credits.open(1, customer="cus_nobody"),
-        credits.give_back(1, "ret_1", 1, customer="cus_nobody"),
+        credits.give_back(1, 1, 1, customer="cus_nobody"),
     ):
         assert (await refusal(call)).reason == "CUSTOMER_NOT_FOUND"
 
@@ -134,14 +177,32 @@ async def test_what_is_not_current_is_superseded(credits: Credits) -> None:
 async def test_a_return_takes_effect_once(credits: Credits) -> None:
     await credits.grant(10 * UNIT)
     await credits.open(UNIT)
-    answers = await asyncio.gather(*(credits.give_back(1, "ret_1", UNIT) for _ in range(5)))
+    answers = await asyncio.gather(*(credits.give_back(1, 1, UNIT) for _ in range(5)))
     assert {answer.lease.remaining.amount_micros for answer in answers} == {4 * UNIT}
     assert await credits.held() == Held(6 * UNIT, leased=4 * UNIT)
     # More than there is gives back what there is.
-    last = await credits.give_back(1, "ret_2", 100 * UNIT)
+    last = await credits.give_back(1, 2, 100 * UNIT)
     assert (last.lease.remaining.amount_micros, last.lease.version) == (0, 3)
     assert await credits.held() == Held(10 * UNIT)
-    assert (await refusal(credits.give_back(2, "ret_3", 1))).reason == "LEASE_SUPERSEDED"
+    assert (await refusal(credits.give_back(2, 3, 1))).reason == "LEASE_SUPERSEDED"
+
+
+async def test_late_returns_change_nothing(credits: Credits) -> None:
+    await credits.grant(10 * UNIT)
+    await credits.open(10 * UNIT)
+    for number, remaining in ((3, 9), (5, 8), (3, 8), (4, 8), (5, 8), (6, 7)):
+        answer = await credits.give_back(1, number, UNIT)
+        assert answer.lease.remaining.amount_micros == remaining * UNIT
+    # Nothing needs no number, and stores none.
+    for number in (0, 99):
+        assert (await credits.give_back(1, number, 0)).lease.remaining.amount_micros == 7 * UNIT
+    assert (await credits.give_back(1, 7, UNIT)).lease.remaining.amount_micros == 6 * UNIT
+    for number in (0, -1):
+        assert (await refusal(credits.give_back(1, number, UNIT))).reason == "INVALID_FIELD"
+    # Each epoch counts for itself.
+    await credits.open(UNIT, seen=1)
+    assert (await credits.give_back(2, 1, UNIT)).lease.remaining.amount_micros == UNIT
+    assert await credits.held() == Held(3 * UNIT, leased=UNIT, draining=6 * UNIT)
 
 
 async def test_a_refused_hold_recalls_the_lease_until_something_is_returned(credits: Credits) -> None:
@@ -152,7 +213,7 @@ async def test_a_refused_hold_recalls_the_lease_until_something_is_returned(cred
     recalled = (await credits.renew(1, UNIT)).granted.lease
     # Nothing more for a lease that somebody else is short of.
     assert (recalled.recall, recalled.remaining.amount_micros) == (True, 8 * UNIT)
-    returned = (await credits.give_back(1, "ret_1", 2 * UNIT)).lease
+    returned = (await credits.give_back(1, 1, 2 * UNIT)).lease
     assert not returned.recall
     (placed,) = await credits.hold(hold_request("hold_2", 3 * UNIT))
     assert placed.HasField("placed")
@@ -175,7 +236,7 @@ async def test_who_has_allocated_all_of_a_lease_answers_a_recall_with_nothing(cr
     await credits.grant(10)
     await credits.open(10)
     await credits.hold(hold_request("hold_1", 5))
-    lease = (await credits.give_back(1, "ret_1", 0)).lease
+    lease = (await credits.give_back(1, 1, 0)).lease
     assert (lease.recall, lease.remaining.amount_micros, lease.version) == (False, 10, 1)
 
 
@@ -183,7 +244,7 @@ async def test_what_is_returned_pays_debts_first(credits: Credits) -> None:
     await credits.grant(10 * UNIT)
     await credits.open(10 * UNIT)
     await credits.post(intent("run-1", 3 * UNIT))
-    granted = await credits.give_back(1, "ret_1", 4 * UNIT)
+    granted = await credits.give_back(1, 1, 4 * UNIT)
     assert granted.available.amount_micros == UNIT
     assert await credits.held() == Held(UNIT, leased=6 * UNIT)
 
@@ -225,7 +286,7 @@ async def test_an_adjustment_that_only_a_lease_stops_may_be_repeated(credits: Cr
     stopped = await refusal(stub.AdjustBalances(adjustment(10 * UNIT, "k")))
     assert (stopped.reason, stopped.metadata["recall"]) == ("INSUFFICIENT_BALANCE", "true")
     assert (await credits.renew(1, 0)).granted.lease.recall
-    await credits.give_back(1, "ret_1", 8 * UNIT)
+    await credits.give_back(1, 1, 8 * UNIT)
     await stub.AdjustBalances(adjustment(10 * UNIT, "k"))
     assert await credits.held() == Held(0)
 
@@ -245,7 +306,7 @@ async def test_leases_that_hold_money_are_listed_in_pages(credits: Credits) -> N
         await credits.grant(10 * UNIT, customer=customer)
         await credits.open(UNIT, customer=customer)
         await credits.open(UNIT, seen=1, customer=customer)
-    await credits.give_back(2, "ret_1", 10 * UNIT, customer="cus_b")
+    await credits.give_back(2, 1, 10 * UNIT, customer="cus_b")
     seen: list[tuple[str, int, bool]] = []
     token = ""
     while True:

@@ -201,6 +201,23 @@ async def test_a_reservation_takes_room_in_all_counters_or_in_none(writer: Datab
     assert await state(writer) == (300, {"rsv_2": 700})
 
 
+async def test_what_refused_once_is_what_refuses_again(writer: Database) -> None:
+    await create(writer, a_budget(), a_budget("bud_2"))
+    other = CounterKey("bud_2", None, "")
+    limits = {FOR_EVER: 1_000, other: 100}
+
+    async def attempt() -> Refusal | None:
+        async with writer.hot() as connection:
+            return await budgets.reserve_budgets(connection, "rsv_1", limits, 500, later(), freeze=True)
+
+    assert await attempt() == Refusal(other, 0, 0)
+    limits[other] = 1_000
+    assert await attempt() == Refusal(other, 0, 0)
+    assert await state(writer) == (0, {})
+    # For the others it takes no room.
+    assert await reserve(writer, "rsv_2", limits, 1_000) is None
+
+
 async def test_reserving_again_raises_and_prolongs_and_never_lowers(writer: Database) -> None:
     await create(writer, a_budget())
     limit = {FOR_EVER: 1_000}
@@ -269,9 +286,8 @@ async def test_settling_frees_and_spends_in_one_step(writer: Database) -> None:
     async with writer.hot() as connection:
         await budgets.count_spend(connection, [Spend(FOR_EVER, 990)])
         await budgets.end_budgets(connection, ["rsv_1"])
-        waiting = asyncio.create_task(reserve(writer, "rsv_2", limit, 11))
         # It is at the lock, or will come to it: the answer is the same.
-        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(reserve(writer, "rsv_2", limit, 11))
 
     assert await waiting == Refusal(FOR_EVER, 990, 0)
     assert await reserve(writer, "rsv_3", limit, 10) is None

@@ -155,7 +155,7 @@ async def delete(stub: BudgetServiceAsyncStub, budget_id: str) -> None:
 
 
 def updating(budget_id: str, **changes: Any) -> pb.UpdateBudgetRequest:
-    fields: dict[str, Any] = {"limit": usd(7_000_000), "display_name": "New"}
+    fields: dict[str, Any] = {"limit": usd(7_000_000), "display_name": "New", "hard": False}
     return pb.UpdateBudgetRequest(budget_id=budget_id, **fields | changes)
 
 
@@ -266,6 +266,13 @@ async def test_updating_changes_the_terms_and_keeps_the_counter(served: Budgets)
         served.operator.UpdateBudget(updating(budget.budget_id, limit=euro, alert_thresholds=[0]))
     )
     assert error.fields == ["limit.currency_code", "alert_thresholds"]
+
+
+async def test_a_cap_is_not_lifted_by_leaving_it_out(served: Budgets) -> None:
+    budget = await create(served.operator)
+    error = await refusal(served.operator.UpdateBudget(updating(budget.budget_id, hard=None)))
+    assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["hard"])
+    assert (await get(served.operator, budget.budget_id)).budget == budget
 
 
 async def test_a_deleted_budget_is_gone_and_its_alerts_stay(served: Budgets) -> None:

@@ -240,6 +240,15 @@ async def test_where_nothing_differs_there_is_no_drift(reserving: Reserving) -> 
     assert (list(found.drifts), found.compared_leases) == ([], 1)
 
 
+async def test_the_leases_of_nobody_are_not_found(reserving: Reserving) -> None:
+    error = await refused(
+        reserving.server.operator.reservations.Reconcile(
+            reservation_service_pb2.ReconcileRequest(customer_id="cus_nobody")
+        )
+    )
+    assert error.reason == "CUSTOMER_NOT_FOUND"
+
+
 Damage = Callable[[redis.Redis], None]
 
 
@@ -277,10 +286,11 @@ async def test_drift_is_explained_and_repaired(
         seen = await reconcile(reserving, dry_run=True)
         assert [(one.kind, one.customer_id, one.repaired) for one in seen.drifts] == [(kind, "cus_1", False)]
         assert seen.drifts[0].expected == usd(50_000_000)
-        assert seen.drifts[0].explanation
+        assert "; to repair it: " in seen.drifts[0].explanation
 
         repaired = await reconcile(reserving)
         assert [(one.kind, one.repaired) for one in repaired.drifts] == [(kind, True)]
+        assert "; repaired: " in repaired.drifts[0].explanation
         assert not (await reconcile(reserving, dry_run=True)).drifts
         assert (await reserving.authorize("run-2", 500_000)).reservation.token
 

@@ -12,7 +12,7 @@ from services.kit.status import from_rpc_error
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2 as pb
-from tallystick.metering.v1 import reservation_pb2, usage_pb2
+from tallystick.metering.v1 import reservation_pb2, reservation_service_pb2, usage_pb2
 from tests.integration.metering.reserving import Reserving, outcome_of_run, usd
 from tests.integration.metering.world import RUN_MICROS, refused, run
 from tests.support.ledger_server import LedgerServer
@@ -166,6 +166,7 @@ async def test_released_credits_are_free_again_and_a_later_charge_takes_the_wate
     released = await reserving.release(token)
 
     assert released.settlement.state == reservation_pb2.RESERVATION_STATE_RELEASED
+    assert released.settlement.excess == released.settlement.excess_unpaid == usd(0)
     assert released.settlement.returned == usd(500_000)
     assert released.available_balance == usd(CREDITS)
     assert (await reserving.release(token)).settlement == released.settlement
@@ -283,10 +284,18 @@ async def test_what_was_captured_by_a_metering_that_died_is_not_reserved_again(
     async with running_metering(database_url, ledger) as without_redis:
         there = Reserving(without_redis, without_redis.caller(host_key), here.kind)
         assert (await there.settle(token)).settlement.captured == usd(RUN_MICROS)
-    # Past its time and grace, Redis counts the reservation no longer.
-    await asyncio.sleep(1.5)
     async with running_metering(database_url, ledger, **redis_settings) as last:
         here = Reserving(last, last.caller(host_key), here.kind)
+
+        async def is_swept() -> bool:
+            listed = await last.operator.reservations.ListReservations(
+                reservation_service_pb2.ListReservationsRequest(customer_id="cus_2")
+            )
+            return not listed.reservations
+
+        # Past its time and grace, Redis counts the reservation no longer.
+        if redis_settings:
+            await eventually(is_swept)
         error = await refused(here.authorize("run-2", RUN_MICROS, customer_id="cus_2"))
     assert error.reason == "INSUFFICIENT_CREDITS"
 

@@ -83,6 +83,15 @@ async def test_a_run_beyond_the_cap_is_refused_with_its_name_and_when_it_resets(
     assert (await refused(reserving.authorize("run-3", 1))).reason == "BUDGET_EXCEEDED"
 
 
+async def test_a_long_name_does_not_hide_when_it_resets(reserving: Reserving) -> None:
+    budget_id = await cap(reserving, 100_000, display_name="n" * 200)
+    error = await refused(reserving.authorize("run-1", 100_001))
+    (violation,) = error.precondition_violations
+    assert violation.subject == budget_id
+    assert violation.description.endswith(f"it starts again at {error.metadata['reset_time']}")
+    assert error.message == violation.description
+
+
 async def test_a_refused_attempt_does_not_come_back_as_another(reserving: Reserving) -> None:
     await cap(reserving, 100_000)
     assert (await refused(reserving.authorize("run-1", 100_001))).reason == "BUDGET_EXCEEDED"

@@ -282,7 +282,7 @@ one(
     CREDIT,
     "ReturnLease",
     lambda w: credit.ReturnLeaseRequest(
-        customer_id=w.bravo.customer, currency_code="USD", epoch=1, return_id="matrix", amount_micros=1
+        customer_id=w.bravo.customer, currency_code="USD", epoch=1, return_number=1, amount_micros=1
     ),
 )
 

@@ -223,7 +223,7 @@ case_of(BUDGETS, "ListBudgets")(lambda w: [Case(budgets.ListBudgetsRequest(), re
 one(
     BUDGETS,
     "UpdateBudget",
-    lambda w: budgets.UpdateBudgetRequest(budget_id=w.bravo.budget, limit=usd(2)),
+    lambda w: budgets.UpdateBudgetRequest(budget_id=w.bravo.budget, limit=usd(2), hard=False),
 )
 # Its second one: the other cases need the first.
 one(BUDGETS, "DeleteBudget", lambda w: budgets.DeleteBudgetRequest(budget_id=f"{w.bravo.budget}_2"))

@@ -181,7 +181,7 @@ def test_a_counter_beyond_what_redis_counts_fails_nobody(running: Running) -> No
 
     async def loosen() -> None:
         await world.metering.operator.budgets.UpdateBudget(
-            budget_service_pb2.UpdateBudgetRequest(budget_id=alpha.budget, limit=usd(MOST))
+            budget_service_pb2.UpdateBudgetRequest(budget_id=alpha.budget, limit=usd(MOST), hard=False)
         )
 
     running.runner.run(bind())

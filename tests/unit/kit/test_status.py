@@ -122,6 +122,22 @@ def test_a_status_fits_into_a_header() -> None:
     assert len(to_status_proto(error).SerializeToString()) < 6000
 
 
+def test_a_few_violations_may_be_described_at_length() -> None:
+    text = f"{'d' * 440}; it starts again at 2026-11-22T23:00:00Z"
+
+    def described(count: int) -> list[str]:
+        violations = [
+            PreconditionViolation("BUDGET_EXCEEDED", f"bud_{number}", text) for number in range(count)
+        ]
+        error = FailedPrecondition("no", reason="BUDGET_EXCEEDED", precondition_violations=violations)
+        status = to_status_proto(error)
+        assert len(status.SerializeToString()) < 6000
+        return [one.description for one in details(status)["PreconditionFailure"].violations]
+
+    assert described(2) == [text, text]
+    assert described(3) == [text[:160]] * 3
+
+
 @pytest.mark.parametrize("error", EXAMPLES)
 def test_an_item_error_says_the_same_and_comes_back_whole(error: TallystickError) -> None:
     item = to_item_error(error)

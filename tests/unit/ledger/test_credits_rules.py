@@ -37,6 +37,14 @@ INTENT = ChargeIntent(
 )
 
 
+@pytest.mark.parametrize(("number", "amount"), [(0, 1), (-1, 1), (-1, 0), (1, -1), (1, 10**14 + 1)])
+def test_a_malformed_return_is_refused(number: int, amount: int) -> None:
+    rules.check_return(1, 10**14)
+    rules.check_return(0, 0)
+    with pytest.raises(InvalidArgument):
+        rules.check_return(number, amount)
+
+
 def fields_of(error: InvalidArgument) -> list[str]:
     return [violation.field for violation in error.field_violations]
 

@@ -21,6 +21,7 @@ from tallystick import (
     IdempotencyKeyReused,
     InsufficientCredits,
     Money,
+    NotFound,
     Refused,
     Run,
     Unavailable,
@@ -348,9 +349,25 @@ def test_what_is_refused_for_good_is_raised_and_kept(fake: Servers) -> None:
         for _ in ("at the end of the run", "from the buffer"):
             fake.answer("Settle", refusal)
             fake.answer("GetUsageEvent", recorded)
+        # Nothing stays reserved for a charge that does not come.
+        assert fake.answer("Release", released()).token == "rst_1"
         assert isinstance(done.exception(), IdempotencyKeyReused)
         assert client.flush(timeout=30) == 0
     assert [(one.event.workflow_id, one.event.input_tokens) for one in told] == [("run-1", 10)]
+
+
+@pytest.mark.parametrize("failure", [AWAY, server.InvalidArgument("x", reason="RESERVATION_TOKEN_INVALID")])
+def test_why_it_was_refused_is_raised_also_if_nothing_can_be_released(
+    fake: Servers, failure: server.TallystickError
+) -> None:
+    refusal = server.NotFound("no agent", reason="AGENT_NOT_FOUND")
+    with fake.client() as client:
+        done = begin(fake, client, worked)
+        fake.answer("Authorize", authorized())
+        for _ in ("at the end of the run", "from the buffer"):
+            fake.answer("Settle", refusal)
+        fake.answer("Release", failure)
+        assert isinstance(done.exception(), NotFound)
 
 
 def test_a_token_that_is_worth_nothing_leaves_the_work_to_be_charged(fake: Servers, client: Client) -> None:

@@ -14,8 +14,8 @@ CREATE TABLE ledger.credit_lease (
     remaining bigint NOT NULL CHECK (remaining >= 0),
     -- Counts the changes of remaining, so that of two answers the newer is known.
     version bigint NOT NULL,
-    -- The last return that took effect, so that it does so once.
-    return_id text NOT NULL DEFAULT '',
+    -- The highest number of a return that took effect: none takes effect again, and none that comes after it late.
+    return_number bigint NOT NULL DEFAULT 0,
     -- Somebody was refused money that this lease holds.
     recall boolean NOT NULL DEFAULT false,
     -- A later epoch is current.
@@ -45,6 +45,8 @@ CREATE TABLE ledger.hold (
     -- Of what it was asked for with; empty for what a charge asked for.
     content_hash bytea NOT NULL,
     charge_id text COLLATE "C" NOT NULL DEFAULT '',
+    -- What the work will be charged by, as its maker says; empty if that is not known yet.
+    price_version_id text COLLATE "C" NOT NULL DEFAULT '',
     expire_time timestamptz NOT NULL,
     create_time timestamptz NOT NULL,
     end_time timestamptz,

@@ -99,6 +99,7 @@ DECLARE
         FROM unnest(p_period_starts) WITH ORDINALITY AS s (period_start, position)
         ORDER BY s.position
     );
+    v_refusal record;
 BEGIN
     -- A counter must exist to be locked.
     INSERT INTO budget_counter (budget_id, period_start, workflow_id, owner_id, spent)
@@ -115,9 +116,9 @@ BEGIN
     ORDER BY c.budget_id, c.period_start, c.workflow_id
     FOR NO KEY UPDATE OF c;
     -- A statement of its own, because only a new snapshot sees what the locks waited for.
-    RETURN QUERY
-    SELECT c.budget_id, nullif(c.period_start, '-infinity'), c.workflow_id, c.spent,
-           least(o.amount, 9223372036854775807)::bigint
+    SELECT c.budget_id, c.period_start, c.workflow_id, c.owner_id, c.spent,
+           least(o.amount, 9223372036854775807)::bigint AS reserved
+    INTO v_refusal
     FROM unnest(p_budget_ids, v_starts, p_workflow_ids, p_limits)
         AS k (budget_id, period_start, workflow_id, limit_micros)
     JOIN budget b ON b.budget_id = k.budget_id
@@ -140,16 +141,16 @@ BEGIN
     ORDER BY o.refused DESC, c.budget_id, c.period_start, c.workflow_id
     LIMIT 1;
     IF FOUND THEN
+        -- On the counter that refused, which is the one that a repeated request is to hear of.
         INSERT INTO budget_reservation (
             budget_id, period_start, workflow_id, reservation_id, owner_id, amount, refused, expire_time)
-        SELECT c.budget_id, c.period_start, c.workflow_id, p_reservation_id, c.owner_id, 0, true, p_expire_time
-        FROM unnest(p_budget_ids, v_starts, p_workflow_ids) AS k (budget_id, period_start, workflow_id)
-        JOIN budget_counter c
-          ON c.budget_id = k.budget_id AND c.period_start = k.period_start AND c.workflow_id = k.workflow_id
+        SELECT v_refusal.budget_id, v_refusal.period_start, v_refusal.workflow_id, p_reservation_id,
+               v_refusal.owner_id, 0, true, p_expire_time
         WHERE p_freeze
-        ORDER BY c.budget_id, c.period_start, c.workflow_id
-        LIMIT 1
         ON CONFLICT DO NOTHING;
+        RETURN QUERY
+        SELECT v_refusal.budget_id, nullif(v_refusal.period_start, '-infinity'), v_refusal.workflow_id,
+               v_refusal.spent, v_refusal.reserved;
         RETURN;
     END IF;
     INSERT INTO budget_reservation AS r (

@@ -91,6 +91,7 @@ DECLARE
     credits_versions bigint[];
     receivable_versions bigint[];
     -- NULL, all of them, if no charge claims anything.
+    paid_epochs bigint[];
     reservation_states text[];
     settled_ids text[];
     taken_credits bigint[];
@@ -147,8 +148,8 @@ BEGIN
 
     IF reservation_ids IS NOT NULL THEN
         -- Behind the locks: what ends a reservation has ended it by now, or waits for this transaction.
-        SELECT j.states, j.settled_ids, j.taken_credits, j.ended_credits, j.ended_receivable
-        INTO reservation_states, settled_ids, taken_credits, ended_credits, ended_receivable
+        SELECT j.paid_epochs, j.states, j.settled_ids, j.taken_credits, j.ended_credits, j.ended_receivable
+        INTO paid_epochs, reservation_states, settled_ids, taken_credits, ended_credits, ended_receivable
         FROM ledger.judge_claims(
             charge_ids, customer_ids, currency_codes, gross_amounts, is_fresh, reservation_ids, lease_epochs,
             claim_amounts, claim_expire_times) AS j;
@@ -264,7 +265,7 @@ BEGIN
 
         IF reservation_ids IS NOT NULL THEN
             PERFORM ledger.end_claims(
-                charge_ids, customer_ids, currency_codes, settled_ids, lease_epochs,
+                charge_ids, customer_ids, currency_codes, settled_ids, paid_epochs,
                 taken_credits, taken_receivable);
         END IF;
         -- Credits ran out while a lease keeps some: whoever allocates in it is to return what it can.
@@ -278,7 +279,7 @@ BEGIN
         END IF;
         IF outcome_hold_ids IS NOT NULL THEN
             PERFORM ledger.place_outcome_holds(
-                customer_ids, currency_codes, is_fresh, settled_ids, lease_epochs, claim_amounts,
+                customer_ids, currency_codes, is_fresh, settled_ids, paid_epochs, claim_amounts,
                 taken_credits, outcome_hold_ids, outcome_amounts, outcome_expire_times);
         END IF;
     END IF;

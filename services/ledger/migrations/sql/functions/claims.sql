@@ -17,6 +17,7 @@ CREATE FUNCTION ledger.judge_claims(
     lease_epochs bigint[],
     claim_amounts bigint[],
     claim_expire_times timestamptz[],
+    OUT paid_epochs bigint[],
     OUT states text[],
     OUT settled_ids text[],
     OUT taken_credits bigint[],
@@ -29,12 +30,13 @@ DECLARE
     -- answered that the reservation has expired.
     moment timestamptz := clock_timestamp();
 BEGIN
-    SELECT array_agg(CASE WHEN t.open THEN 'settled' ELSE t.ended_as END ORDER BY t.number),
+    SELECT array_agg(t.lease_epoch ORDER BY t.number),
+           array_agg(CASE WHEN t.open THEN 'settled' ELSE t.ended_as END ORDER BY t.number),
            array_agg(CASE WHEN t.stands THEN t.reservation_id ELSE '' END ORDER BY t.number),
            array_agg(t.taken ORDER BY t.number),
            array_agg(CASE WHEN t.lease_epoch = 0 THEN t.hold_credits ELSE t.taken END ORDER BY t.number),
            array_agg(CASE WHEN t.lease_epoch = 0 THEN t.hold_receivable ELSE 0 END ORDER BY t.number)
-    INTO states, settled_ids, taken_credits, ended_credits, ended_receivable
+    INTO paid_epochs, states, settled_ids, taken_credits, ended_credits, ended_receivable
     FROM (
         SELECT w.*,
                CASE WHEN w.lease_epoch = 0 THEN least(w.wanted, w.hold_credits)
@@ -54,12 +56,13 @@ BEGIN
                        ) AS place
                 FROM (
                     SELECT c.number, c.customer_id, c.currency_code, c.fresh, c.gross, c.reservation_id,
-                           c.lease_epoch,
-                           CASE WHEN c.lease_epoch = 0 THEN c.gross ELSE coalesce(c.amount, 0) END AS amount,
+                           CASE WHEN h.hold_id IS NULL THEN c.lease_epoch ELSE 0 END AS lease_epoch,
+                           CASE WHEN c.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN c.gross
+                                ELSE coalesce(c.amount, 0) END AS amount,
                            l.remaining, h.credits AS hold_credits, h.receivable AS hold_receivable,
                            CASE WHEN c.reservation_id = '' THEN NULL
                                 WHEN p.reservation_id = c.reservation_id THEN 'settled'
-                                WHEN c.lease_epoch = 0 THEN
+                                WHEN c.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN
                                     CASE WHEN h.state = 'held' THEN NULL
                                          WHEN h.state IN ('settled', 'released') THEN h.state::text
                                          ELSE 'expired' END
@@ -78,8 +81,10 @@ BEGIN
                         ON (l.customer_id, l.currency_code, l.epoch) = (c.customer_id, c.currency_code, c.lease_epoch)
                        AND NOT l.closed
                     LEFT JOIN ledger.hold h
-                        ON c.lease_epoch = 0 AND h.customer_id = c.customer_id AND h.hold_id = c.reservation_id
+                        ON c.reservation_id <> '' AND h.customer_id = c.customer_id AND h.hold_id = c.reservation_id
                        AND h.currency_code = c.currency_code
+                       -- What was refused never became a hold.
+                       AND (c.lease_epoch = 0 OR (h.purpose = 'run' AND h.state <> 'refused'))
                     LEFT JOIN ledger.released_reservation r
                         ON c.lease_epoch > 0 AND r.customer_id = c.customer_id
                        AND r.reservation_id = c.reservation_id
@@ -99,7 +104,7 @@ CREATE FUNCTION ledger.end_claims(
     customer_ids text[],
     currency_codes text[],
     settled_ids text[],
-    lease_epochs bigint[],
+    paid_epochs bigint[],
     taken_credits bigint[],
     taken_receivable bigint[]
 ) RETURNS void LANGUAGE plpgsql SET search_path = ledger, pg_temp AS $$
@@ -109,7 +114,7 @@ BEGIN
     SET remaining = l.remaining - m.taken, version = l.version + 1
     FROM (
         SELECT c.customer_id, c.currency_code, c.lease_epoch, sum(c.taken) AS taken
-        FROM unnest(customer_ids, currency_codes, lease_epochs, taken_credits)
+        FROM unnest(customer_ids, currency_codes, paid_epochs, taken_credits)
             AS c (customer_id, currency_code, lease_epoch, taken)
         WHERE c.lease_epoch > 0 AND c.taken > 0
         GROUP BY c.customer_id, c.currency_code, c.lease_epoch
@@ -119,7 +124,7 @@ BEGIN
     UPDATE ledger.hold h
     SET state = 'settled', charge_id = c.charge_id, captured_credits = c.taken_credits,
         captured_receivable = c.taken_receivable, end_time = clock_timestamp()
-    FROM unnest(charge_ids, customer_ids, settled_ids, lease_epochs, taken_credits, taken_receivable)
+    FROM unnest(charge_ids, customer_ids, settled_ids, paid_epochs, taken_credits, taken_receivable)
         AS c (charge_id, customer_id, settled_id, lease_epoch, taken_credits, taken_receivable)
     WHERE c.settled_id <> '' AND c.lease_epoch = 0
       AND h.customer_id = c.customer_id AND h.hold_id = c.settled_id;
@@ -134,7 +139,7 @@ CREATE FUNCTION ledger.place_outcome_holds(
     currency_codes text[],
     is_fresh boolean[],
     settled_ids text[],
-    lease_epochs bigint[],
+    paid_epochs bigint[],
     claim_amounts bigint[],
     taken_credits bigint[],
     outcome_hold_ids text[],
@@ -151,7 +156,7 @@ BEGIN
         SELECT c.*, CASE WHEN c.settled_id <> '' AND c.lease_epoch > 0
                          THEN c.claim_amount - c.taken END AS left_of_claim
         FROM unnest(
-            customer_ids, currency_codes, is_fresh, settled_ids, lease_epochs, claim_amounts, taken_credits,
+            customer_ids, currency_codes, is_fresh, settled_ids, paid_epochs, claim_amounts, taken_credits,
             outcome_hold_ids, outcome_amounts, outcome_expire_times
         ) WITH ORDINALITY AS c (
             customer_id, currency_code, fresh, settled_id, lease_epoch, claim_amount, taken,

@@ -88,8 +88,9 @@ END
 $$;
 
 
--- Deletes what nobody asks for any more: ended and refused holds a day after their time, released reservations an
--- hour after theirs. Answers how many rows.
+-- Deletes what nobody asks for any more: ended and refused holds a day after their time and their end, released
+-- reservations an hour after theirs. A hold may still be named by a token of the lease that it came from: those are
+-- good for minutes. Answers how many rows.
 CREATE FUNCTION ledger.forget_ended(p_limit integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$

@@ -24,9 +24,15 @@ $$;
 -- ever lowered. content_hash: what a hold is asked for with, which repeated answers it as it stands; or empty, to raise
 -- one that is there.
 --
--- One row per hold comes back, in order. status: 'placed', 'insufficient' (final if the hold is new; spendable says
--- what it could have been at most), 'reused' (the id came before with other content), 'missing' (nothing to raise), or
--- 'unknown' for a customer that does not exist. Then the hold, and the customer's balance behind the whole batch.
+-- A run's id that has ended gets no hold any more: charge_id is the charge that it is for (''), and from_epoch the
+-- lease that it was allocated in until now (0 for none), with what was allocated until when. That allocation ends with
+-- the hold's beginning: as much of it as the hold needs changes from the lease to the hold, the rest stays in the lease.
+--
+-- One row per hold comes back, in order. status: 'placed', 'insufficient' (final if the hold is new and was not
+-- allocated in a lease; spendable says what it could have been at most), 'reused' (the id came before with other
+-- content), 'settled', 'released' or 'expired' (there is nothing to raise, or to convert, any more), or 'unknown' for a
+-- customer that does not exist. Then the hold, the lease that it came from if that is current, and the customer's
+-- balance behind the whole batch.
 CREATE FUNCTION ledger.place_holds(
     customer_ids text[],
     hold_ids text[],
@@ -34,7 +40,12 @@ CREATE FUNCTION ledger.place_holds(
     currency_codes text[],
     amounts bigint[],
     expire_times timestamptz[],
-    content_hashes bytea[]
+    content_hashes bytea[],
+    charge_ids text[],
+    price_version_ids text[],
+    from_epochs bigint[],
+    from_amounts bigint[],
+    from_expire_times timestamptz[]
 ) RETURNS TABLE (
     status text,
     duplicate boolean,
@@ -46,9 +57,16 @@ CREATE FUNCTION ledger.place_holds(
     captured_credits bigint,
     captured_receivable bigint,
     charge_id text,
+    price_version_id text,
     expire_time timestamptz,
     create_time timestamptz,
     end_time timestamptz,
+    lease_epoch bigint,
+    lease_remaining bigint,
+    lease_version bigint,
+    lease_expire_time timestamptz,
+    lease_recall boolean,
+    lease_create_time timestamptz,
     balance_available bigint,
     balance_held bigint,
     balance_receivable bigint,
@@ -65,6 +83,9 @@ DECLARE
     free record;
     aside record;
     lacking bigint;
+    -- What a new hold takes over from its lease.
+    from_lease bigint;
+    ended_as text;
     moment timestamptz;
     verdict text;
     statuses text[] := '{}';
@@ -79,35 +100,65 @@ BEGIN
 
     FOR item IN
         SELECT i.*, c.customer_id IS NOT NULL AS is_known
-        FROM unnest(customer_ids, hold_ids, purposes, currency_codes, amounts, expire_times, content_hashes)
-            WITH ORDINALITY AS i (
-                customer_id, hold_id, purpose, currency_code, amount, expire_time, content_hash, number)
+        FROM unnest(
+            customer_ids, hold_ids, purposes, currency_codes, amounts, expire_times, content_hashes,
+            charge_ids, price_version_ids, from_epochs, from_amounts, from_expire_times
+        ) WITH ORDINALITY AS i (
+            customer_id, hold_id, purpose, currency_code, amount, expire_time, content_hash,
+            charge_id, price_version_id, from_epoch, from_amount, from_expire_time, number)
         LEFT JOIN ledger.customer c ON c.customer_id = i.customer_id
         ORDER BY i.number
     LOOP
         SELECT * INTO known FROM ledger.hold h WHERE h.customer_id = item.customer_id AND h.hold_id = item.hold_id;
         SELECT * INTO free FROM ledger.spendable(item.customer_id, item.currency_code);
+        from_lease := 0;
+        ended_as := NULL;
+        IF item.is_known AND known.hold_id IS NULL AND item.purpose = 'run' AND item.content_hash <> '' THEN
+            SELECT CASE WHEN c.charge_id IS NOT NULL THEN 'settled'
+                        WHEN r.reservation_id IS NOT NULL THEN 'released'
+                        WHEN moment >= item.expire_time THEN 'expired'
+                        -- As a charge or a release would judge it that came now instead.
+                        WHEN item.from_epoch > 0 AND (l.epoch IS NULL OR moment >= item.from_expire_time)
+                            THEN 'expired' END,
+                   CASE WHEN item.from_epoch > 0 THEN least(item.amount, item.from_amount, l.remaining) ELSE 0 END
+            INTO ended_as, from_lease
+            FROM (VALUES (true)) AS one
+            LEFT JOIN ledger.charge c
+                ON c.charge_id = item.charge_id AND c.customer_id = item.customer_id
+               AND c.reservation_id = item.hold_id
+            LEFT JOIN ledger.released_reservation r
+                ON r.customer_id = item.customer_id AND r.reservation_id = item.hold_id
+            LEFT JOIN ledger.credit_lease l
+                ON (l.customer_id, l.currency_code, l.epoch)
+                 = (item.customer_id, item.currency_code, item.from_epoch) AND NOT l.closed;
+        END IF;
         duplicates := duplicates || (known.hold_id IS NOT NULL);
-        spendables := spendables || CASE WHEN known.state = 'held' THEN known.credits + known.receivable ELSE 0 END
-            + free.available + free.credit_room;
+        spendables := spendables || from_lease + free.available + free.credit_room
+            + CASE WHEN known.state = 'held' THEN known.credits + known.receivable ELSE 0 END;
         IF NOT item.is_known THEN
             verdict := 'unknown';
         ELSIF known.hold_id IS NULL AND item.content_hash = '' THEN
-            verdict := 'missing';
+            verdict := 'expired';
+        ELSIF ended_as IS NOT NULL THEN
+            verdict := ended_as;
         ELSIF known.hold_id IS NULL THEN
-            lacking := item.amount;
+            lacking := item.amount - from_lease;
             verdict := CASE WHEN item.purpose = 'outcome' OR lacking <= free.available + free.credit_room
                             THEN 'placed' ELSE 'insufficient' END;
-            INSERT INTO ledger.hold (
-                customer_id, hold_id, currency_code, purpose, state, credits, receivable, content_hash, expire_time,
-                create_time, end_time)
-            SELECT item.customer_id, item.hold_id, item.currency_code, item.purpose,
-                   CASE verdict WHEN 'placed' THEN 'held' ELSE 'refused' END::ledger.hold_state, 0, 0,
-                   item.content_hash, item.expire_time, moment, CASE verdict WHEN 'placed' THEN NULL ELSE moment END
-            ON CONFLICT DO NOTHING;
-            IF NOT FOUND THEN
-                -- Made in another currency, behind another lock, since we looked.
-                verdict := 'reused';
+            -- What is allocated in a lease goes on there when it is refused more: that must not end it.
+            IF verdict = 'placed' OR item.from_epoch = 0 THEN
+                INSERT INTO ledger.hold (
+                    customer_id, hold_id, currency_code, purpose, state, credits, receivable, content_hash,
+                    price_version_id, expire_time, create_time, end_time)
+                SELECT item.customer_id, item.hold_id, item.currency_code, item.purpose,
+                       CASE verdict WHEN 'placed' THEN 'held' ELSE 'refused' END::ledger.hold_state, 0, 0,
+                       item.content_hash, item.price_version_id, item.expire_time, moment,
+                       CASE verdict WHEN 'placed' THEN NULL ELSE moment END
+                ON CONFLICT DO NOTHING;
+                IF NOT FOUND THEN
+                    -- Made in another currency, behind another lock, since we looked.
+                    verdict := 'reused';
+                END IF;
             END IF;
         ELSIF (known.currency_code, known.purpose) <> (item.currency_code, item.purpose)
               OR (item.content_hash <> '' AND item.content_hash <> known.content_hash) THEN
@@ -122,9 +173,14 @@ BEGIN
             verdict := CASE known.state WHEN 'refused' THEN 'insufficient' ELSE 'known' END;
         END IF;
         IF verdict = 'placed' THEN
+            -- Held already; it only changes by what.
+            UPDATE ledger.credit_lease l SET remaining = l.remaining - from_lease, version = l.version + 1
+            WHERE (l.customer_id, l.currency_code, l.epoch) = (item.customer_id, item.currency_code, item.from_epoch)
+              AND from_lease > 0;
             SELECT * INTO aside FROM ledger.set_aside(item.customer_id, item.currency_code, lacking);
             UPDATE ledger.hold h
-            SET credits = h.credits + aside.from_credits, receivable = h.receivable + aside.from_receivable,
+            SET credits = h.credits + from_lease + aside.from_credits,
+                receivable = h.receivable + aside.from_receivable,
                 expire_time = greatest(h.expire_time, item.expire_time)
             WHERE h.customer_id = item.customer_id AND h.hold_id = item.hold_id;
             lacking := lacking - aside.from_credits - aside.from_receivable;
@@ -137,11 +193,17 @@ BEGIN
 
     RETURN QUERY
     SELECT i.status, i.duplicate, i.spendable, h.state::text, h.purpose::text, h.credits, h.receivable,
-           h.captured_credits, h.captured_receivable, h.charge_id, h.expire_time, h.create_time, h.end_time,
+           h.captured_credits, h.captured_receivable, h.charge_id, h.price_version_id,
+           h.expire_time, h.create_time, h.end_time,
+           l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.create_time,
            b.available, b.held, b.receivable, b.held_receivable, b.unpaid, b.credit_limit
-    FROM unnest(customer_ids, hold_ids, currency_codes, statuses, duplicates, spendables)
-        WITH ORDINALITY AS i (customer_id, hold_id, currency_code, status, duplicate, spendable, number)
+    FROM unnest(customer_ids, hold_ids, currency_codes, from_epochs, statuses, duplicates, spendables)
+        WITH ORDINALITY AS i (
+            customer_id, hold_id, currency_code, from_epoch, status, duplicate, spendable, number)
     LEFT JOIN ledger.hold h ON h.customer_id = i.customer_id AND h.hold_id = i.hold_id
+    LEFT JOIN ledger.credit_lease l
+        ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.from_epoch)
+       AND NOT l.draining AND NOT l.closed
     LEFT JOIN LATERAL ledger.balance(i.customer_id, i.currency_code) AS b ON true
     ORDER BY i.number;
 END
@@ -149,7 +211,8 @@ $$;
 
 
 -- Ends reservations for which no charge comes. The arrays are parallel, one element per reservation; lease_epoch 0
--- means a hold. Neither touches what a charge has captured: charges, releases and time meet behind the same lock.
+-- means a hold, and so does any other once the reservation became one. Neither touches what a charge has captured:
+-- charges, releases and time meet behind the same lock.
 --
 -- One row per reservation comes back, in order: its state, 'settled', 'released' or 'expired' (NULL: the customer does
 -- not exist), what was captured of it, its lease if that is current, and the customer's balance behind the batch.
@@ -183,6 +246,7 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off
 DECLARE
     moment timestamptz;
     states text[];
+    are_holds boolean[];
     from_credits bigint[];
     from_receivable bigint[];
 BEGIN
@@ -196,24 +260,25 @@ BEGIN
     SELECT array_agg(
                CASE WHEN k.customer_id IS NULL THEN NULL
                     WHEN c.charge_id IS NOT NULL THEN 'settled'
-                    WHEN i.lease_epoch = 0 THEN
+                    WHEN i.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN
                         CASE WHEN h.state = 'held' THEN 'released'
                              WHEN h.state IN ('settled', 'released') THEN h.state::text
                              ELSE 'expired' END
                     WHEN r.reservation_id IS NOT NULL THEN 'released'
                     WHEN l.epoch IS NULL OR moment >= i.expire_time THEN 'expired'
                     ELSE 'released' END ORDER BY i.number),
+           array_agg(i.lease_epoch = 0 OR h.hold_id IS NOT NULL ORDER BY i.number),
            array_agg(coalesce(c.captured_credits, h.captured_credits, 0) ORDER BY i.number),
            array_agg(coalesce(c.captured_receivable, h.captured_receivable, 0) ORDER BY i.number)
-    INTO states, from_credits, from_receivable
+    INTO states, are_holds, from_credits, from_receivable
     FROM unnest(customer_ids, currency_codes, reservation_ids, lease_epochs, expire_times, charge_ids)
         WITH ORDINALITY AS i (customer_id, currency_code, reservation_id, lease_epoch, expire_time, charge_id, number)
     LEFT JOIN ledger.customer k ON k.customer_id = i.customer_id
     LEFT JOIN ledger.charge c
         ON c.charge_id = i.charge_id AND c.customer_id = i.customer_id AND c.reservation_id = i.reservation_id
     LEFT JOIN ledger.hold h
-        ON i.lease_epoch = 0 AND h.customer_id = i.customer_id AND h.hold_id = i.reservation_id
-       AND h.currency_code = i.currency_code
+        ON h.customer_id = i.customer_id AND h.hold_id = i.reservation_id AND h.currency_code = i.currency_code
+       AND (i.lease_epoch = 0 OR (h.purpose = 'run' AND h.state <> 'refused'))
     LEFT JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.lease_epoch)
        AND NOT l.closed
@@ -222,15 +287,15 @@ BEGIN
 
     INSERT INTO ledger.released_reservation (customer_id, reservation_id, expire_time)
     SELECT i.customer_id, i.reservation_id, i.expire_time
-    FROM unnest(customer_ids, reservation_ids, lease_epochs, expire_times, states)
-        AS i (customer_id, reservation_id, lease_epoch, expire_time, state)
-    WHERE i.lease_epoch > 0 AND i.state = 'released'
+    FROM unnest(customer_ids, reservation_ids, are_holds, expire_times, states)
+        AS i (customer_id, reservation_id, is_hold, expire_time, state)
+    WHERE NOT i.is_hold AND i.state = 'released'
     ON CONFLICT DO NOTHING;
     PERFORM ledger.end_holds(array_agg(i.customer_id), array_agg(i.reservation_id), array_agg(i.currency_code),
                              'released')
-    FROM unnest(customer_ids, reservation_ids, currency_codes, lease_epochs, states)
-        AS i (customer_id, reservation_id, currency_code, lease_epoch, state)
-    WHERE i.lease_epoch = 0 AND i.state = 'released'
+    FROM unnest(customer_ids, reservation_ids, currency_codes, are_holds, states)
+        AS i (customer_id, reservation_id, currency_code, is_hold, state)
+    WHERE i.is_hold AND i.state = 'released'
     HAVING count(*) > 0;
 
     RETURN QUERY

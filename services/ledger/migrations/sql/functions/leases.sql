@@ -104,7 +104,8 @@ $$;
 -- customer and currency once. One row per lease comes back, in order; status: 'renewed', 'superseded' (another epoch
 -- is current, or this one is over), or 'unknown' for a customer that does not exist.
 --
--- What is recalled gets nothing until something was returned, or nothing is left to return.
+-- What is recalled gets nothing until something was returned, or nothing is left to return. Where nothing is wanted or
+-- recalled and most of the time is still to come, the lease is answered as it stands.
 CREATE FUNCTION ledger.renew_leases(
     customer_ids text[],
     currency_codes text[],
@@ -126,6 +127,11 @@ CREATE FUNCTION ledger.renew_leases(
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
+DECLARE
+    due_customers text[];
+    due_currencies text[];
+    due_epochs bigint[];
+    due_amounts bigint[];
 BEGIN
     IF EXISTS (
         SELECT FROM unnest(customer_ids, currency_codes) AS i (customer_id, currency_code)
@@ -133,11 +139,16 @@ BEGIN
     ) THEN
         RAISE EXCEPTION 'a lease comes twice' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM ledger.lock_customers(array_agg(i.customer_id), array_agg(i.currency_code))
-    FROM unnest(customer_ids, currency_codes, epochs) AS i (customer_id, currency_code, epoch)
+    -- The caller asks for every lease it uses every few seconds: most of them need neither a lock nor a write.
+    SELECT array_agg(i.customer_id), array_agg(i.currency_code), array_agg(i.epoch), array_agg(i.wanted)
+    INTO due_customers, due_currencies, due_epochs, due_amounts
+    FROM unnest(customer_ids, currency_codes, epochs, wanted_amounts) AS i (customer_id, currency_code, epoch, wanted)
     JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.epoch)
-    HAVING count(*) > 0;
+    WHERE i.wanted > 0 OR l.recall OR l.expire_time <= clock_timestamp() + p_duration * 0.75;
+    IF due_customers IS NOT NULL THEN
+        PERFORM ledger.lock_customers(due_customers, due_currencies);
+    END IF;
 
     WITH renewed AS (
         UPDATE ledger.credit_lease l
@@ -147,7 +158,7 @@ BEGIN
             SELECT k.customer_id, k.currency_code, k.epoch,
                    CASE WHEN k.recall AND k.remaining > 0 THEN 0
                         ELSE ledger.lease_grant(a.credits - a.debits - a.held, i.wanted, k.remaining) END AS granted
-            FROM unnest(customer_ids, currency_codes, epochs, wanted_amounts)
+            FROM unnest(due_customers, due_currencies, due_epochs, due_amounts)
                 AS i (customer_id, currency_code, epoch, wanted)
             JOIN ledger.credit_lease k
                 ON (k.customer_id, k.currency_code, k.epoch) = (i.customer_id, i.currency_code, i.epoch)
@@ -185,14 +196,16 @@ END
 $$;
 
 
--- Takes back a part of a lease, once per return id. A part of nothing says that all of it is allocated, and ends a
--- recall as well. What the customer owes is paid from it first, at most p_limit charges, before it could be granted to
--- a lease again. status: 'returned', or 'superseded' if the lease is over, so that all of it has gone back.
+-- Takes back a part of a lease. The returns of a lease are numbered upwards: one that does not exceed the last one that
+-- took effect has done so itself, or comes too late, and changes nothing. A part of nothing says that all of it is
+-- allocated, and ends a recall as well; it needs no number. What the customer owes is paid from it first, at most
+-- p_limit charges, before it could be granted to a lease again. status: 'returned', or 'superseded' if the lease is
+-- over, so that all of it has gone back.
 CREATE FUNCTION ledger.return_lease(
     p_customer_id text,
     p_currency_code text,
     p_epoch bigint,
-    p_return_id text,
+    p_return_number bigint,
     p_amount bigint,
     p_limit integer,
     p_actor_api_key_id text
@@ -224,11 +237,11 @@ BEGIN
     PERFORM ledger.lock_customers(ARRAY[p_customer_id], ARRAY[p_currency_code]);
     SELECT least(p_amount, l.remaining) INTO returned FROM ledger.credit_lease l
     WHERE (l.customer_id, l.currency_code, l.epoch) = (p_customer_id, p_currency_code, p_epoch)
-      AND NOT l.closed AND l.return_id <> p_return_id;
+      AND NOT l.closed AND (p_amount = 0 OR p_return_number > l.return_number);
     IF FOUND THEN
         UPDATE ledger.credit_lease l
         SET remaining = l.remaining - returned, version = l.version + (returned > 0)::integer,
-            return_id = p_return_id, recall = false
+            return_number = CASE WHEN p_amount = 0 THEN l.return_number ELSE p_return_number END, recall = false
         WHERE (l.customer_id, l.currency_code, l.epoch) = (p_customer_id, p_currency_code, p_epoch);
         UPDATE ledger.account a SET held = a.held - returned
         WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_credits', p_currency_code)

@@ -27,7 +27,6 @@ PRICE_VERSION = "pv"
 OUTCOME = "out"
 RESERVATION = "rsv"
 BUDGET = "bud"
-LEASE_RETURN = "ret"
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}")
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")

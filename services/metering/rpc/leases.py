@@ -35,7 +35,8 @@ class KnownLease:
     """What this process knows of a customer's current lease, from its last talk with the ledger.
 
     `available_micros` and `room_micros` are what the customer could spend beside the lease: free credits, and
-    what the credit limit leaves. `used_at` is when somebody last asked for it, on the monotonic clock.
+    what the credit limit leaves. `used_at` is when somebody last asked for it, and `said_at` when the ledger
+    was asked what is available, on the monotonic clock.
     """
 
     key: PoolKey
@@ -45,6 +46,7 @@ class KnownLease:
     available_micros: int
     room_micros: int
     used_at: float
+    said_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Leases:
         """Keep what a call of this process left the customer beside the lease."""
         known = self._known.get(key)
         if known is not None:
-            self._known[key] = replace(known, available_micros=available_micros)
+            self._known[key] = replace(known, available_micros=available_micros, said_at=self._monotonic())
 
     async def grow(self, known: KnownLease, wanted_micros: int) -> KnownLease:
         """Prolong a lease, and get at least `wanted_micros` more for it, as far as there is.
@@ -159,6 +161,7 @@ class Leases:
         begun = await self._pools.withdraw(known.key, known.epoch, str(_return_number()), _EVERYTHING)
         # Nothing is free: said to the ledger too, which then recalls it no longer.
         return_id, amount = ("0", 0) if begun is None else begun
+        asked_at = self._monotonic()
         granted = await self._ledger.return_lease(
             known.key.tag,
             known.key.name,
@@ -167,7 +170,7 @@ class Leases:
             amount_micros=amount,
         )
         await self._pools.returned(known.key, return_id, lease_state(granted.lease))
-        return self._learn(known.key, granted)
+        return self._learn(known.key, granted, asked_at)
 
     async def finish_return(self, known: KnownLease) -> bool:
         """Finish a return that somebody has begun. Answers whether there was one."""
@@ -189,6 +192,7 @@ class Leases:
             lease = (renewal.key, renewal.epoch)
             if lease in wanted:
                 wanted[lease] = min(wanted[lease] + renewal.wanted_micros, MAX_AMOUNT_MICROS)
+        asked_at = self._monotonic()
         answers = await self._ledger.renew_leases(
             [
                 credit_service_pb2.LeaseRenewal(
@@ -207,7 +211,9 @@ class Leases:
             ]
         )
         verdicts = {
-            (key, epoch): answer if isinstance(answer, TallystickError) else self._learn(key, answer)
+            (key, epoch): answer
+            if isinstance(answer, TallystickError)
+            else self._learn(key, answer, asked_at)
             for (key, epoch), answer in zip(wanted, answers, strict=True)
         }
         return [
@@ -217,6 +223,7 @@ class Leases:
 
     async def _open(self, key: PoolKey, seen_epoch: int, wanted_micros: int) -> KnownLease:
         for _ in range(_OPEN_ATTEMPTS):
+            asked_at = self._monotonic()
             answer = await self._ledger.open_lease(
                 key.tag, key.name, seen_epoch=seen_epoch, wanted_micros=wanted_micros
             )
@@ -225,12 +232,12 @@ class Leases:
                 # Nobody else puts this epoch into Redis, now or ever: its allocations begin here, from none.
                 await self._pools.install(key, lease_state(granted.lease))
                 _log.info("lease.opened", customer_id=key.tag, currency_code=key.name, epoch=epoch)
-                return self._learn(key, granted)
+                return self._learn(key, granted, asked_at)
             if await self._is_in_redis(key, epoch):
                 # Whoever used it last may have died before it told Redis what was captured: when that
                 # reservation's time is over, Redis would give the same credits again.
                 await self._pools.merge([(key, lease_state(granted.lease))])
-                return self._learn(key, granted)
+                return self._learn(key, granted, asked_at)
             # Whoever opened it has died before it told Redis, or Redis has lost it since.
             seen_epoch = epoch
         raise Unavailable("other processes keep opening the customer's credit lease")
@@ -248,7 +255,7 @@ class Leases:
             return view.epoch == epoch and view.server_matches
         return False
 
-    def _learn(self, key: PoolKey, granted: credit_service_pb2.GrantedLease) -> KnownLease:
+    def _learn(self, key: PoolKey, granted: credit_service_pb2.GrantedLease, asked_at: float) -> KnownLease:
         before = self._known.get(key)
         known = KnownLease(
             key=key,
@@ -258,7 +265,11 @@ class Leases:
             available_micros=granted.available.amount_micros,
             room_micros=granted.credit_room.amount_micros,
             used_at=before.used_at if before is not None else self._monotonic(),
+            said_at=asked_at,
         )
+        if before is not None and before.epoch == known.epoch and before.said_at > asked_at:
+            # Another call has heard since what is available: this answer may be from before what it did.
+            known = replace(known, available_micros=before.available_micros, said_at=before.said_at)
         # An answer that was overtaken by that of a later epoch says nothing any more.
         if before is not None and before.epoch > known.epoch:
             return before

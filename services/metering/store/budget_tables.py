@@ -68,5 +68,6 @@ budget_reservation = Table(
     Column("reservation_id", Text, primary_key=True),
     Column("owner_id", Text, nullable=False),
     Column("amount", BigInteger, nullable=False),
+    Column("refused", Boolean, nullable=False),
     Column("expire_time", DateTime(timezone=True), nullable=False),
 )

@@ -86,7 +86,6 @@ def hold_request(
     customer: str = "cus_a",
     expires: Timestamp | None = None,
     content: str | None = "content",
-    charge_id: str = "",
     of: charge_pb2.ReservationClaim | None = None,
 ) -> pb.HoldRequest:
     """Asks for a hold; with `content` None, to raise one; with `of`, to take an allocation over."""
@@ -97,15 +96,12 @@ def hold_request(
         amount=usd(amount),
         expire_time=expires or in_future(),
         content_hash=b"" if content is None else sha256(content.encode()).digest(),
-        charge_id=charge_id,
         price_version_id="pv_1",
         from_lease=of,
     )
 
 
-def release_of(
-    claim: charge_pb2.ReservationClaim, charge_id: str = "", *, customer: str = "cus_a"
-) -> pb.ReservationRelease:
+def release_of(claim: charge_pb2.ReservationClaim, *, customer: str = "cus_a") -> pb.ReservationRelease:
     """Asks to end what a charge would claim."""
     return pb.ReservationRelease(
         customer_id=customer,
@@ -113,7 +109,6 @@ def release_of(
         reservation_id=claim.reservation_id,
         lease_epoch=claim.lease_epoch,
         expire_time=claim.expire_time if claim.HasField("expire_time") else None,
-        charge_id=charge_id,
     )
 
 

@@ -10,7 +10,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from services.kit import ids
 from services.kit.db import Database
 from services.kit.tenancy import PLATFORM, scope
 from services.ledger.store.audit import run_checks
@@ -74,7 +73,6 @@ def asked_hold(customer: str, asked: AskedHold) -> credit.HoldRequest:
         customer=customer,
         expires=LATE if asked.too_late else EARLY,
         content=asked.content or None,
-        charge_id=ids.charge_id(customer, asked.workflow, "BASE", 0) if asked.workflow else "",
         of=None if asked.of is None else claim(asked.of),
     )
 
@@ -150,7 +148,9 @@ class LedgerMachine(RuleBasedStateMachine):
                     st.sampled_from(["hold-0", "hold-1", "hold-2", "out-0", "out-1", f"rsv-{workflow}-0"])
                 )
             )
-        return self.an_allocation(data, customer, f"rsv-{workflow}-{data.draw(st.integers(0, 1))}")
+        # Also that of another workflow: a reservation is captured once, whoever claims it.
+        of = data.draw(st.sampled_from([workflow, workflow, "run-0", "run-1"]))
+        return self.an_allocation(data, customer, f"rsv-{of}-{data.draw(st.integers(0, 1))}")
 
     def an_allocation(self, data: st.DataObject, customer: str, reservation_id: str) -> Claim:
         return Claim(
@@ -349,7 +349,7 @@ class LedgerMachine(RuleBasedStateMachine):
         # What charges may claim in a lease at the same time.
         reservation_id = f"rsv-{name}-0"
         of = self.an_allocation(data, customer, reservation_id) if content else None
-        return AskedHold(reservation_id, "run", amount, content, name, late, of)
+        return AskedHold(reservation_id, "run", amount, content, late, of)
 
     def _placed(self, verdict: credit.HoldVerdict) -> str:
         if not verdict.HasField("error"):
@@ -361,7 +361,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), workflow=st.integers(0, 12).map("run-{}".format))
     def release(self, data: st.DataObject, workflow: str) -> None:
-        self._release(workflow, [(one, self.a_claim(data, one, workflow)) for one in self.customers])
+        self._release([(one, self.a_claim(data, one, workflow)) for one in self.customers])
 
     @rule(data=st.data(), number=st.integers(0, 3), amount=RESERVED, gross=AMOUNTS)
     def convert_and_end(self, data: st.DataObject, number: int, amount: int, gross: int) -> None:
@@ -373,13 +373,13 @@ class LedgerMachine(RuleBasedStateMachine):
         for step in data.draw(st.lists(st.sampled_from(steps), min_size=1, max_size=4)):
             claimed = old if step.endswith("old") else Claim(old.reservation_id)
             if step == "convert":
-                self._place([(customer, AskedHold(old.reservation_id, "run", amount, "1", workflow, of=old))])
+                self._place([(customer, AskedHold(old.reservation_id, "run", amount, "1", of=old))])
             elif step.startswith("settle"):
                 outcome = (f"out-{number}", amount) if data.draw(st.booleans()) else None
                 payees = ((self.organizations[0], 1),)
                 self._post([Item(customer, workflow, gross, payees, claimed, outcome)])
             else:
-                self._release(workflow, [(customer, claimed)])
+                self._release([(customer, claimed)])
 
     def _fund(self, customer: str, key: str) -> None:
         """A lease with something in it: without, there is little to convert."""
@@ -400,18 +400,17 @@ class LedgerMachine(RuleBasedStateMachine):
             )
             assert self.run(self.running.server.service.credits.OpenLease(request)).opened == opened
 
-    def _release(self, workflow: str, claims: list[tuple[str, Claim]]) -> None:
+    def _release(self, claims: list[tuple[str, Claim]]) -> None:
         releases = []
         for customer, claimed in claims:
-            charge_id = ids.charge_id(customer, workflow, "BASE", 0)
-            releases.append((customer, claimed, release_of(claim(claimed), charge_id, customer=customer)))
+            releases.append((customer, claimed, release_of(claim(claimed), customer=customer)))
         answer = self.run(
             self.running.server.service.credits.ReleaseReservations(
                 credit.ReleaseReservationsRequest(releases=[request for _, _, request in releases])
             )
         )
         assert [ended(verdict.released.ended) for verdict in answer.verdicts] == [
-            self.oracle.release(customer, workflow, claimed) for customer, claimed, _ in releases
+            self.oracle.release(customer, claimed) for customer, claimed, _ in releases
         ]
 
     @rule(data=st.data())

@@ -35,13 +35,12 @@ class Claim(NamedTuple):
 
 
 class AskedHold(NamedTuple):
-    """A hold that is asked for, for a workflow's run; `of` is the allocation that becomes it."""
+    """A hold that is asked for; `of` is the allocation that becomes it."""
 
     hold_id: str
     purpose: str
     amount: int
     content: str
-    workflow: str = ""
     too_late: bool = False
     of: Claim | None = None
 
@@ -138,6 +137,7 @@ class LedgerOracle:
     leases: dict[tuple[str, int], Lease] = field(default_factory=dict)
     holds: dict[tuple[str, str], Hold] = field(default_factory=dict)
     released: set[tuple[str, str]] = field(default_factory=set)
+    captured_by: dict[tuple[str, str], Charge] = field(default_factory=dict)
 
     # What there is.
 
@@ -179,9 +179,10 @@ class LedgerOracle:
         hold = self.holds.get((customer, claim.reservation_id))
         return claim.epoch == 0 or (hold is not None and hold.purpose == "run" and hold.state != "refused")
 
-    def ended(self, customer: str, claim: Claim, charge: Charge | None = None) -> Ended | None:
-        """How a reservation ended, as far as the charge that it is for is concerned; None if it stands."""
-        if charge is not None and charge.reservation_id == claim.reservation_id:
+    def ended(self, customer: str, claim: Claim) -> Ended | None:
+        """How a reservation ended; None if it stands."""
+        charge = self.captured_by.get((customer, claim.reservation_id))
+        if charge is not None:
             return Ended("settled", charge.captured_credits, charge.captured_room)
         if self.is_on_hold(customer, claim):
             hold = self.holds.get((customer, claim.reservation_id))
@@ -205,7 +206,7 @@ class LedgerOracle:
         for item in items:
             first.setdefault((item.customer, item.workflow), item)
         judged = {
-            key: self.ended(item.customer, item.claim, self.charges[key]) if item.claim else None
+            key: self.ended(item.customer, item.claim) if item.claim else None
             for key, item in first.items()
             if key in self.charges
         }
@@ -227,7 +228,14 @@ class LedgerOracle:
             return "reused", None
         ended = judged[key]
         if first[key].content != charge.item.content:
-            ended = self.ended(item.customer, item.claim, charge) if item.claim else None
+            ended = self.ended(item.customer, item.claim) if item.claim else None
+        if (
+            ended is not None
+            and item.claim is not None
+            and item.claim.reservation_id != charge.reservation_id
+        ):
+            # Another charge captured it; of this one it is answered what it took itself.
+            ended = Ended(ended.state)
         return ("posted" if key in fresh and item is first[key] else "duplicate"), ended
 
     def _pay(self, batch: list[Charge]) -> None:
@@ -260,6 +268,7 @@ class LedgerOracle:
         if charge.ended is not None:
             return
         charge.reservation_id = claim.reservation_id
+        self.captured_by[customer, claim.reservation_id] = charge
         if self.is_on_hold(customer, claim):
             hold = self.holds[customer, claim.reservation_id]
             taken = min(charge.item.gross, hold.credits)
@@ -421,8 +430,7 @@ class LedgerOracle:
         if not asked.content:
             return "expired"
         if asked.purpose == "run":
-            charge = self.charges.get((customer, asked.workflow))
-            if charge is not None and charge.reservation_id == asked.hold_id:
+            if (customer, asked.hold_id) in self.captured_by:
                 return "settled"
             if (customer, asked.hold_id) in self.released:
                 return "released"
@@ -459,9 +467,9 @@ class LedgerOracle:
         hold.room += from_room
         return True
 
-    def release(self, customer: str, workflow: str, claim: Claim) -> Ended:
+    def release(self, customer: str, claim: Claim) -> Ended:
         """How it has ended, now or before."""
-        ended = self.ended(customer, claim, self.charges.get((customer, workflow)))
+        ended = self.ended(customer, claim)
         hold = self.holds.get((customer, claim.reservation_id))
         if ended is not None:
             on_hold = self.is_on_hold(customer, claim)

@@ -163,8 +163,6 @@ class HoldRequest:
     amount: int
     expire_time: datetime
     content_hash: bytes
-    # The charge that it is for, as far as known.
-    charge_id: str = ""
     price_version_id: str = ""
     # The allocation that becomes this hold.
     from_lease: ReservationClaim | None = None
@@ -180,7 +178,6 @@ class ReservationRelease:
     lease_epoch: int
     # Unset for a hold.
     expire_time: datetime | None
-    charge_id: str
 
 
 def check_reservation_id(value: str, *, field: str) -> str:
@@ -225,8 +222,6 @@ def check_hold(request: HoldRequest, now: datetime) -> None:
     violations.require(
         len(request.content_hash) in (0, _SHA256_LENGTH), "content_hash", "must be a SHA-256, or empty"
     )
-    if request.charge_id:
-        violations.check(ids.check_id, request.charge_id, ids.CHARGE, field="charge_id")
     if request.price_version_id:
         violations.check(ids.check_id, request.price_version_id, ids.PRICE_VERSION, field="price_version_id")
     if request.from_lease is not None:
@@ -266,8 +261,6 @@ def check_release(release: ReservationRelease) -> None:
         "expire_time",
         "is required for an allocation in a lease",
     )
-    if release.charge_id:
-        violations.check(ids.check_id, release.charge_id, ids.CHARGE, field="charge_id")
     violations.raise_if_any()
 
 

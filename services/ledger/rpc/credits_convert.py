@@ -82,7 +82,6 @@ def hold_request_from_proto(message: credit_service_pb2.HoldRequest) -> HoldRequ
         amount=message.amount.amount_micros,
         expire_time=time_from_proto(message, "expire_time"),
         content_hash=message.content_hash,
-        charge_id=message.charge_id,
         price_version_id=message.price_version_id,
         from_lease=claim_from_proto(message.from_lease) if message.HasField("from_lease") else None,
     )
@@ -95,7 +94,6 @@ def release_from_proto(message: credit_service_pb2.ReservationRelease) -> Reserv
         reservation_id=message.reservation_id,
         lease_epoch=message.lease_epoch,
         expire_time=optional_time_from_proto(message, "expire_time"),
-        charge_id=message.charge_id,
     )
 
 

@@ -117,7 +117,7 @@ async def place_holds(
     rows = await _rows(
         connection,
         "SELECT * FROM ledger.place_holds(%b::text[], %b::text[], %b::ledger.hold_purpose[], %b::text[],"
-        " %b::bigint[], %b::timestamptz[], %b::bytea[], %b::text[], %b::text[],"
+        " %b::bigint[], %b::timestamptz[], %b::bytea[], %b::text[],"
         " %b::bigint[], %b::bigint[], %b::timestamptz[])",
         (
             [one.customer_id for one in requests],
@@ -127,7 +127,6 @@ async def place_holds(
             [one.amount for one in requests],
             [one.expire_time for one in requests],
             [one.content_hash for one in requests],
-            [one.charge_id for one in requests],
             [one.price_version_id for one in requests],
             [claim.lease_epoch for claim in claims],
             [claim.amount for claim in claims],
@@ -179,14 +178,13 @@ async def release_reservations(
     rows = await _rows(
         connection,
         "SELECT * FROM ledger.release_reservations(%s::text[], %s::text[], %s::text[], %s::bigint[],"
-        " %s::timestamptz[], %s::text[])",
+        " %s::timestamptz[])",
         (
             [one.customer_id for one in releases],
             [one.currency_code for one in releases],
             [one.reservation_id for one in releases],
             [one.lease_epoch for one in releases],
             [one.expire_time for one in releases],
-            [one.charge_id for one in releases],
         ),
     )
     return [_released(release, row) for release, row in zip(releases, rows, strict=True)]

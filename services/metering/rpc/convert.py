@@ -153,7 +153,6 @@ def release_to_proto(charge: IntendedCharge) -> credit_service_pb2.ReservationRe
         reservation_id=charge.claim.reservation_id,
         lease_epoch=charge.claim.lease_epoch,
         expire_time=time_to_proto(charge.claim.expire_time),
-        charge_id=charge.charge_key.charge_id,
     )
 
 

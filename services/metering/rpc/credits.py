@@ -130,7 +130,6 @@ class Credits:
                 reservation_id=reservation.reservation_id,
                 lease_epoch=reservation.lease_epoch,
                 expire_time=time_to_proto(reservation.expire_time),
-                charge_id=charge_id(_event_key(reservation)),
             )
         )
         available = await self.ended(reservation, token, released.ended, released.balance)

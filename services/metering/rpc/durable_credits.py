@@ -8,8 +8,6 @@ from services.kit.coalesce import Coalescer
 from services.kit.errors import TallystickError
 from services.metering.domain.reservation import DURABLE, Reservation, content_hash
 from services.metering.domain.reservation_token import TokenSigner
-from services.metering.domain.usage_event import EventKey
-from services.metering.domain.usage_record import charge_id
 from services.metering.rpc.convert import money_to_proto, time_to_proto
 from services.metering.rpc.kept import Kept, reservation_ended
 from services.metering.rpc.leases import lease_state
@@ -69,7 +67,6 @@ class DurableCredits:
         return await self._placing.submit(self._request(reservation, request_hash))
 
     def _request(self, reservation: Reservation, request_hash: bytes) -> credit_service_pb2.HoldRequest:
-        key = EventKey(reservation.customer_id, reservation.workflow_id, reservation.ordinal)
         return credit_service_pb2.HoldRequest(
             customer_id=reservation.customer_id,
             hold_id=reservation.reservation_id,
@@ -77,7 +74,6 @@ class DurableCredits:
             amount=money_to_proto(reservation.currency_code, reservation.amount_micros),
             expire_time=time_to_proto(reservation.expire_time),
             content_hash=request_hash,
-            charge_id=charge_id(key),
             price_version_id=reservation.price_version_id,
         )
 

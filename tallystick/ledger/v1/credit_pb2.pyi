@@ -257,7 +257,7 @@ class EndedReservation(_message.Message):
     """What became of it."""
     @_builtins.property
     def captured_credits(self) -> _money_pb2.Money:
-        """What was captured of it from credits."""
+        """What was captured of it from credits: by the charge that is answered for, or by any if none is."""
 
     @_builtins.property
     def captured_receivable(self) -> _money_pb2.Money:

@@ -336,7 +336,6 @@ class HoldRequest(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CONTENT_HASH_FIELD_NUMBER: _builtins.int
-    CHARGE_ID_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     FROM_LEASE_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
@@ -348,10 +347,6 @@ class HoldRequest(_message.Message):
     content_hash: _builtins.bytes
     """SHA-256 of what it was asked for with: the same hold id with the same hash answers the hold as it stands, with
     another one is refused. Empty to raise or prolong a hold.
-    """
-    charge_id: _builtins.str
-    """The charge that it is for: if that was paid from a reservation of this id, there is no hold any more
-    (RESERVATION_ENDED).
     """
     price_version_id: _builtins.str
     """What the work will be charged by; answered with the hold from then on."""
@@ -378,13 +373,12 @@ class HoldRequest(_message.Message):
         amount: _money_pb2.Money | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         content_hash: _builtins.bytes = ...,
-        charge_id: _builtins.str = ...,
         price_version_id: _builtins.str = ...,
         from_lease: _charge_pb2.ReservationClaim | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time", "from_lease", b"from_lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "charge_id", b"charge_id", "content_hash", b"content_hash", "customer_id", b"customer_id", "expire_time", b"expire_time", "from_lease", b"from_lease", "hold_id", b"hold_id", "price_version_id", b"price_version_id", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "content_hash", b"content_hash", "customer_id", b"customer_id", "expire_time", b"expire_time", "from_lease", b"from_lease", "hold_id", b"hold_id", "price_version_id", b"price_version_id", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -523,7 +517,6 @@ class ReservationRelease(_message.Message):
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     LEASE_EPOCH_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    CHARGE_ID_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     currency_code: _builtins.str
@@ -532,8 +525,6 @@ class ReservationRelease(_message.Message):
     """The reservation, or hold."""
     lease_epoch: _builtins.int
     """The lease in which it was allocated; 0 for a hold. If it has become a hold since, that one is released."""
-    charge_id: _builtins.str
-    """The charge that it was for: if that was paid from it, there is nothing to release."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it expires. Not needed for a hold."""
@@ -546,11 +537,10 @@ class ReservationRelease(_message.Message):
         reservation_id: _builtins.str = ...,
         lease_epoch: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
-        charge_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "currency_code", b"currency_code", "customer_id", b"customer_id", "expire_time", b"expire_time", "lease_epoch", b"lease_epoch", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "customer_id", b"customer_id", "expire_time", b"expire_time", "lease_epoch", b"lease_epoch", "reservation_id", b"reservation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.kit import ids
 from services.ledger.audit import audit
 from tallystick.ledger.v1 import charge_pb2, credit_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
@@ -214,11 +213,10 @@ async def test_of_settle_and_release_one_wins(credits: Credits, kind: str) -> No
         claim = allocation(f"rsv_{number}", 1, 100) if kind == "lease" else of_hold(f"hold_{number}")
         if kind == "hold":
             await credits.hold(hold_request(f"hold_{number}", 100))
-        charge_id = ids.charge_id("cus_a", f"run-{number}", "BASE", 0)
         answers = await asyncio.gather(
-            credits.release(release_of(claim, charge_id)),
+            credits.release(release_of(claim)),
             credits.post(intent(f"run-{number}", 60, claim)),
-            credits.release(release_of(claim, charge_id)),
+            credits.release(release_of(claim)),
             credits.post(intent(f"run-{number}", 60, claim)),
         )
         states = {
@@ -250,8 +248,7 @@ async def test_two_services_that_settle_and_release_agree_at_the_instant_of_expi
         await asyncio.sleep(0.02)
         # More and more of them come after the instant.
         posts = [credits.post(intent(f"run-{number}", 60, claim)) for _ in range(3)]
-        charge_id = ids.charge_id("cus_a", f"run-{number}", "BASE", 0)
-        releases = [credits.release(release_of(claim, charge_id)) for _ in range(3)]
+        releases = [credits.release(release_of(claim)) for _ in range(3)]
         posted, released = await asyncio.gather(asyncio.gather(*posts), asyncio.gather(*releases))
         said = {state_of(one.reservation) for (one,) in posted}
         said |= {state_of(one.released.ended) for (one,) in released}

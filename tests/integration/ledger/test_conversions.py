@@ -172,17 +172,17 @@ async def test_what_has_ended_gets_no_hold(leased: Credits) -> None:
     assert posted.charge.charge_id == CHARGE
     await leased.release(release_of(released))
     verdicts = await leased.hold(
-        hold_request("rsv_1", 10, charge_id=CHARGE, of=settled),
+        hold_request("rsv_1", 10, of=settled),
         hold_request("rsv_2", 10, of=released),
         hold_request("rsv_3", 10, expires=in_future(-1)),
         hold_request("rsv_4", 10, of=allocation("rsv_4", 1, 100, in_future(-1))),
         hold_request("rsv_5", 10, of=allocation("rsv_5", 9, 100)),
         # The charge was paid from another reservation.
-        hold_request("rsv_6", 10, charge_id=CHARGE),
+        hold_request("rsv_6", 10),
     )
     assert [ended_as(one) for one in verdicts[:5]] == ["settled", "released", "expired", "expired", "expired"]
     assert kept(verdicts[5]) == (10, 0)
-    without = await leased.hold(hold_request("rsv_1", 10, charge_id=CHARGE), hold_request("rsv_2", 10))
+    without = await leased.hold(hold_request("rsv_1", 10), hold_request("rsv_2", 10))
     assert [ended_as(one) for one in without] == ["settled", "released"]
     assert await leased.held() == Held(390, leased=540, runs=10)
 
@@ -201,7 +201,6 @@ async def test_malformed_conversions_are_the_callers_mistake(leased: Credits) ->
             (hold_request("rsv_1", 10, of=timeless), "from_lease.expire_time"),
             (hold_request("rsv_1", 10, content=None, of=allocation("rsv_1", 1, 100)), "content_hash"),
             (hold_request("rsv_1", 10, OUTCOME, of=allocation("rsv_1", 1, 100)), "purpose"),
-            (hold_request("rsv_1", 10, charge_id="run-1"), "charge_id"),
         ]
     ):
         (verdict,) = await leased.hold(request)
@@ -216,17 +215,17 @@ async def test_of_conversion_settle_and_release_each_reservation_ends_once(credi
     await credits.give_back(1, 1, 50_000)
     for number in range(15):
         name, workflow = f"rsv_{number}", f"run-{number}"
-        claim, charge_id = allocation(name, 1, 100), ids.charge_id("cus_a", workflow, "BASE", 0)
-        request = hold_request(name, 150, charge_id=charge_id, of=claim)
+        claim = allocation(name, 1, 100)
+        request = hold_request(name, 150, of=claim)
         settle: tuple[charge_pb2.ReservationClaim, ...] = (claim, of_hold(name))[: 1 + number % 2]
         await asyncio.gather(
             credits.hold(request),
             *(credits.post(intent(workflow, 60, one)) for one in settle),
-            credits.release(release_of(claim, charge_id)),
+            credits.release(release_of(claim)),
             credits.hold(request),
         )
         # Whoever comes late may have left a hold; it is the one that is released.
-        await credits.release(release_of(claim, charge_id))
+        await credits.release(release_of(claim))
         held = await credits.held()
         assert held.runs == 0
         assert held.available + held.leased == 100_000 - 60 * (number + 1)

@@ -151,8 +151,8 @@ BEGIN
         SELECT j.paid_epochs, j.states, j.settled_ids, j.taken_credits, j.ended_credits, j.ended_receivable
         INTO paid_epochs, reservation_states, settled_ids, taken_credits, ended_credits, ended_receivable
         FROM ledger.judge_claims(
-            charge_ids, customer_ids, currency_codes, gross_amounts, is_fresh, reservation_ids, lease_epochs,
-            claim_amounts, claim_expire_times) AS j;
+            customer_ids, currency_codes, gross_amounts, is_fresh, reservation_ids, lease_epochs, claim_amounts,
+            claim_expire_times) AS j;
     END IF;
 
     IF fresh_ids IS NOT NULL THEN

@@ -8,7 +8,6 @@
 -- reservation if the claim stands, else ''. For claims that stand also what is captured of credits, and what is no
 -- longer held when they have ended: of a lease just that, of a hold all of it.
 CREATE FUNCTION ledger.judge_claims(
-    charge_ids text[],
     customer_ids text[],
     currency_codes text[],
     gross_amounts bigint[],
@@ -30,70 +29,72 @@ DECLARE
     -- answered that the reservation has expired.
     moment timestamptz := clock_timestamp();
 BEGIN
-    SELECT array_agg(t.lease_epoch ORDER BY t.number),
-           array_agg(CASE WHEN t.open THEN 'settled' ELSE t.ended_as END ORDER BY t.number),
-           array_agg(CASE WHEN t.stands THEN t.reservation_id ELSE '' END ORDER BY t.number),
-           array_agg(t.taken ORDER BY t.number),
-           array_agg(CASE WHEN t.lease_epoch = 0 THEN t.hold_credits ELSE t.taken END ORDER BY t.number),
-           array_agg(CASE WHEN t.lease_epoch = 0 THEN t.hold_receivable ELSE 0 END ORDER BY t.number)
-    INTO paid_epochs, states, settled_ids, taken_credits, ended_credits, ended_receivable
-    FROM (
+    WITH claim AS (
+        SELECT c.number, c.customer_id, c.currency_code, c.fresh, c.gross, c.reservation_id,
+               CASE WHEN h.hold_id IS NULL THEN c.lease_epoch ELSE 0 END AS lease_epoch,
+               CASE WHEN c.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN c.gross
+                    ELSE coalesce(c.amount, 0) END AS amount,
+               l.remaining, h.credits AS hold_credits, h.receivable AS hold_receivable,
+               CASE WHEN c.reservation_id = '' THEN NULL
+                    WHEN p.reservation_id IS NOT NULL THEN 'settled'
+                    WHEN c.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN
+                        CASE WHEN h.currency_code <> c.currency_code THEN 'expired'
+                             WHEN h.state = 'held' THEN NULL
+                             WHEN h.state IN ('settled', 'released') THEN h.state::text
+                             ELSE 'expired' END
+                    WHEN r.reservation_id IS NOT NULL THEN 'released'
+                    WHEN l.epoch IS NULL OR moment >= c.expire_time THEN 'expired'
+               END AS ended_as
+        FROM unnest(
+            customer_ids, currency_codes, gross_amounts, is_fresh, reservation_ids,
+            lease_epochs, claim_amounts, claim_expire_times
+        ) WITH ORDINALITY AS c (
+            customer_id, currency_code, gross, fresh, reservation_id, lease_epoch, amount, expire_time, number)
+        -- Whatever charge it paid: a reservation is captured once.
+        LEFT JOIN ledger.charge p
+            ON p.customer_id = c.customer_id AND p.reservation_id = c.reservation_id AND p.reservation_id <> ''
+        LEFT JOIN ledger.credit_lease l
+            ON (l.customer_id, l.currency_code, l.epoch) = (c.customer_id, c.currency_code, c.lease_epoch)
+           AND NOT l.closed
+        LEFT JOIN ledger.hold h
+            ON c.reservation_id <> '' AND h.customer_id = c.customer_id AND h.hold_id = c.reservation_id
+           -- What was refused never became a hold.
+           AND (c.lease_epoch = 0 OR (h.purpose = 'run' AND h.state <> 'refused'))
+        LEFT JOIN ledger.released_reservation r
+            ON c.lease_epoch > 0 AND r.customer_id = c.customer_id AND r.reservation_id = c.reservation_id
+    ), could_capture AS (
+        SELECT c.*, c.fresh AND c.reservation_id <> '' AND c.ended_as IS NULL AS open FROM claim c
+    ), in_turn AS (
+        SELECT o.*, count(*) FILTER (WHERE o.open) OVER (
+                   PARTITION BY o.customer_id, o.reservation_id, o.fresh
+                   ORDER BY o.number ROWS UNBOUNDED PRECEDING
+               ) AS captures
+        FROM could_capture o
+    ), judged AS (
+        -- Of several in a batch the first that could capture it did.
+        SELECT i.*, i.open AND i.captures = 1 AS stands,
+               CASE WHEN i.captures > 0 THEN 'settled' ELSE i.ended_as END AS state
+        FROM in_turn i
+    ), claimed AS (
+        SELECT j.*, CASE WHEN j.stands THEN least(j.gross, j.amount) ELSE 0 END AS wanted FROM judged j
+    ), taking AS (
         SELECT w.*,
                CASE WHEN w.lease_epoch = 0 THEN least(w.wanted, w.hold_credits)
-                    ELSE least(w.wanted, greatest(w.remaining - (sum(w.wanted) OVER lease - w.wanted), 0))
+                    ELSE least(w.wanted, greatest(coalesce(w.remaining, 0) - (sum(w.wanted) OVER lease - w.wanted), 0))
                END::bigint AS taken
-        FROM (
-            SELECT s.number, s.customer_id, s.currency_code, s.reservation_id, s.lease_epoch, s.ended_as, s.open,
-                   s.open AND s.place = 1 AS stands,
-                   CASE WHEN s.open AND s.place = 1 THEN least(s.gross, s.amount) ELSE 0 END AS wanted,
-                   coalesce(s.remaining, 0) AS remaining,
-                   CASE WHEN s.open AND s.place = 1 THEN s.hold_credits ELSE 0 END AS hold_credits,
-                   CASE WHEN s.open AND s.place = 1 THEN s.hold_receivable ELSE 0 END AS hold_receivable
-            FROM (
-                SELECT j.*, j.fresh AND j.reservation_id <> '' AND j.ended_as IS NULL AS open,
-                       row_number() OVER (
-                           PARTITION BY j.customer_id, j.lease_epoch, j.reservation_id, j.fresh ORDER BY j.number
-                       ) AS place
-                FROM (
-                    SELECT c.number, c.customer_id, c.currency_code, c.fresh, c.gross, c.reservation_id,
-                           CASE WHEN h.hold_id IS NULL THEN c.lease_epoch ELSE 0 END AS lease_epoch,
-                           CASE WHEN c.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN c.gross
-                                ELSE coalesce(c.amount, 0) END AS amount,
-                           l.remaining, h.credits AS hold_credits, h.receivable AS hold_receivable,
-                           CASE WHEN c.reservation_id = '' THEN NULL
-                                WHEN p.reservation_id = c.reservation_id THEN 'settled'
-                                WHEN c.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN
-                                    CASE WHEN h.state = 'held' THEN NULL
-                                         WHEN h.state IN ('settled', 'released') THEN h.state::text
-                                         ELSE 'expired' END
-                                WHEN r.reservation_id IS NOT NULL THEN 'released'
-                                WHEN l.epoch IS NULL OR moment >= c.expire_time THEN 'expired'
-                           END AS ended_as
-                    FROM unnest(
-                        charge_ids, customer_ids, currency_codes, gross_amounts, is_fresh, reservation_ids,
-                        lease_epochs, claim_amounts, claim_expire_times
-                    ) WITH ORDINALITY AS c (
-                        charge_id, customer_id, currency_code, gross, fresh, reservation_id,
-                        lease_epoch, amount, expire_time, number)
-                    LEFT JOIN ledger.charge p
-                        ON NOT c.fresh AND p.charge_id = c.charge_id AND p.customer_id = c.customer_id
-                    LEFT JOIN ledger.credit_lease l
-                        ON (l.customer_id, l.currency_code, l.epoch) = (c.customer_id, c.currency_code, c.lease_epoch)
-                       AND NOT l.closed
-                    LEFT JOIN ledger.hold h
-                        ON c.reservation_id <> '' AND h.customer_id = c.customer_id AND h.hold_id = c.reservation_id
-                       AND h.currency_code = c.currency_code
-                       -- What was refused never became a hold.
-                       AND (c.lease_epoch = 0 OR (h.purpose = 'run' AND h.state <> 'refused'))
-                    LEFT JOIN ledger.released_reservation r
-                        ON c.lease_epoch > 0 AND r.customer_id = c.customer_id
-                       AND r.reservation_id = c.reservation_id
-                ) AS j
-            ) AS s
-        ) AS w
+        FROM claimed w
         WINDOW lease AS (
             PARTITION BY w.customer_id, w.currency_code, w.lease_epoch ORDER BY w.number ROWS UNBOUNDED PRECEDING)
-    ) AS t;
+    )
+    SELECT array_agg(t.lease_epoch ORDER BY t.number),
+           array_agg(t.state ORDER BY t.number),
+           array_agg(CASE WHEN t.stands THEN t.reservation_id ELSE '' END ORDER BY t.number),
+           array_agg(t.taken ORDER BY t.number),
+           array_agg(CASE WHEN NOT t.stands THEN 0
+                          WHEN t.lease_epoch = 0 THEN t.hold_credits ELSE t.taken END ORDER BY t.number),
+           array_agg(CASE WHEN t.stands AND t.lease_epoch = 0 THEN t.hold_receivable ELSE 0 END ORDER BY t.number)
+    INTO paid_epochs, states, settled_ids, taken_credits, ended_credits, ended_receivable
+    FROM taking t;
 END
 $$;
 

@@ -24,9 +24,9 @@ $$;
 -- ever lowered. content_hash: what a hold is asked for with, which repeated answers it as it stands; or empty, to raise
 -- one that is there.
 --
--- A run's id that has ended gets no hold any more: charge_id is the charge that it is for (''), and from_epoch the
--- lease that it was allocated in until now (0 for none), with what was allocated until when. That allocation ends with
--- the hold's beginning: as much of it as the hold needs changes from the lease to the hold, the rest stays in the lease.
+-- A run's id that has ended gets no hold any more. from_epoch is the lease that it was allocated in until now (0 for
+-- none), with what was allocated until when. That allocation ends with the hold's beginning: as much of it as the hold
+-- needs changes from the lease to the hold, the rest stays in the lease.
 --
 -- One row per hold comes back, in order. status: 'placed', 'insufficient' (final if the hold is new and was not
 -- allocated in a lease; spendable says what it could have been at most), 'reused' (the id came before with other
@@ -41,7 +41,6 @@ CREATE FUNCTION ledger.place_holds(
     amounts bigint[],
     expire_times timestamptz[],
     content_hashes bytea[],
-    charge_ids text[],
     price_version_ids text[],
     from_epochs bigint[],
     from_amounts bigint[],
@@ -102,10 +101,10 @@ BEGIN
         SELECT i.*, c.customer_id IS NOT NULL AS is_known
         FROM unnest(
             customer_ids, hold_ids, purposes, currency_codes, amounts, expire_times, content_hashes,
-            charge_ids, price_version_ids, from_epochs, from_amounts, from_expire_times
+            price_version_ids, from_epochs, from_amounts, from_expire_times
         ) WITH ORDINALITY AS i (
             customer_id, hold_id, purpose, currency_code, amount, expire_time, content_hash,
-            charge_id, price_version_id, from_epoch, from_amount, from_expire_time, number)
+            price_version_id, from_epoch, from_amount, from_expire_time, number)
         LEFT JOIN ledger.customer c ON c.customer_id = i.customer_id
         ORDER BY i.number
     LOOP
@@ -124,8 +123,7 @@ BEGIN
             INTO ended_as, from_lease
             FROM (VALUES (true)) AS one
             LEFT JOIN ledger.charge c
-                ON c.charge_id = item.charge_id AND c.customer_id = item.customer_id
-               AND c.reservation_id = item.hold_id
+                ON c.customer_id = item.customer_id AND c.reservation_id = item.hold_id AND c.reservation_id <> ''
             LEFT JOIN ledger.released_reservation r
                 ON r.customer_id = item.customer_id AND r.reservation_id = item.hold_id
             LEFT JOIN ledger.credit_lease l
@@ -221,8 +219,7 @@ CREATE FUNCTION ledger.release_reservations(
     currency_codes text[],
     reservation_ids text[],
     lease_epochs bigint[],
-    expire_times timestamptz[],
-    charge_ids text[]
+    expire_times timestamptz[]
 ) RETURNS TABLE (
     state text,
     captured_credits bigint,
@@ -261,7 +258,8 @@ BEGIN
                CASE WHEN k.customer_id IS NULL THEN NULL
                     WHEN c.charge_id IS NOT NULL THEN 'settled'
                     WHEN i.lease_epoch = 0 OR h.hold_id IS NOT NULL THEN
-                        CASE WHEN h.state = 'held' THEN 'released'
+                        CASE WHEN h.currency_code <> i.currency_code THEN 'expired'
+                             WHEN h.state = 'held' THEN 'released'
                              WHEN h.state IN ('settled', 'released') THEN h.state::text
                              ELSE 'expired' END
                     WHEN r.reservation_id IS NOT NULL THEN 'released'
@@ -271,13 +269,13 @@ BEGIN
            array_agg(coalesce(c.captured_credits, h.captured_credits, 0) ORDER BY i.number),
            array_agg(coalesce(c.captured_receivable, h.captured_receivable, 0) ORDER BY i.number)
     INTO states, are_holds, from_credits, from_receivable
-    FROM unnest(customer_ids, currency_codes, reservation_ids, lease_epochs, expire_times, charge_ids)
-        WITH ORDINALITY AS i (customer_id, currency_code, reservation_id, lease_epoch, expire_time, charge_id, number)
+    FROM unnest(customer_ids, currency_codes, reservation_ids, lease_epochs, expire_times)
+        WITH ORDINALITY AS i (customer_id, currency_code, reservation_id, lease_epoch, expire_time, number)
     LEFT JOIN ledger.customer k ON k.customer_id = i.customer_id
     LEFT JOIN ledger.charge c
-        ON c.charge_id = i.charge_id AND c.customer_id = i.customer_id AND c.reservation_id = i.reservation_id
+        ON c.customer_id = i.customer_id AND c.reservation_id = i.reservation_id AND c.reservation_id <> ''
     LEFT JOIN ledger.hold h
-        ON h.customer_id = i.customer_id AND h.hold_id = i.reservation_id AND h.currency_code = i.currency_code
+        ON h.customer_id = i.customer_id AND h.hold_id = i.reservation_id
        AND (i.lease_epoch = 0 OR (h.purpose = 'run' AND h.state <> 'refused'))
     LEFT JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.lease_epoch)

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextvars
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from services.kit import log
 from services.kit.errors import Code, ResourceExhausted, TallystickError, Unavailable
@@ -15,6 +16,8 @@ from services.kit.tasks import is_being_cancelled
 T = TypeVar("T")
 R = TypeVar("R")
 _log = log.get_logger()
+
+_LONGEST_PAUSE_SECONDS: Final = 0.004
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,10 @@ class Coalescer(Generic[T, R]):
     The first item waits for nothing. While `concurrency` runs are under way, items gather, and the next run
     takes up to `max_batch` of them, in order of arrival. `run` answers one result, or one error, per item, in
     order; if it raises, every caller of that batch gets an error, and no other.
+
+    With `patience`, a run of more than one item is followed by a pause of so many times its own length, at
+    most 4 ms, in which more items gather. That is for runs that are over before anything has gathered, and
+    cost more than what is in them: a caller who is alone never waits.
     """
 
     def __init__(
@@ -38,11 +45,13 @@ class Coalescer(Generic[T, R]):
         max_batch: int = 256,
         max_queue: int = 4096,
         concurrency: int = 1,
+        patience: float = 0.0,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._concurrency = concurrency
+        self._patience = patience
         self._queue: deque[_Waiting[T, R]] = deque()
         self._runners: set[asyncio.Task[None]] = set()
 
@@ -67,7 +76,12 @@ class Coalescer(Generic[T, R]):
     async def _drain(self) -> None:
         try:
             while batch := self._take():
+                started = time.monotonic()
                 await self._serve(batch)
+                if self._patience and len(batch) > 1:
+                    # Also with nothing in the queue: those who were just answered are about to ask again.
+                    took = time.monotonic() - started
+                    await asyncio.sleep(min(self._patience * took, _LONGEST_PAUSE_SECONDS))
         finally:
             # Here and not when the task is done, which the loop says later: who comes in between would take
             # this runner for one that still looks at the queue, and wait for ever.

@@ -60,7 +60,8 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         self._writer = writer
         self._reader = reader
         self._clock = clock
-        self._coalescer: Coalescer[tuple[ChargeIntent, str], PostedCharge] = Coalescer(self._post_gathered)
+        # What a statement costs PostgreSQL beside its charges is a quarter less per charge when they gather.
+        self._coalescer = Coalescer[tuple[ChargeIntent, str], PostedCharge](self._post_gathered, patience=1.0)
 
     async def PostCharge(
         self, request: ledger_service_pb2.PostChargeRequest, context: Context
@@ -135,7 +136,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
             return {}
 
         async def post() -> list[Verdict]:
-            async with self._writer.hot() as connection:
+            async with self._writer.call() as connection:
                 return await charges.post_charges(connection, intents, actor_api_key_id)
 
         try:

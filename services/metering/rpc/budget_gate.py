@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from services.kit.auth import Principal
-from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
 from services.kit.errors import FailedPrecondition, Unavailable
 from services.kit.worker import PeriodicWorker
@@ -31,11 +30,9 @@ from services.metering.store import budgets
 from services.metering.store.pools import (
     COUNTER_KEEP,
     MAX_MICROS,
-    Answer,
     CounterState,
     CounterUse,
     End,
-    EndAnswer,
     Extend,
     Missing,
     PoolKey,
@@ -50,7 +47,6 @@ from services.metering.store.pools import (
 from services.metering.valkey import Valkey
 
 _ATTEMPTS: Final = 4
-_BATCHES_AT_ONCE: Final = 2
 _PURGED_AT_ONCE: Final = 1000
 _TOLD_AT_ONCE: Final = 500
 _MAX_UNTOLD: Final = 10_000
@@ -100,10 +96,6 @@ class BudgetGate:
         # The ids of reservations that were counted in PostgreSQL, oldest first. Of those that are forgotten,
         # or ended by another process, the rows count until their time is over.
         self._in_database: dict[str, None] = {}
-        if pools is not None:
-            self._reserving = Coalescer[Reserve, Answer](pools.reserve, concurrency=_BATCHES_AT_ONCE)
-            self._extending = Coalescer[Extend, Answer](pools.extend, concurrency=_BATCHES_AT_ONCE)
-            self._ending = Coalescer[End, EndAnswer](pools.end, concurrency=_BATCHES_AT_ONCE)
 
     def purger(self, interval: timedelta) -> PeriodicWorker:
         """The worker that forgets what PostgreSQL counted of runs whose time is over."""
@@ -142,9 +134,9 @@ class BudgetGate:
         """
         if not gates:
             return
-        if self._is_up():
+        if (pools := self._redis()) is not None:
             try:
-                await self._reserve_in_redis(reservation, gates, content_hash.hex(), principal)
+                await self._reserve_in_redis(pools, reservation, gates, content_hash.hex(), principal)
             except PoolsUnavailable as error:
                 self._lost(error)
             else:
@@ -171,9 +163,9 @@ class BudgetGate:
         gates = await self._counting(reservation)
         if not gates:
             return
-        if self._is_up():
+        if (pools := self._redis()) is not None:
             try:
-                await self._extend_in_redis(reservation, gates, principal)
+                await self._extend_in_redis(pools, reservation, gates, principal)
             except PoolsUnavailable as error:
                 self._lost(error)
             else:
@@ -198,11 +190,11 @@ class BudgetGate:
         if self._pools is None:
             return
         news = _Ended(reservation, spent, _CANCELLED_STATE if cancelled else _ENDED_STATE)
-        if not self._is_up():
+        if (pools := self._redis()) is None:
             self._untold.append(news)
             return
         try:
-            await self._tell_end(news)
+            await self._tell_end(pools, news)
         except PoolsUnavailable as error:
             self._lost(error)
             self._untold.append(news)
@@ -211,11 +203,11 @@ class BudgetGate:
         """Tell Redis what counters have reached."""
         if not spent or self._pools is None:
             return
-        if not self._is_up():
+        if (pools := self._redis()) is None:
             self._remember(spent)
             return
         try:
-            await self._pools.merge([(pool_key(key), counter_state(total)) for key, total in spent.items()])
+            await pools.merge([(pool_key(key), counter_state(total)) for key, total in spent.items()])
         except PoolsUnavailable as error:
             self._lost(error)
             self._remember(spent)
@@ -239,10 +231,11 @@ class BudgetGate:
 
     async def _views(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, PoolView]:
         """Those of the counters that are in Redis."""
-        if not keys or self._pools is None or not self._is_up():
+        pools = self._redis()
+        if not keys or pools is None:
             return {}
         try:
-            views = await self._pools.peek([pool_key(key) for key in keys])
+            views = await pools.peek([pool_key(key) for key in keys])
         except PoolsUnavailable as error:
             self._lost(error)
             return {}
@@ -258,16 +251,16 @@ class BudgetGate:
 
     async def _tell(self) -> bool:
         try:
-            while self._untold_spent and self._pools is not None and self._is_up():
+            while self._untold_spent and (pools := self._redis()) is not None:
                 some = list(self._untold_spent.items())[:_TOLD_AT_ONCE]
-                await self._pools.merge([(pool_key(key), counter_state(total)) for key, total in some])
+                await pools.merge([(pool_key(key), counter_state(total)) for key, total in some])
                 for key, total in some:
                     # Unless it has risen meanwhile.
                     if self._untold_spent.get(key) == total:
                         del self._untold_spent[key]
-            while self._untold and self._is_up():
+            while self._untold and (pools := self._redis()) is not None:
                 news = self._untold[0]
-                await self._tell_end(news)
+                await self._tell_end(pools, news)
                 # Only now: told twice is as good as once. It may have fallen out of a full queue meanwhile.
                 if self._untold and self._untold[0] is news:
                     self._untold.popleft()
@@ -275,12 +268,12 @@ class BudgetGate:
             self._lost(error)
         return False
 
-    async def _tell_end(self, news: _Ended) -> None:
+    async def _tell_end(self, pools: Pools, news: _Ended) -> None:
         spent = dict(news.spent)
         if news.state != _CANCELLED_STATE:
             unknown = [key for key in news.reservation.counters if key not in spent]
             spent |= {key: state.spent for key, state in (await self._load(unknown)).items()}
-        await self._end_in_redis(news.reservation, spent, news.state)
+        await self._end_in_redis(pools, news.reservation, spent, news.state)
 
     def _remember(self, spent: Mapping[CounterKey, int]) -> None:
         for key, total in spent.items():
@@ -298,11 +291,11 @@ class BudgetGate:
         ]
 
     async def _extend_in_redis(
-        self, reservation: Reservation, gates: Sequence[Gate], principal: Principal
+        self, pools: Pools, reservation: Reservation, gates: Sequence[Gate], principal: Principal
     ) -> None:
         answers = await asyncio.gather(
             *(
-                self._extending.submit(
+                pools.submit(
                     Extend(
                         reservation_id=reservation.reservation_id,
                         amount=reservation.amount_micros,
@@ -320,14 +313,19 @@ class BudgetGate:
                 raise _exceeded(gate, answer.spent, answer.reserved, reservation, principal)
 
     async def _reserve_in_redis(
-        self, reservation: Reservation, gates: Sequence[Gate], content_hash: str, principal: Principal
+        self,
+        pools: Pools,
+        reservation: Reservation,
+        gates: Sequence[Gate],
+        content_hash: str,
+        principal: Principal,
     ) -> None:
         waiting, refused = list(gates), None
         refusing: set[CounterKey] = set()
         for _ in range(_ATTEMPTS):
             answers = await asyncio.gather(
                 *(
-                    self._reserving.submit(
+                    pools.submit(
                         Reserve(
                             reservation_id=reservation.reservation_id,
                             amount=reservation.amount_micros,
@@ -360,20 +358,20 @@ class BudgetGate:
             if refused is not None:
                 # But not the refused one, which Redis is to remember.
                 counted = reservation._replace(counters=tuple(set(reservation.counters) - refusing))
-                await self._end_in_redis(counted, {}, _CANCELLED_STATE)
+                await self._end_in_redis(pools, counted, {}, _CANCELLED_STATE)
                 raise refused
             if not again:
                 return
-            await self._seed(again)
+            await self._seed(pools, again)
             waiting = again
         raise Unavailable("the counters of the customer's budgets keep getting lost")
 
     async def _end_in_redis(
-        self, reservation: Reservation, spent: Mapping[CounterKey, int], state: str
+        self, pools: Pools, reservation: Reservation, spent: Mapping[CounterKey, int], state: str
     ) -> None:
         await asyncio.gather(
             *(
-                self._ending.submit(
+                pools.submit(
                     End(
                         reservation_id=reservation.reservation_id,
                         state=state,
@@ -386,13 +384,11 @@ class BudgetGate:
             )
         )
 
-    async def _seed(self, gates: Sequence[Gate]) -> None:
+    async def _seed(self, pools: Pools, gates: Sequence[Gate]) -> None:
         """Begin counters in Redis with what PostgreSQL knows."""
-        if self._pools is None:
-            return
         states = await self._load([gate.key for gate in gates])
         for key, state in states.items():
-            await self._pools.seed(
+            await pools.seed(
                 pool_key(key),
                 counter_state(state.spent).spent,
                 [(one.reservation_id, one.amount, one.expire_time) for one in state.open],
@@ -433,8 +429,9 @@ class BudgetGate:
             (gate,) = [gate for gate in gates if gate.key == refusal.key]
             raise _exceeded(gate, refusal.spent, refusal.reserved, reservation, principal)
 
-    def _is_up(self) -> bool:
-        return self._pools is not None and self._valkey is not None and self._valkey.is_up
+    def _redis(self) -> Pools | None:
+        """The pools, unless there are none, or Redis has just been found away."""
+        return self._pools if self._valkey is not None and self._valkey.is_up else None
 
     def _lost(self, error: PoolsUnavailable) -> None:
         if self._valkey is not None:

@@ -9,7 +9,7 @@ from typing import Final
 from prometheus_client import Counter
 
 from services.kit.coalesce import Coalescer
-from services.kit.db import Database
+from services.kit.db import Database, retry_transaction
 from services.kit.errors import TallystickError
 from services.metering.domain.usage_record import ChargeKey
 from services.metering.store import pending_charges
@@ -54,6 +54,11 @@ class Confirmations:
             _LOST.inc(len(keys))
 
     async def _confirm(self, batches: list[Sequence[ChargeKey]]) -> list[None]:
-        async with self._writer.hot() as connection:
-            await pending_charges.confirm(connection, list(chain.from_iterable(batches)))
+        keys = list(chain.from_iterable(batches))
+
+        async def confirm() -> None:
+            async with self._writer.call() as connection:
+                await pending_charges.confirm(connection, keys)
+
+        await retry_transaction(confirm, idempotent=True)
         return [None] * len(batches)

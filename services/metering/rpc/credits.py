@@ -238,7 +238,11 @@ class Credits:
         if not keys or self._pools is None or self._redis() is None:
             return {}
         try:
-            views = await self._pools.peek(list(keys))
+            if len(keys) == 1:
+                # As after each of the events that were charged together.
+                views = [await self._pools.look(key) for key in keys]
+            else:
+                views = await self._pools.peek(list(keys))
         except PoolsUnavailable as error:
             self._lost(error)
             return {}

@@ -2,7 +2,6 @@
 
 from typing import Final
 
-from services.kit.coalesce import Coalescer
 from services.kit.errors import FailedPrecondition, Unavailable
 from services.metering.domain.reservation import Reservation
 from services.metering.domain.reservation_token import TokenSigner
@@ -30,9 +29,6 @@ from services.metering.store.pools import Pools
 
 # How often a reservation is tried: each time something stood in its way that was then removed.
 _ATTEMPTS: Final = 10
-# Redis runs one call after the other in any case, and a batch costs us as much as three calls in it: so one
-# at a time, and the next one gathers meanwhile.
-_BATCHES_AT_ONCE: Final = 1
 # Under this state Redis remembers an attempt that became a hold.
 _DURABLE_STATE: Final = "durable"
 # And under this one an attempt that a hold was refused to.
@@ -54,11 +50,9 @@ class LeasedCredits:
     """Reserves in Redis; what the ledger and Redis must do for it first is done here."""
 
     def __init__(self, *, pools: Pools, leases: Leases, signer: TokenSigner) -> None:
+        self._pools = pools
         self._leases = leases
         self._signer = signer
-        self._reserving = Coalescer[Reserve, Answer](pools.reserve, concurrency=_BATCHES_AT_ONCE)
-        self._extending = Coalescer[Extend, Answer](pools.extend, concurrency=_BATCHES_AT_ONCE)
-        self._ending = Coalescer[End, EndAnswer](pools.end, concurrency=_BATCHES_AT_ONCE)
 
     async def reserve(self, reservation: Reservation, content_hash: bytes) -> Kept:
         """Allocate the reservation, or answer what this attempt allocated before.
@@ -72,7 +66,7 @@ class LeasedCredits:
         rounds, final = 0, False
         for _ in range(_ATTEMPTS):
             attempt = reservation._replace(lease_epoch=known.epoch)
-            answer = await self._reserving.submit(
+            answer = await self._pools.submit(
                 Reserve(
                     reservation_id=reservation.reservation_id,
                     amount=amount,
@@ -127,7 +121,7 @@ class LeasedCredits:
                 known = await self._leases.open(key, known.epoch, 0)
             if known.epoch != reservation.lease_epoch:
                 raise LeaseLost
-            answer = await self._extending.submit(
+            answer = await self._pools.submit(
                 Extend(
                     reservation_id=reservation.reservation_id,
                     amount=reservation.amount_micros,
@@ -164,7 +158,7 @@ class LeasedCredits:
         Answers what is free in the lease.
         """
         key = lease_key(reservation.customer_id, reservation.currency_code)
-        answer = await self._ending.submit(
+        answer = await self._pools.submit(
             End(
                 reservation_id=reservation.reservation_id,
                 state=state,

@@ -32,7 +32,8 @@ _log = log.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class KnownLease:
-    """What this process knows of a customer's current lease, from its last talk with the ledger.
+    """What this process knows of a customer's current lease, from its last talk with the ledger, and has told
+    Redis since.
 
     `available_micros` and `room_micros` are what the customer could spend beside the lease: free credits, and
     what the credit limit leaves. `used_at` is when somebody last asked for it, and `said_at` when the ledger
@@ -41,6 +42,7 @@ class KnownLease:
 
     key: PoolKey
     epoch: int
+    version: int
     expire_time: datetime
     recall: bool
     available_micros: int
@@ -205,9 +207,10 @@ class Leases:
         # allocates what was captured.
         await self._pools.merge(
             [
-                (key, lease_state(answer.lease))
+                (key, state)
                 for (key, _), answer in zip(wanted, answers, strict=True)
                 if not isinstance(answer, TallystickError)
+                if not self._has_told(key, state := lease_state(answer.lease))
             ]
         )
         verdicts = {
@@ -255,11 +258,21 @@ class Leases:
             return view.epoch == epoch and view.server_matches
         return False
 
+    def _has_told(self, key: PoolKey, state: LeaseState) -> bool:
+        """Whether Redis has heard this of a lease from this process."""
+        known = self._known.get(key)
+        return known is not None and (known.epoch, known.version, known.expire_time) == (
+            state.epoch,
+            state.version,
+            state.expire_time,
+        )
+
     def _learn(self, key: PoolKey, granted: credit_service_pb2.GrantedLease, asked_at: float) -> KnownLease:
         before = self._known.get(key)
         known = KnownLease(
             key=key,
             epoch=granted.lease.epoch,
+            version=granted.lease.version,
             expire_time=granted.lease.expire_time.ToDatetime(tzinfo=UTC),
             recall=granted.lease.recall,
             available_micros=granted.available.amount_micros,

@@ -141,7 +141,9 @@ class Pipeline:
             return {}, {}
 
         async def record() -> tuple[Mapping[EventKey, KnownUsage], CountedSpend]:
-            async with self._writer.hot() as connection:
+            # Without budgets it is one statement.
+            begin = self._writer.hot if any(spending.values()) else self._writer.call
+            async with begin() as connection:
                 known = await usage_events.record(connection, records, self._recovery_delay)
                 # Only what is new: a rolled back or repeated event is not counted twice.
                 added = [spend for key, some in spending.items() if key not in known for spend in some]

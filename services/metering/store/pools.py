@@ -7,8 +7,9 @@ Each function is atomic on the pools of one tag, and can be repeated: a second t
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, overload
 
+from services.kit.coalesce import Coalescer
 from services.kit.errors import TallystickError
 from services.metering.store.pool_format import (
     ANY_POOL,
@@ -91,6 +92,7 @@ __all__ = [
     "Pools",
     "PoolsUnavailable",
     "Refused",
+    "Request",
     "Reserve",
     "Reserved",
     "Reused",
@@ -101,8 +103,12 @@ __all__ = [
     "Withdrawal",
 ]
 
+Request: TypeAlias = Reserve | Extend | End
+
 _SWEEP_LIMIT: Final = 1000
 _SCAN_BATCH: Final = 256
+# Measured with 4 to 64 in flight: see docs/performance.md.
+_PATIENCE: Final = 3.0
 
 
 class Pools:
@@ -115,28 +121,40 @@ class Pools:
     def __init__(self, client: Client, *, grace: timedelta) -> None:
         self._functions = Functions(client)
         self._grace = grace // MICROSECOND
+        # Redis does one thing after the other in any case, so one round trip at a time, and the next gathers
+        # meanwhile. It costs us as much as three requests in it, and is over before many have come.
+        self._gathering = Coalescer[Request, Answer | EndAnswer](self.ask, patience=_PATIENCE)
+        self._looking = Coalescer[PoolKey, PoolView | None](self.peek)
 
     async def load(self) -> None:
         """Load the functions on every primary. Not needed: the first call does it where they are missing."""
         await self._functions.load()
 
-    async def reserve(self, requests: Sequence[Reserve]) -> list[Answer | TallystickError]:
-        """Reserve each, in order. An answer is an error if Redis, or that node of it, failed this one."""
-        answers = await self._functions.call([self._built(self._reserve, one) for one in requests])
-        return [to_answer(answer) for answer in answers]
+    @overload
+    async def submit(self, request: Reserve | Extend) -> Answer: ...
+    @overload
+    async def submit(self, request: End) -> EndAnswer: ...
+    async def submit(self, request: Request) -> Answer | EndAnswer:
+        """Do as ask() does, in a round trip with what others want at the same time. Raises what failed it."""
+        return await self._gathering.submit(request)
 
-    async def extend(self, requests: Sequence[Extend]) -> list[Answer | TallystickError]:
-        """Extend each, in order, as reserve() does.
+    @overload
+    async def ask(self, requests: Sequence[Reserve | Extend]) -> list[Answer | TallystickError]: ...
+    @overload
+    async def ask(self, requests: Sequence[End]) -> list[EndAnswer | TallystickError]: ...
+    @overload
+    async def ask(self, requests: Sequence[Request]) -> list[Answer | EndAnswer | TallystickError]: ...
+    async def ask(self, requests: Sequence[Request]) -> Any:
+        """Do each, in order. An answer is an error if Redis, or that node of it, failed this one.
 
-        The new token is stored if the amount or the time rises; else the stored one is answered.
+        An extension's token is stored if the amount or the time rises; else the stored one is answered. What
+        ends is ended here whether it is known or not, and the states that come with it are merged.
         """
-        answers = await self._functions.call([self._built(self._extend, one) for one in requests])
-        return [to_answer(answer) for answer in answers]
-
-    async def end(self, requests: Sequence[End]) -> list[EndAnswer | TallystickError]:
-        """End each, in order, known here or not, and merge the states that come with it."""
-        answers = await self._functions.call([self._built(self._end, one) for one in requests])
-        return [to_end_answer(answer) for answer in answers]
+        answers = await self._functions.call([self._built(request) for request in requests])
+        return [
+            to_end_answer(answer) if isinstance(request, End) else to_answer(answer)
+            for request, answer in zip(requests, answers, strict=True)
+        ]
 
     async def install(self, key: PoolKey, state: LeaseState) -> Installed:
         """Make the pool of an epoch, with no reservations, unless Redis holds this epoch or a later one.
@@ -191,6 +209,10 @@ class Pools:
         _raise_first(answers)
         return [None if answer is None else to_view(answer) for answer in answers]
 
+    async def look(self, key: PoolKey) -> PoolView | None:
+        """Look at a pool, in a round trip with those that others look at; None if it is not there."""
+        return await self._looking.submit(key)
+
     async def list_reservations(
         self, key: PoolKey, *, after: OpenReservation | None = None, limit: int = 100
     ) -> list[OpenReservation]:
@@ -241,14 +263,18 @@ class Pools:
     def _call(self, function: str, keys: Sequence[PoolKey], *args: str | int) -> Call:
         return Call(function, [name for key in keys for name in pool_keys(key)], (self._grace, *args))
 
-    @staticmethod
-    def _built(build: Any, request: Reserve | Extend | End) -> Call | TallystickError:
+    def _built(self, request: Request) -> Call | TallystickError:
         """The call for a request, or its error, so that it fails no other request."""
         try:
-            call: Call = build(request)
+            match request:
+                case Reserve():
+                    return self._reserve(request)
+                case Extend():
+                    return self._extend(request)
+                case End():
+                    return self._end(request)
         except PoolError as error:
             return error
-        return call
 
     def _reserve(self, request: Reserve) -> Call:
         return self._with_record(

@@ -133,7 +133,7 @@ class PoolMachine(RuleBasedStateMachine):
             freeze=freeze,
         )
         for _ in range(1 + repeat):
-            (answer,) = self.running.run(self.running.pools.reserve([request]))
+            (answer,) = self.running.run(self.running.pools.ask([request]))
             self._same(answer, self.model.reserve(request, datetime.now(UTC)))
 
     @rule(name=NAMES, amount=AMOUNTS, time=TIMES, token=st.sampled_from(["t3", "t4"]), uses=USES)
@@ -147,7 +147,7 @@ class PoolMachine(RuleBasedStateMachine):
             token=token,
             uses=[use for use in uses if use],
         )
-        (answer,) = self.running.run(self.running.pools.extend([request]))
+        (answer,) = self.running.run(self.running.pools.ask([request]))
         self._same(answer, self.model.extend(request, datetime.now(UTC)))
 
     @rule(
@@ -164,7 +164,7 @@ class PoolMachine(RuleBasedStateMachine):
             expire_time=LATER,
             pools=[(KEYS[i], states[i]) for i in pools],
         )
-        (answer,) = self.running.run(self.running.pools.end([request]))
+        (answer,) = self.running.run(self.running.pools.ask([request]))
         self._same(answer, self.model.end(request, datetime.now(UTC)))
 
     @rule(state=LEASES)

@@ -74,6 +74,39 @@ async def test_who_comes_as_the_last_batch_ends_is_served() -> None:
     assert await asyncio.wait_for(asyncio.gather(*first, second), 5) == ["<1>", "<2>"]
 
 
+async def test_after_a_crowd_a_patient_one_waits_for_more() -> None:
+    batches: list[list[int]] = []
+
+    async def run(items: list[int]) -> Sequence[Answer]:
+        batches.append(items)
+        await asyncio.sleep(0.002)
+        return [f"<{item}>" for item in items]
+
+    for patience, expected in ((0.0, [[1, 2, 3], [4], [5, 6]]), (1000.0, [[1, 2, 3], [4, 5, 6]])):
+        batches.clear()
+        coalescer = Coalescer(run, patience=patience)
+        await asyncio.gather(*submit(coalescer, 1, 2, 3))
+        # Each comes after the loop has had time to start a run for the one before.
+        tasks = submit(coalescer, 4)
+        await settle()
+        tasks += submit(coalescer, 5)
+        await settle()
+        tasks += submit(coalescer, 6)
+        await asyncio.gather(*tasks)
+        assert batches == expected
+
+
+async def test_who_is_alone_waits_for_nothing_however_patient_it_is() -> None:
+    engine = Engine()
+    engine.gate.set()
+    coalescer = Coalescer(engine.run, patience=1000.0)
+    for item in range(3):
+        await asyncio.gather(*submit(coalescer, item))
+        # Nobody waits on: its runner has ended, so the next one starts another.
+        assert not coalescer._runners
+    assert engine.batches == [[0], [1], [2]]
+
+
 async def test_a_batch_is_bounded_and_in_order_of_arrival() -> None:
     engine = Engine()
     engine.gate.set()

@@ -69,9 +69,12 @@ async def run(connection: Any, statement: str) -> Any:
 
 
 both = pytest.mark.parametrize("way", [Database.begin, Database.hot], ids=["begin", "hot"])
+every = pytest.mark.parametrize(
+    "way", [Database.begin, Database.hot, Database.call], ids=["begin", "hot", "call"]
+)
 
 
-@both
+@every
 async def test_every_connection_is_set_up(way: Way, empty_database_url: str) -> None:
     async with opened(prepare(empty_database_url)) as database, way(database) as connection:
         settings = {
@@ -102,7 +105,7 @@ async def test_every_connection_is_set_up(way: Way, empty_database_url: str) -> 
     }
 
 
-@both
+@every
 async def test_the_role_bounds_what_is_allowed(way: Way, empty_database_url: str) -> None:
     async with opened(prepare(empty_database_url)) as database:
         with pytest.raises((psycopg.errors.InsufficientPrivilege, sqlalchemy.exc.ProgrammingError)) as raised:
@@ -134,7 +137,7 @@ async def test_a_transaction_commits_or_leaves_nothing(way: Way, empty_database_
         assert await balance(database, 1) == 90
 
 
-@both
+@every
 async def test_waiting_for_a_connection_is_bounded(way: Way, empty_database_url: str) -> None:
     sizes = {"pool_size": 1, "hot_pool_size": 1, "wait": timedelta(milliseconds=100)}
     async with opened(prepare(empty_database_url), **sizes) as database:
@@ -320,6 +323,32 @@ async def test_the_end_of_a_backend_is_retried_over_a_new_connection(empty_datab
         async with asyncio.timeout(30):
             assert await retry_transaction(attempt, idempotent=True) == 100
         assert attempts == 2
+
+
+async def test_a_statement_of_its_own_survives_a_restart_when_it_is_retried(own_stores: Stores) -> None:
+    assert own_stores.postgres is not None
+    async with opened(prepare(own_stores.database_url), hot_pool_size=4) as database:
+
+        async def read() -> int:
+            async with database.call() as connection:
+                found: int = await run(connection, "SELECT balance FROM account WHERE id = 1")
+                return found
+
+        async def several() -> list[int]:
+            return await asyncio.gather(*(retry_transaction(read, idempotent=True) for _ in range(8)))
+
+        assert await several() == [100] * 8
+        # Every connection of the pool is lost; no caller sees it.
+        await asyncio.to_thread(own_stores.postgres.stop)
+        await asyncio.to_thread(own_stores.postgres.start)
+        async with asyncio.timeout(30):
+            assert await several() == [100] * 8
+
+
+async def test_a_statement_of_its_own_is_committed_when_it_ends(empty_database_url: str) -> None:
+    async with opened(prepare(empty_database_url)) as database, database.call() as connection:
+        await run(connection, "UPDATE account SET balance = 90 WHERE id = 1")
+        assert await balance(database, 1) == 90
 
 
 def test_what_the_url_says_is_kept() -> None:

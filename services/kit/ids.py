@@ -27,6 +27,7 @@ PRICE_VERSION = "pv"
 OUTCOME = "out"
 RESERVATION = "rsv"
 BUDGET = "bud"
+PAYOUT = "po"
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}")
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")

@@ -53,7 +53,7 @@ def _run_create_key(config: CreateKeyConfig) -> int:
 
 
 COMMANDS: Final = (
-    cli.Command("serve", "answer LedgerService and DirectoryService", LedgerConfig, _run_serve),
+    cli.Command("serve", "answer the gRPC services of the ledger", LedgerConfig, _run_serve),
     cli.Command("migrate", 'bring the schema "ledger" up to date', DatabaseConfig, _run_migrate),
     cli.Command(
         "audit",

@@ -13,6 +13,7 @@ from services.ledger import background, reaper
 from services.ledger.config import LedgerConfig
 from services.ledger.rpc.credits import CreditService
 from services.ledger.rpc.directory import DirectoryService
+from services.ledger.rpc.earnings import EarningsService
 from services.ledger.rpc.ledger import LedgerService
 from services.ledger.store.api_keys import DatabaseKeyResolver
 from tallystick.ledger.v1 import (
@@ -20,6 +21,8 @@ from tallystick.ledger.v1 import (
     credit_service_pb2_grpc,
     directory_service_pb2,
     directory_service_pb2_grpc,
+    earnings_service_pb2,
+    earnings_service_pb2_grpc,
     ledger_service_pb2,
     ledger_service_pb2_grpc,
 )
@@ -64,6 +67,11 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
                     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
                     credit_service_pb2_grpc.add_CreditServiceServicer_to_server,
                     credits,
+                ),
+                bind(
+                    earnings_service_pb2.DESCRIPTOR.services_by_name["EarningsService"],
+                    earnings_service_pb2_grpc.add_EarningsServiceServicer_to_server,
+                    EarningsService(writer, reader),
                 ),
                 bind(
                     directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"],

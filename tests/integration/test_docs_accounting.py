@@ -19,12 +19,23 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_service_pb2, transaction_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_credits import hold_request, of_hold
 from tests.support.ledger_server import LedgerServer, running_ledger
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "accounting.md"
-TRANSACTION_TYPES = ("charge", "collection", "purchase", "promotion", "adjustment")
+TRANSACTION_TYPES = (
+    "charge",
+    "collection",
+    "purchase",
+    "promotion",
+    "adjustment",
+    "payout",
+    "payout_completion",
+    "payout_return",
+    "payout_reversal",
+)
 # Work and its charge are on different days in the examples.
 WORK_TO_CHARGE = timedelta(days=3)
 # What the folder and the sequencer get, before something is wrong with them.
@@ -106,6 +117,9 @@ class Play:
             (r"hold (\S+) of ([\d,]+) for (\S+)", self._hold),
             (r"charge (\S+) of ([\d,]+) to (\S+)(?: from (\S+))? for (.+)", self._charge),
             (r"adjustment of (.+)", self._adjust),
+            (r"payout (\S+) of ([\d,]+) to (\S+)", self._pay_out),
+            (r"payout (\S+) (completed|returned) to (\S+)", self._end_payout),
+            (r"reversal (\S+) of ([\d,]+) from payout (\S+) to (\S+)", self._reverse),
         ):
             if match := re.fullmatch(pattern, line):
                 await step(*match.groups())
@@ -170,6 +184,41 @@ class Play:
                 idempotency_key=f"story-{next(self._keys)}",
             )
         )
+
+    async def _pay_out(self, payout_id: str, amount: str, organization_id: str) -> None:
+        await self.server.service.earnings.DebitPayout(
+            earnings.DebitPayoutRequest(
+                organization_id=organization_id, payout_id=payout_id, amount=usd(number(amount))
+            )
+        )
+
+    async def _end_payout(self, payout_id: str, how: str, organization_id: str) -> None:
+        service = self.server.service.earnings
+        if how == "completed":
+            await service.CompletePayout(
+                earnings.CompletePayoutRequest(organization_id=organization_id, payout_id=payout_id)
+            )
+        else:
+            await service.ReturnPayout(
+                earnings.ReturnPayoutRequest(organization_id=organization_id, payout_id=payout_id)
+            )
+
+    async def _reverse(self, reversal_id: str, amount: str, payout_id: str, organization_id: str) -> None:
+        await self.server.service.earnings.ReversePayout(
+            earnings.ReversePayoutRequest(
+                organization_id=organization_id,
+                payout_id=payout_id,
+                reversal_id=reversal_id,
+                amount=usd(number(amount)),
+            )
+        )
+
+    def charge_of(self, transaction: transaction_pb2.Transaction) -> charge_pb2.Charge | None:
+        """The charge whose money a transaction moves: of a payout in a story, the only one there is."""
+        if transaction.payout_id:
+            (charge,) = self.charges.values()
+            return charge
+        return self.charges.get(transaction.charge_id)
 
     async def posted(self) -> list[transaction_pb2.Transaction]:
         """Everything posted so far, in the order of the journal."""
@@ -242,9 +291,9 @@ def shown_bucket(
         }
     # A posting of a charge is on the day of its charge; a receivable goes out of the bucket it went into, and
     # into one that counts from now.
-    posted_on = (
-        "P" if transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE or not bucket.collected else "T"
-    )
+    # What a payout takes, and what comes back of it, is of the bucket that the charge went into.
+    of_charge = transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE or transaction.payout_id
+    posted_on = "P" if of_charge or not bucket.collected else "T"
     earned_on = "W" if charge is not None else "T"
     assert date.fromisoformat(bucket.earned_on) == days[earned_on]
     held = (date.fromisoformat(bucket.available_on) - days[posted_on]).days
@@ -297,10 +346,7 @@ async def test_the_ledger_posts_what_the_document_shows(example: Example, databa
         stage = Play(server)
         before = await play(server, example.given, stage)
         after = await play(server, example.when, stage)
-        told = [
-            shown(transaction, stage.charges.get(transaction.charge_id))
-            for transaction in after[len(before) :]
-        ]
+        told = [shown(transaction, stage.charge_of(transaction)) for transaction in after[len(before) :]]
         assert told == example.transactions
         for table in example.tables:
             if table.subject in ("customer", "organization"):

@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from services.kit.db import Database
 from services.kit.tenancy import PLATFORM, scope
 from services.ledger.store.audit import run_checks
-from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2, payout_debit_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support import ledger_credits
 from tests.support.ledger_credits import OUTCOME, RUN, hold_request, reason_of, release_of, state_of, usd
@@ -29,6 +30,12 @@ AMOUNTS = st.one_of(st.integers(0, 30), st.integers(0, 10_000), st.just(10**14))
 RESERVED = st.one_of(st.integers(1, 30), st.integers(1, 10_000))
 BASIS_POINTS = st.sampled_from([(0, 0), (1500, 290), (3333, 6667), (10_000, 0), (1, 1)])
 PURPOSES = {"run": RUN, "outcome": OUTCOME}
+PAYOUT_REFUSALS = {"refused": "INSUFFICIENT_EARNINGS", "reused": "IDEMPOTENCY_KEY_REUSED"}
+REVERSAL_REFUSALS = {
+    "unknown": "PAYOUT_NOT_FOUND",
+    "reused": "IDEMPOTENCY_KEY_REUSED",
+    "too much": "REVERSAL_EXCEEDS_PAYOUT",
+}
 EARLY, LATE = ledger_credits.in_future(30 * 86_400), Timestamp(seconds=1)
 
 
@@ -440,6 +447,73 @@ class LedgerMachine(RuleBasedStateMachine):
                 )
             superuser.execute("SELECT ledger.reap_leases(10), ledger.reap_holds(10)")
 
+    # Payouts.
+
+    @rule(data=st.data(), number=st.integers(0, 4), share=st.sampled_from([0, 1, 2, 3, 4, 5]))
+    def debit_payout(self, data: st.DataObject, number: int, share: int) -> None:
+        """Quarters of what there is: also all of it, and more."""
+        organization = data.draw(st.sampled_from(self.organizations))
+        amount = max(1, self.oracle.collected[organization] * share // 4)
+        call = self.running.server.service.earnings.DebitPayout(
+            earnings.DebitPayoutRequest(
+                organization_id=organization, payout_id=f"po_{number}", amount=usd(amount)
+            )
+        )
+        expected = self.oracle.debit_payout(organization, f"po_{number}", amount)
+        if expected in PAYOUT_REFUSALS:
+            assert self._refused(call) == PAYOUT_REFUSALS[expected]
+        else:
+            self._check_debit(organization, expected, self.run(call).debit)
+
+    @rule(data=st.data(), number=st.integers(0, 4), state=st.sampled_from(["completed", "returned"]))
+    def end_payout(self, data: st.DataObject, number: int, state: str) -> None:
+        organization = data.draw(st.sampled_from(self.organizations))
+        service, names = self.running.server.service.earnings, (organization, f"po_{number}")
+        call: Any = (
+            service.CompletePayout(
+                earnings.CompletePayoutRequest(organization_id=names[0], payout_id=names[1])
+            )
+            if state == "completed"
+            else service.ReturnPayout(
+                earnings.ReturnPayoutRequest(organization_id=names[0], payout_id=names[1])
+            )
+        )
+        expected = self.oracle.end_payout(*names, state)
+        if expected == "unknown":
+            assert self._refused(call) == "PAYOUT_NOT_FOUND"
+        elif expected != state:
+            assert self._refused(call) == "PAYOUT_STATE_CONFLICT"
+        else:
+            self._check_debit(organization, expected, self.run(call).debit)
+
+    @rule(data=st.data(), number=st.integers(0, 4), key=st.integers(0, 2), share=st.integers(1, 4))
+    def reverse_payout(self, data: st.DataObject, number: int, key: int, share: int) -> None:
+        organization = data.draw(st.sampled_from(self.organizations))
+        known = self.oracle.payouts.get((organization, f"po_{number}"))
+        amount = max(1, (known.amount if known else 100) * share // 4)
+        call = self.running.server.service.earnings.ReversePayout(
+            earnings.ReversePayoutRequest(
+                organization_id=organization,
+                payout_id=f"po_{number}",
+                reversal_id=f"trr_{key}",
+                amount=usd(amount),
+            )
+        )
+        expected = self.oracle.reverse_payout(organization, f"po_{number}", f"trr_{key}", amount)
+        if expected in ("reversed", "duplicate"):
+            answer = self.run(call)
+            assert answer.duplicate == (expected == "duplicate")
+            self._check_debit(organization, "completed", answer.debit)
+        else:
+            assert self._refused(call) == REVERSAL_REFUSALS.get(expected, "PAYOUT_STATE_CONFLICT")
+
+    def _check_debit(self, organization: str, state: str, debit: payout_debit_pb2.PayoutDebit) -> None:
+        known = self.oracle.payouts[organization, debit.payout_id]
+        said = payout_debit_pb2.PayoutDebitState.Name(debit.state).removeprefix("PAYOUT_DEBIT_STATE_").lower()
+        assert (said, state) == (known.state, known.state)
+        assert debit.amount.amount_micros == known.amount
+        assert debit.reversed.amount_micros == known.reversed
+
     def _refused(self, call: Any) -> str:
         return self.running.runner.run(refusal(call)).reason
 
@@ -517,6 +591,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert earned.uncollected.amount_micros == oracle.uncollected[organization]
         assert earned.platform_fees.amount_micros == oracle.platform_fees[organization]
         assert earned.processing_fees.amount_micros == oracle.processing_fees[organization]
+        listed = await self.running.server.operator.earnings.ListPayoutDebits(
+            earnings.ListPayoutDebitsRequest(organization_id=organization)
+        )
+        known = {payout_id for owner, payout_id in oracle.payouts if owner == organization}
+        assert {debit.payout_id for debit in listed.debits} == known
+        for debit in listed.debits:
+            self._check_debit(organization, oracle.payouts[organization, debit.payout_id].state, debit)
 
     def teardown(self) -> None:
         if hasattr(self, "oracle"):

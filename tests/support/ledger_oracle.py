@@ -122,6 +122,19 @@ class Hold:
 
 
 @dataclass
+class Payout:
+    """What a payout took, or was refused."""
+
+    amount: int
+    state: str
+    reversals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def reversed(self) -> int:
+        return sum(self.reversals.values())
+
+
+@dataclass
 class LedgerOracle:
     """Balances by owner; every charge, lease and hold by its id. `credits` are those that nobody holds."""
 
@@ -138,6 +151,7 @@ class LedgerOracle:
     holds: dict[tuple[str, str], Hold] = field(default_factory=dict)
     released: set[tuple[str, str]] = field(default_factory=set)
     captured_by: dict[tuple[str, str], Charge] = field(default_factory=dict)
+    payouts: dict[tuple[str, str], Payout] = field(default_factory=dict)
 
     # What there is.
 
@@ -485,3 +499,42 @@ class LedgerOracle:
         hold = self.holds[customer, hold_id]
         hold.state = state
         self.credits[customer] += hold.credits
+
+    # Payouts.
+
+    def debit_payout(self, organization: str, payout_id: str, amount: int) -> str:
+        """'reused', or how the payout stands: 'refused' for good, if collected earnings did not cover it."""
+        payout = self.payouts.get((organization, payout_id))
+        if payout is None:
+            covered = amount <= self.collected[organization]
+            payout = Payout(amount, "in_transit" if covered else "refused")
+            self.payouts[organization, payout_id] = payout
+            if covered:
+                self.collected[organization] -= amount
+        return payout.state if payout.amount == amount else "reused"
+
+    def end_payout(self, organization: str, payout_id: str, state: str) -> str:
+        """'unknown', or how the payout stands; it ends once."""
+        payout = self.payouts.get((organization, payout_id))
+        if payout is None:
+            return "unknown"
+        if payout.state == "in_transit":
+            payout.state = state
+            if state == "returned":
+                self.collected[organization] += payout.amount
+        return payout.state
+
+    def reverse_payout(self, organization: str, payout_id: str, reversal_id: str, amount: int) -> str:
+        """'reversed', 'duplicate', 'reused', 'too much', 'unknown', or the state that forbids it."""
+        payout = self.payouts.get((organization, payout_id))
+        if payout is None:
+            return "unknown"
+        if reversal_id in payout.reversals:
+            return "duplicate" if payout.reversals[reversal_id] == amount else "reused"
+        if payout.state != "completed":
+            return payout.state
+        if payout.reversed + amount > payout.amount:
+            return "too much"
+        payout.reversals[reversal_id] = amount
+        self.collected[organization] += amount
+        return "reversed"

@@ -21,12 +21,14 @@ from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceStub
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
+from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceStub
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 
 if TYPE_CHECKING:
     # The stubs' types of calls on an aio channel; at run time there is one class for both.
     from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceAsyncStub
     from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceAsyncStub
+    from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceAsyncStub
     from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
 
 
@@ -38,10 +40,17 @@ class Caller:
     ledger: LedgerServiceAsyncStub
     directory: DirectoryServiceAsyncStub
     credits: CreditServiceAsyncStub
+    earnings: EarningsServiceAsyncStub
 
 
 def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
-    return Caller(key, LedgerServiceStub(channel), DirectoryServiceStub(channel), CreditServiceStub(channel))
+    return Caller(
+        key,
+        LedgerServiceStub(channel),
+        DirectoryServiceStub(channel),
+        CreditServiceStub(channel),
+        EarningsServiceStub(channel),
+    )
 
 
 @dataclass

@@ -21,6 +21,7 @@ class AccountKind(StrEnum):
     STRIPE_CLEARING = "stripe_clearing"
     PROMOTIONS = "promotions"
     ADJUSTMENTS = "adjustments"
+    PAYOUTS_IN_TRANSIT = "payouts_in_transit"
 
 
 # Who may own an account of each kind, by the prefix of the id.
@@ -35,6 +36,7 @@ OWNER_PREFIX = {
     AccountKind.STRIPE_CLEARING: PLATFORM_OWNER,
     AccountKind.PROMOTIONS: PLATFORM_OWNER,
     AccountKind.ADJUSTMENTS: PLATFORM_OWNER,
+    AccountKind.PAYOUTS_IN_TRANSIT: "org",
 }
 
 
@@ -46,6 +48,10 @@ class TransactionType(StrEnum):
     PURCHASE = "purchase"
     PROMOTION = "promotion"
     ADJUSTMENT = "adjustment"
+    PAYOUT = "payout"
+    PAYOUT_COMPLETION = "payout_completion"
+    PAYOUT_RETURN = "payout_return"
+    PAYOUT_REVERSAL = "payout_reversal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,7 @@ class Transaction:
     partition_id: str
     type: TransactionType
     charge_id: str
+    payout_id: str
     occur_time: datetime
     create_time: datetime
     reason: str
@@ -149,5 +156,6 @@ class PostedEntry:
     transaction_id: str
     type: TransactionType
     charge_id: str
+    payout_id: str
     create_time: datetime
     entry: Entry

@@ -14,6 +14,7 @@ _FILES: Final = (
     "leases",
     "holds",
     "movements",
+    "payouts",
     "background",
     "expiry",
     "rights",

@@ -196,6 +196,7 @@ def transaction_to_proto(transaction: Transaction, *, show_actor: bool) -> trans
         transaction_id=transaction.transaction_id,
         type=_TYPE_TO_PROTO[transaction.type],
         charge_id=transaction.charge_id,
+        payout_id=transaction.payout_id,
         partition_id=transaction.partition_id,
         entries=[entry_to_proto(entry) for entry in transaction.entries],
         occur_time=timestamp(transaction.occur_time),
@@ -210,6 +211,7 @@ def posted_entry_to_proto(posted: PostedEntry) -> ledger_service_pb2.PostedEntry
         transaction_id=posted.transaction_id,
         type=_TYPE_TO_PROTO[posted.type],
         charge_id=posted.charge_id,
+        payout_id=posted.payout_id,
         create_time=timestamp(posted.create_time),
         entry=entry_to_proto(posted.entry),
     )

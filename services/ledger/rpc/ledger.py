@@ -19,6 +19,7 @@ from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
 from services.kit.tenancy import PLATFORM, Tenants, scope, tenants_of
+from services.kit.text import check_text
 from services.ledger.domain import adjustments
 from services.ledger.domain.accounts import (
     DEFAULT_CURRENCY,
@@ -168,8 +169,8 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         customer_id = ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
         currency = check_currency(request.amount.currency_code, field="amount.currency_code")
         amount = check_amount(request.amount.amount_micros, field="amount.amount_micros")
-        key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY_LENGTH)
-        reason = _check_text(request.reason, "reason", 0, _MAX_REASON_LENGTH)
+        key = check_text(request.idempotency_key, "idempotency_key", shortest=1, longest=_MAX_KEY_LENGTH)
+        reason = check_text(request.reason, "reason", shortest=0, longest=_MAX_REASON_LENGTH)
         if request.source not in _CREDIT_SOURCES:
             raise InvalidArgument.of("source", "must be a known source")
 
@@ -220,8 +221,10 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_service_pb2.AdjustBalancesRequest, context: Context
     ) -> ledger_service_pb2.AdjustBalancesResponse:
         principal = current_principal()
-        key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY_LENGTH)
-        reason = _check_text(request.reason, "reason", adjustments.MIN_REASON_LENGTH, _MAX_REASON_LENGTH)
+        key = check_text(request.idempotency_key, "idempotency_key", shortest=1, longest=_MAX_KEY_LENGTH)
+        reason = check_text(
+            request.reason, "reason", shortest=adjustments.MIN_REASON_LENGTH, longest=_MAX_REASON_LENGTH
+        )
         if not 2 <= len(request.postings) <= adjustments.MAX_POSTINGS:
             raise InvalidArgument.of("postings", f"must be two to {adjustments.MAX_POSTINGS}")
         postings = [
@@ -488,12 +491,6 @@ def _feed_batch_size(request: ledger_service_pb2.ReadJournalRequest) -> int:
     if request.batch_size < 0:
         raise InvalidArgument.of("batch_size", "must not be negative")
     return min(request.batch_size or _DEFAULT_FEED_BATCH, _MAX_FEED_BATCH)
-
-
-def _check_text(text: str, field: str, shortest: int, longest: int) -> str:
-    if not shortest <= len(text) <= longest or not text.isprintable():
-        raise InvalidArgument.of(field, f"must have {shortest} to {longest} printable characters")
-    return text
 
 
 def _content_hash(request: Message) -> bytes:

@@ -349,15 +349,80 @@ CHECKS = (
         """,
     ),
     Check(
+        "payouts_end_once",
+        "every payout took its amount once and ended at most once, in the transactions that its debit names",
+        """
+        SELECT organization_id, payout_id, type, transaction_id, currency_code, in_transit,
+               d.named IS NULL AS unknown_to_debits, t.posted IS NULL AS unknown_to_journal
+        FROM (
+            SELECT organization_id, payout_id, 'payout' AS type, transaction_id, currency_code,
+                   amount AS in_transit, true AS named
+            FROM ledger.payout_debit WHERE state <> 'refused'
+            UNION ALL
+            SELECT organization_id, payout_id,
+                   CASE state WHEN 'completed' THEN 'payout_completion' ELSE 'payout_return' END,
+                   end_transaction_id, currency_code, -amount, true
+            FROM ledger.payout_debit WHERE state IN ('completed', 'returned')
+        ) AS d
+        FULL JOIN (
+            SELECT t.partition_id AS organization_id, t.payout_id, t.type::text AS type, t.transaction_id,
+                   e.currency_code, sum(e.amount)::bigint AS in_transit, true AS posted
+            FROM ledger.transaction t
+            JOIN ledger.entry e USING (transaction_id, partition_id)
+            WHERE e.kind = 'payouts_in_transit'
+            GROUP BY t.partition_id, t.payout_id, t.type, t.transaction_id, e.currency_code
+        ) AS t USING (organization_id, payout_id, type, transaction_id, currency_code, in_transit)
+        WHERE d.named IS NULL OR t.posted IS NULL
+        """,
+    ),
+    Check(
+        "reversals_add_up",
+        "of every payout came back what its debit says, and only of those that were completed",
+        """
+        SELECT organization_id, payout_id, currency_code, d.reversed, t.reversed AS posted
+        FROM (SELECT * FROM ledger.payout_debit WHERE reversed > 0) AS d
+        FULL JOIN (
+            SELECT t.partition_id AS organization_id, t.payout_id, e.currency_code,
+                   sum(e.amount) AS reversed
+            FROM ledger.transaction t
+            JOIN ledger.entry e USING (transaction_id, partition_id)
+            WHERE t.type = 'payout_reversal' AND e.kind = 'organization_payable'
+            GROUP BY t.partition_id, t.payout_id, e.currency_code
+        ) AS t USING (organization_id, payout_id, currency_code)
+        WHERE coalesce(d.reversed, 0) <> coalesce(t.reversed, 0)
+        """,
+    ),
+    Check(
+        "in_transit_is_what_payouts_took",
+        "what is in transit of every organization is what its payouts took that have not ended",
+        """
+        SELECT owner_id, currency_code, a.balance, d.in_transit
+        FROM (
+            SELECT owner_id, currency_code, credits - debits AS balance FROM ledger.account
+            WHERE kind = 'payouts_in_transit' AND credits <> debits
+        ) AS a
+        FULL JOIN (
+            SELECT organization_id AS owner_id, currency_code, sum(amount) AS in_transit
+            FROM ledger.payout_debit WHERE state = 'in_transit' GROUP BY organization_id, currency_code
+        ) AS d USING (owner_id, currency_code)
+        WHERE coalesce(a.balance, 0) <> coalesce(d.in_transit, 0)
+        """,
+    ),
+    Check(
         "idempotency_matches_journal",
-        "every charge, grant and adjustment has the one key that it was posted under, and every key has one",
+        "every charge, grant, adjustment and reversal has one key, and every key has one of these",
         """
         SELECT k.owner_id, k.key, k.outcome, t.transaction_id, t.type
         FROM (
             SELECT owner_id, key, outcome FROM ledger.idempotency
             WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
+               OR key LIKE 'reversal/%'
         ) AS k
-        FULL JOIN (SELECT * FROM ledger.transaction WHERE type <> 'collection') AS t
+        -- Collections are what was open, and payouts are known by their debits.
+        FULL JOIN (
+            SELECT * FROM ledger.transaction
+            WHERE type NOT IN ('collection', 'payout', 'payout_completion', 'payout_return')
+        ) AS t
             ON t.partition_id = k.owner_id
            AND k.outcome = CASE t.type WHEN 'charge' THEN t.charge_id ELSE t.transaction_id END
            AND (t.type <> 'charge' OR k.key = t.charge_id)
@@ -366,6 +431,7 @@ CHECKS = (
         SELECT owner_id, min(key), outcome, NULL, NULL
         FROM ledger.idempotency
         WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
+               OR key LIKE 'reversal/%'
         GROUP BY owner_id, outcome HAVING count(*) > 1
         """,
     ),

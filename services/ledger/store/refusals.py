@@ -7,13 +7,16 @@ from datetime import timedelta
 
 import psycopg
 
-from services.kit.errors import AlreadyExists, FailedPrecondition, PreconditionViolation
+from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, PreconditionViolation
 from services.ledger.store.charges import unknown_party
 
 # SQLSTATEs of our own.
 _KEY_REUSED = "TL001"
 _UNKNOWN_PARTY = "TL002"
 _INSUFFICIENT_BALANCE = "TL003"
+_PAYOUT_STATE = "TL004"
+_REVERSAL_TOO_LARGE = "TL005"
+_UNKNOWN_PAYOUT = "TL006"
 # How long metering needs to see that a lease is recalled, and to return it.
 _RECALL_TIME = timedelta(seconds=5)
 
@@ -35,7 +38,26 @@ def refusals(key: str = "") -> Iterator[None]:
             raise unknown_party(detail) from None
         if error.sqlstate == _INSUFFICIENT_BALANCE:
             raise _insufficient(json.loads(detail)) from None
+        if error.sqlstate == _PAYOUT_STATE:
+            raise FailedPrecondition(
+                "the payout is in a state in which this cannot be done to it",
+                reason="PAYOUT_STATE_CONFLICT",
+                metadata=json.loads(detail),
+            ) from None
+        if error.sqlstate == _REVERSAL_TOO_LARGE:
+            raise FailedPrecondition(
+                "more would come back of the payout than it paid",
+                reason="REVERSAL_EXCEEDS_PAYOUT",
+                metadata=json.loads(detail),
+            ) from None
+        if error.sqlstate == _UNKNOWN_PAYOUT:
+            raise unknown_payout(detail) from None
         raise
+
+
+def unknown_payout(payout_id: str) -> NotFound:
+    """The error for a payout that is not there."""
+    return NotFound("no such payout", reason="PAYOUT_NOT_FOUND", metadata={"payout_id": payout_id})
 
 
 def _insufficient(account: dict[str, str]) -> FailedPrecondition:

@@ -22,6 +22,7 @@ from services.ledger.domain.accounts import (
 # ruff: noqa: S608 - statements are built from these constants alone
 _TRANSACTION_COLUMNS = """
     t.transaction_id, t.partition_id, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id,
+    coalesce(t.payout_id, '') AS payout_id,
     t.occur_time, t.create_time, t.reason, t.actor_api_key_id
 """
 _ENTRY_COLUMNS = """
@@ -51,7 +52,8 @@ _BY_OWNER = text(f"""
     ORDER BY t.transaction_id DESC
 """)
 _ENTRIES_BY_OWNER = text(f"""
-    SELECT {_ENTRY_COLUMNS}, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id, t.create_time
+    SELECT {_ENTRY_COLUMNS}, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id,
+           coalesce(t.payout_id, '') AS payout_id, t.create_time
     FROM ledger.entry e
     JOIN ledger.transaction t USING (transaction_id, partition_id)
     WHERE e.owner_id = :owner_id
@@ -118,6 +120,7 @@ async def list_entries(
             transaction_id=row["transaction_id"],
             type=TransactionType(row["type"]),
             charge_id=row["charge_id"],
+            payout_id=row["payout_id"],
             create_time=row["create_time"],
             entry=_entry(row),
         )
@@ -139,6 +142,7 @@ async def _with_entries(connection: AsyncConnection, transactions: Sequence[RowM
             partition_id=row["partition_id"],
             type=TransactionType(row["type"]),
             charge_id=row["charge_id"],
+            payout_id=row["payout_id"],
             occur_time=row["occur_time"],
             create_time=row["create_time"],
             reason=row["reason"],

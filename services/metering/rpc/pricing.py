@@ -24,6 +24,7 @@ from services.kit.errors import (
 from services.kit.money import check_currency
 from services.kit.pages import Page
 from services.kit.tenancy import scope, tenants_of
+from services.kit.text import check_text
 from services.metering.domain.price_book import (
     PLATFORM_OWNER,
     Price,
@@ -73,7 +74,9 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
             ),
             owner_id=owner_id,
             currency_code=check_currency(request.currency_code),
-            display_name=_check_text(request.display_name, "display_name", 0, _MAX_DISPLAY_NAME),
+            display_name=check_text(
+                request.display_name, "display_name", shortest=0, longest=_MAX_DISPLAY_NAME
+            ),
             create_time=self._clock.now(),
         )
 
@@ -121,7 +124,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
     ) -> pb.CreatePriceVersionResponse:
         principal = current_principal()
         book_id = _price_book_id(request.price_book_id)
-        key = _check_text(request.idempotency_key, "idempotency_key", 1, _MAX_KEY)
+        key = check_text(request.idempotency_key, "idempotency_key", shortest=1, longest=_MAX_KEY)
         prices = _checked_prices(prices_from_proto(request.prices))
         request_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
@@ -349,9 +352,3 @@ def _effective_time(request: pb.PublishPriceVersionRequest) -> datetime | None:
         return request.effective_time.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidArgument.of("effective_time", "is not a valid time") from None
-
-
-def _check_text(text: str, field: str, minimum: int, maximum: int) -> str:
-    if not minimum <= len(text) <= maximum or not text.isprintable():
-        raise InvalidArgument.of(field, f"must be {minimum} to {maximum} printable characters")
-    return text

@@ -126,6 +126,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BUDGET_NOT_FOUND: _ErrorReason.ValueType  # 37
     """NOT_FOUND. Metadata: `budget_id`."""
+    ERROR_REASON_INSUFFICIENT_EARNINGS: _ErrorReason.ValueType  # 38
+    """FAILED_PRECONDITION. A payout was refused: the organization's available earnings do not cover the amount. It is
+    final for this payout id. Metadata: `organization_id`, `payout_id`, `currency_code`, `available_micros`,
+    `requested_micros`.
+    """
+    ERROR_REASON_PAYOUT_NOT_FOUND: _ErrorReason.ValueType  # 39
+    """NOT_FOUND. Metadata: `payout_id`."""
+    ERROR_REASON_PAYOUT_STATE_CONFLICT: _ErrorReason.ValueType  # 40
+    """FAILED_PRECONDITION. The payout has ended otherwise, or has not been completed, so this cannot be done to it.
+    Nothing was changed. Metadata: `payout_id`, `state`.
+    """
+    ERROR_REASON_REVERSAL_EXCEEDS_PAYOUT: _ErrorReason.ValueType  # 41
+    """FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
+    `amount_micros`, `reversed_micros`, `requested_micros`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -239,6 +254,21 @@ Metadata: `outcome_id`, `outcome`, `expire_time`.
 """
 ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 37
 """NOT_FOUND. Metadata: `budget_id`."""
+ERROR_REASON_INSUFFICIENT_EARNINGS: ErrorReason.ValueType  # 38
+"""FAILED_PRECONDITION. A payout was refused: the organization's available earnings do not cover the amount. It is
+final for this payout id. Metadata: `organization_id`, `payout_id`, `currency_code`, `available_micros`,
+`requested_micros`.
+"""
+ERROR_REASON_PAYOUT_NOT_FOUND: ErrorReason.ValueType  # 39
+"""NOT_FOUND. Metadata: `payout_id`."""
+ERROR_REASON_PAYOUT_STATE_CONFLICT: ErrorReason.ValueType  # 40
+"""FAILED_PRECONDITION. The payout has ended otherwise, or has not been completed, so this cannot be done to it.
+Nothing was changed. Metadata: `payout_id`, `state`.
+"""
+ERROR_REASON_REVERSAL_EXCEEDS_PAYOUT: ErrorReason.ValueType  # 41
+"""FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
+`amount_micros`, `reversed_micros`, `requested_micros`.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -50,6 +50,10 @@ class _AccountKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountKi
     """Promotional credit that the platform gave away. Owner: the platform."""
     ACCOUNT_KIND_ADJUSTMENTS: _AccountKind.ValueType  # 10
     """The other side of operators' adjustments. Owner: the platform."""
+    ACCOUNT_KIND_PAYOUTS_IN_TRANSIT: _AccountKind.ValueType  # 11
+    """What payouts took from an organization's earnings and is not known to have left or not. Never below zero. Owner:
+    the organization.
+    """
 
 class AccountKind(_AccountKind, metaclass=_AccountKindEnumTypeWrapper):
     """AccountKind is the position of an account in the chart of accounts (docs/accounting.md). A positive
@@ -82,6 +86,10 @@ ACCOUNT_KIND_PROMOTIONS: AccountKind.ValueType  # 9
 """Promotional credit that the platform gave away. Owner: the platform."""
 ACCOUNT_KIND_ADJUSTMENTS: AccountKind.ValueType  # 10
 """The other side of operators' adjustments. Owner: the platform."""
+ACCOUNT_KIND_PAYOUTS_IN_TRANSIT: AccountKind.ValueType  # 11
+"""What payouts took from an organization's earnings and is not known to have left or not. Never below zero. Owner:
+the organization.
+"""
 Global___AccountKind: _TypeAlias = AccountKind  # noqa: Y015
 
 @_typing.final

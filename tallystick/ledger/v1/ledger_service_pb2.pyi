@@ -823,12 +823,15 @@ class PostedEntry(_message.Message):
     CHARGE_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
+    PAYOUT_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """The transaction."""
     type: _transaction_pb2.TransactionType.ValueType
     """What happened."""
     charge_id: _builtins.str
     """The charge that the transaction posts or collects, or empty."""
+    payout_id: _builtins.str
+    """The payout whose money its transaction moves, or empty."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was posted."""
@@ -845,10 +848,11 @@ class PostedEntry(_message.Message):
         charge_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         entry: _transaction_pb2.Entry | None = ...,
+        payout_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "create_time", b"create_time", "entry", b"entry", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "create_time", b"create_time", "entry", b"entry", "payout_id", b"payout_id", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,19 +27,19 @@ from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_m
 from tallystick.ledger.v1 import account_pb2 as tallystick_dot_ledger_dot_v1_dot_account__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tallystick/ledger/v1/transaction.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\"\xcc\x01\n\x05\x45ntry\x12\x14\n\x0c\x65ntry_number\x18\x01 \x01(\x05\x12\x31\n\x07\x61\x63\x63ount\x18\x02 \x01(\x0b\x32 .tallystick.ledger.v1.AccountRef\x12+\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x06\x62ucket\x18\x04 \x01(\x0b\x32$.tallystick.ledger.v1.EarningsBucket\x12\x17\n\x0f\x61\x63\x63ount_version\x18\x05 \x01(\x03\"L\n\x0e\x45\x61rningsBucket\x12\x11\n\tcollected\x18\x01 \x01(\x08\x12\x11\n\tearned_on\x18\x02 \x01(\t\x12\x14\n\x0c\x61vailable_on\x18\x03 \x01(\t\"\xbc\x02\n\x0bTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x33\n\x04type\x18\x02 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12\x11\n\tcharge_id\x18\x03 \x01(\t\x12\x14\n\x0cpartition_id\x18\x04 \x01(\t\x12,\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12.\n\noccur_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x18\n\x10\x61\x63tor_api_key_id\x18\t \x01(\t*\xd1\x01\n\x0fTransactionType\x12 \n\x1cTRANSACTION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSACTION_TYPE_CHARGE\x10\x01\x12\x1f\n\x1bTRANSACTION_TYPE_COLLECTION\x10\x02\x12\x1d\n\x19TRANSACTION_TYPE_PURCHASE\x10\x03\x12\x1e\n\x1aTRANSACTION_TYPE_PROMOTION\x10\x04\x12\x1f\n\x1bTRANSACTION_TYPE_ADJUSTMENT\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tallystick/ledger/v1/transaction.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\"\xcc\x01\n\x05\x45ntry\x12\x14\n\x0c\x65ntry_number\x18\x01 \x01(\x05\x12\x31\n\x07\x61\x63\x63ount\x18\x02 \x01(\x0b\x32 .tallystick.ledger.v1.AccountRef\x12+\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x06\x62ucket\x18\x04 \x01(\x0b\x32$.tallystick.ledger.v1.EarningsBucket\x12\x17\n\x0f\x61\x63\x63ount_version\x18\x05 \x01(\x03\"L\n\x0e\x45\x61rningsBucket\x12\x11\n\tcollected\x18\x01 \x01(\x08\x12\x11\n\tearned_on\x18\x02 \x01(\t\x12\x14\n\x0c\x61vailable_on\x18\x03 \x01(\t\"\xcf\x02\n\x0bTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x33\n\x04type\x18\x02 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12\x11\n\tcharge_id\x18\x03 \x01(\t\x12\x14\n\x0cpartition_id\x18\x04 \x01(\t\x12,\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x1b.tallystick.ledger.v1.Entry\x12.\n\noccur_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x18\n\x10\x61\x63tor_api_key_id\x18\t \x01(\t\x12\x11\n\tpayout_id\x18\n \x01(\t*\xe0\x02\n\x0fTransactionType\x12 \n\x1cTRANSACTION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSACTION_TYPE_CHARGE\x10\x01\x12\x1f\n\x1bTRANSACTION_TYPE_COLLECTION\x10\x02\x12\x1d\n\x19TRANSACTION_TYPE_PURCHASE\x10\x03\x12\x1e\n\x1aTRANSACTION_TYPE_PROMOTION\x10\x04\x12\x1f\n\x1bTRANSACTION_TYPE_ADJUSTMENT\x10\x05\x12\x1b\n\x17TRANSACTION_TYPE_PAYOUT\x10\x06\x12&\n\"TRANSACTION_TYPE_PAYOUT_COMPLETION\x10\x07\x12\"\n\x1eTRANSACTION_TYPE_PAYOUT_RETURN\x10\x08\x12$\n TRANSACTION_TYPE_PAYOUT_REVERSAL\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.ledger.v1.transaction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRANSACTIONTYPE']._serialized_start=772
-  _globals['_TRANSACTIONTYPE']._serialized_end=981
+  _globals['_TRANSACTIONTYPE']._serialized_start=791
+  _globals['_TRANSACTIONTYPE']._serialized_end=1143
   _globals['_ENTRY']._serialized_start=168
   _globals['_ENTRY']._serialized_end=372
   _globals['_EARNINGSBUCKET']._serialized_start=374
   _globals['_EARNINGSBUCKET']._serialized_end=450
   _globals['_TRANSACTION']._serialized_start=453
-  _globals['_TRANSACTION']._serialized_end=769
+  _globals['_TRANSACTION']._serialized_end=788
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,14 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """The platform gave credits away."""
     TRANSACTION_TYPE_ADJUSTMENT: _TransactionType.ValueType  # 5
     """An operator adjusted balances, with a reason."""
+    TRANSACTION_TYPE_PAYOUT: _TransactionType.ValueType  # 6
+    """A payout took money from an organization's available earnings."""
+    TRANSACTION_TYPE_PAYOUT_COMPLETION: _TransactionType.ValueType  # 7
+    """The money of a payout left the platform."""
+    TRANSACTION_TYPE_PAYOUT_RETURN: _TransactionType.ValueType  # 8
+    """The money of a payout did not leave, and is earnings again."""
+    TRANSACTION_TYPE_PAYOUT_REVERSAL: _TransactionType.ValueType  # 9
+    """Money of a completed payout came back."""
 
 class TransactionType(_TransactionType, metaclass=_TransactionTypeEnumTypeWrapper):
     """TransactionType says what happened. Each has a worked example in docs/accounting.md."""
@@ -56,6 +64,14 @@ TRANSACTION_TYPE_PROMOTION: TransactionType.ValueType  # 4
 """The platform gave credits away."""
 TRANSACTION_TYPE_ADJUSTMENT: TransactionType.ValueType  # 5
 """An operator adjusted balances, with a reason."""
+TRANSACTION_TYPE_PAYOUT: TransactionType.ValueType  # 6
+"""A payout took money from an organization's available earnings."""
+TRANSACTION_TYPE_PAYOUT_COMPLETION: TransactionType.ValueType  # 7
+"""The money of a payout left the platform."""
+TRANSACTION_TYPE_PAYOUT_RETURN: TransactionType.ValueType  # 8
+"""The money of a payout did not leave, and is earnings again."""
+TRANSACTION_TYPE_PAYOUT_REVERSAL: TransactionType.ValueType  # 9
+"""Money of a completed payout came back."""
 Global___TransactionType: _TypeAlias = TransactionType  # noqa: Y015
 
 @_typing.final
@@ -149,6 +165,7 @@ class Transaction(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     ACTOR_API_KEY_ID_FIELD_NUMBER: _builtins.int
+    PAYOUT_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"txn_…"."""
     type: Global___TransactionType.ValueType
@@ -161,6 +178,8 @@ class Transaction(_message.Message):
     """Why, in words, for grants and adjustments. Operators must not put personal data here."""
     actor_api_key_id: _builtins.str
     """The API key that asked for it."""
+    payout_id: _builtins.str
+    """The payout whose money it moves, or empty."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries. A caller that belongs to an organization or customer sees its own only."""
@@ -185,10 +204,11 @@ class Transaction(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
         actor_api_key_id: _builtins.str = ...,
+        payout_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "create_time", b"create_time", "entries", b"entries", "occur_time", b"occur_time", "partition_id", b"partition_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "create_time", b"create_time", "entries", b"entries", "occur_time", b"occur_time", "partition_id", b"partition_id", "payout_id", b"payout_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,11 +11,13 @@ from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import credit_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.integration.security.case import (
     CREDIT,
     DENIED,
     DIRECTORY,
+    EARNINGS,
     HOSTS_OF_ANY_AGENT,
     HOSTS_OF_ANY_CUSTOMER,
     LEDGER,
@@ -27,7 +29,13 @@ from tests.integration.security.case import (
     case_of,
     one,
 )
-from tests.integration.security.requests import adjust_request, charge_intent, grant_request, usd
+from tests.integration.security.requests import (
+    adjust_request,
+    charge_intent,
+    debit_request,
+    grant_request,
+    usd,
+)
 from tests.integration.security.world import PLATFORM, World
 
 # LedgerService
@@ -329,3 +337,39 @@ def _(world: World) -> Iterator[Case]:
     yield Case(
         credit.ListHoldsRequest(customer_id=world.bravo.customer, purpose=credit_pb2.HOLD_PURPOSE_OUTCOME)
     )
+
+
+# EarningsService
+
+one(EARNINGS, "DebitPayout", lambda w: debit_request(w.bravo, "po_first"))
+one(
+    EARNINGS,
+    "GetPayoutDebit",
+    lambda w: earnings.GetPayoutDebitRequest(organization_id=w.bravo.organization, payout_id="po_first"),
+)
+one(
+    EARNINGS,
+    "ReturnPayout",
+    lambda w: earnings.ReturnPayoutRequest(organization_id=w.bravo.organization, payout_id="po_cancelled"),
+)
+one(
+    EARNINGS,
+    "CompletePayout",
+    lambda w: earnings.CompletePayoutRequest(organization_id=w.bravo.organization, payout_id="po_sent"),
+)
+one(
+    EARNINGS,
+    "ReversePayout",
+    lambda w: earnings.ReversePayoutRequest(
+        organization_id=w.bravo.organization,
+        payout_id="po_completed",
+        reversal_id="trr_1",
+        amount=usd(1),
+    ),
+)
+
+
+@case_of(EARNINGS, "ListPayoutDebits")
+def _(world: World) -> Iterator[Case]:
+    yield Case(earnings.ListPayoutDebitsRequest())
+    yield Case(earnings.ListPayoutDebitsRequest(organization_id=world.bravo.organization))

@@ -11,13 +11,14 @@ import psycopg
 
 from tallystick.common.v1 import access_pb2
 from tallystick.common.v1.access_pb2 import Role
-from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import directory_service_pb2, earnings_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2, pricing_service_pb2, usage_pb2
 from tests.integration.security.requests import (
     adjust_request,
     book_request,
     budget_request,
     charge_intent,
+    debit_request,
     grant_request,
     publish_request,
     reservation_request,
@@ -152,6 +153,14 @@ async def _run(world: World, things: Things, host_key: str) -> None:
     things.reservation, things.token = authorized.reservation.reservation_id, authorized.reservation.token
     authorized = await metering.Authorize(reservation_request(things, f"{things.workflow}-second"))
     things.second_token = authorized.reservation.token
+    earnings = world.ledger.service.earnings
+    for payout_id in ("po_first", "po_cancelled", "po_sent", "po_completed"):
+        await earnings.DebitPayout(debit_request(things, payout_id))
+    await earnings.CompletePayout(
+        earnings_service_pb2.CompletePayoutRequest(
+            organization_id=things.organization, payout_id="po_completed"
+        )
+    )
 
 
 async def _populate_platform(world: World) -> None:

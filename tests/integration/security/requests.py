@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import account_pb2, charge_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, earnings_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import (
     budget_pb2,
     budget_service_pb2,
@@ -30,6 +30,12 @@ def grant_request(things: Things) -> ledger_service_pb2.GrantCreditsRequest:
         amount=usd(BRAVO_GRANT if things.tenant == "bravo" else 50_000_000),
         source=ledger_service_pb2.CREDIT_SOURCE_PURCHASE,
         idempotency_key="first",
+    )
+
+
+def debit_request(things: Things, payout_id: str) -> earnings_service_pb2.DebitPayoutRequest:
+    return earnings_service_pb2.DebitPayoutRequest(
+        organization_id=things.organization, payout_id=payout_id, amount=usd(1)
     )
 
 

@@ -18,7 +18,12 @@ from services.kit.client import connect
 from services.kit.errors import Code
 from tallystick.common.v1 import access_pb2
 from tallystick.common.v1.access_pb2 import Role
-from tallystick.ledger.v1 import credit_service_pb2, directory_service_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import (
+    credit_service_pb2,
+    directory_service_pb2,
+    earnings_service_pb2,
+    ledger_service_pb2,
+)
 from tallystick.metering.v1 import (
     budget_service_pb2,
     metering_service_pb2,
@@ -33,6 +38,7 @@ LEDGER_SERVICES: tuple[ServiceDescriptor, ...] = (
     ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"],
     directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"],
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
+    earnings_service_pb2.DESCRIPTOR.services_by_name["EarningsService"],
 )
 METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"],

@@ -1,4 +1,4 @@
-"""Credits that are set aside: leases, holds, released reservations; and the functions that move money.
+"""Credits that are set aside: leases, holds, released reservations.
 
 Revision ID: 0003
 Revises: 0002
@@ -9,7 +9,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0003"
 down_revision = "0002"
@@ -21,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0003_credits_tables.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

@@ -275,7 +275,7 @@ BEGIN
         GROUP BY p.owner_id, p.kind, p.currency_code HAVING count(*) > 1
     ) OR EXISTS (
         SELECT FROM unnest(p_kinds) AS kind
-        WHERE kind IN ('customer_receivable', 'customer_unpaid', 'unpaid_offset')
+        WHERE kind IN ('customer_receivable', 'customer_unpaid', 'unpaid_offset', 'payouts_in_transit')
     ) THEN
         RAISE EXCEPTION 'not an adjustment that balances' USING ERRCODE = 'invalid_parameter_value';
     END IF;

@@ -1,26 +1,24 @@
 """What every test may ask for: a fresh database, an empty Valkey, and servers of its own to stop and kill.
 
-Each pytest-xdist worker runs one PostgreSQL and one Valkey for the whole session. A test's database is a copy
-of a template that holds all migrations: that takes milliseconds, and no test sees the rows of another.
+Each pytest-xdist worker runs one PostgreSQL and one Valkey for the whole session. A test's database is as a
+template that holds all migrations: that takes milliseconds, and no test sees the rows of another.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
-import psycopg
 import pytest
 import redis
 from hypothesis import settings
-from psycopg import sql
 from sqlalchemy import make_url
 
 from sandbox.servers import Stores, stores
+from tests.support.databases import Databases, create_database, drop_database, fresh_name
 
 # Examples stay random, so that every run tries new ones; a failing one prints how to repeat it. No deadline:
 # how long an example takes says more about the machine than about the code.
@@ -28,8 +26,6 @@ settings.register_profile("ci", derandomize=False, print_blob=True, deadline=Non
 settings.load_profile("ci")
 
 FreshDatabase = Callable[[], AbstractContextManager[str]]
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -42,33 +38,27 @@ def session_stores() -> Iterator[Stores]:
 
 
 @pytest.fixture(scope="session")
-def template_database(session_stores: Stores) -> Iterator[str]:
-    """Name of a database with every service's migrations applied, for CREATE DATABASE … TEMPLATE."""
+def databases(session_stores: Stores) -> Iterator[Databases]:
+    """Databases with every service's migrations applied."""
     # Imported here: the tests of the sandbox and of pure functions run without the services.
     from services.ledger.migrations import migrate as migrate_ledger
     from services.metering.migrations import migrate as migrate_metering
 
-    name = _fresh_name("template")
-    _create_database(session_stores.database_url, name)
-    url = _with_database(session_stores.database_url, name)
+    template = fresh_name("template")
+    create_database(session_stores.database_url, template)
+    url = make_url(session_stores.database_url).set(database=template).render_as_string(hide_password=False)
     migrate_ledger(url)
     migrate_metering(url)
-    yield name
-    _drop_database(session_stores.database_url, name)
+    found = Databases(session_stores.database_url, template)
+    yield found
+    found.close()
+    drop_database(session_stores.database_url, template)
 
 
 @pytest.fixture(scope="session")
-def fresh_database(session_stores: Stores, template_database: str) -> FreshDatabase:
-    """Makes migrated databases for fixtures of a wider scope: `with fresh_database() as url`."""
-
-    @contextmanager
-    def fresh() -> Iterator[str]:
-        name = _fresh_name("test")
-        _create_database(session_stores.database_url, name, template=template_database)
-        yield _with_database(session_stores.database_url, name)
-        _drop_database(session_stores.database_url, name)
-
-    return fresh
+def fresh_database(databases: Databases) -> FreshDatabase:
+    """Gives migrated databases to fixtures of a wider scope: `with fresh_database() as url`."""
+    return databases.fresh
 
 
 @pytest.fixture
@@ -81,10 +71,10 @@ def database_url(fresh_database: FreshDatabase) -> Iterator[str]:
 @pytest.fixture
 def empty_database_url(session_stores: Stores) -> Iterator[str]:
     """URL of a database without any migration, for the tests of migrations."""
-    name = _fresh_name("empty")
-    _create_database(session_stores.database_url, name)
-    yield _with_database(session_stores.database_url, name)
-    _drop_database(session_stores.database_url, name)
+    name = fresh_name("empty")
+    create_database(session_stores.database_url, name)
+    yield make_url(session_stores.database_url).set(database=name).render_as_string(hide_password=False)
+    drop_database(session_stores.database_url, name)
 
 
 @pytest.fixture
@@ -102,29 +92,6 @@ def own_stores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
     monkeypatch.delenv("REDIS_URL", raising=False)
     with stores() as found:
         yield found
-
-
-def _fresh_name(kind: str) -> str:
-    # The process id, because workers share a server when DATABASE_URL names one.
-    return f"tallystick_{kind}_{os.getpid()}_{next(_numbers)}"
-
-
-def _with_database(url: str, name: str) -> str:
-    return make_url(url).set(database=name).render_as_string(hide_password=False)
-
-
-def _create_database(url: str, name: str, *, template: str = "template1") -> None:
-    _execute(url, sql.SQL("CREATE DATABASE {} TEMPLATE {}"), name, template)
-
-
-def _drop_database(url: str, name: str) -> None:
-    # FORCE: a server under test may still be closing its pool.
-    _execute(url, sql.SQL("DROP DATABASE {} WITH (FORCE)"), name)
-
-
-def _execute(url: str, statement: sql.SQL, *names: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement.format(*map(sql.Identifier, names)))
 
 
 def _own_redis_database(url: str) -> str:

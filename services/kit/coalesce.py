@@ -78,7 +78,7 @@ class Coalescer(Generic[T, R]):
             while batch := self._take():
                 started = time.monotonic()
                 await self._serve(batch)
-                if self._patience and len(batch) > 1:
+                if self._patience and len(batch) > 1 and len(self._queue) < self._max_batch:
                     # Also with nothing in the queue: those who were just answered are about to ask again.
                     took = time.monotonic() - started
                     await asyncio.sleep(min(self._patience * took, _LONGEST_PAUSE_SECONDS))

@@ -77,9 +77,14 @@ class Database:
             # would come to look for a PostgreSQL that is back only every few minutes.
             reconnect_timeout=wait.total_seconds(),
             max_lifetime=1800,
+            # Nothing to reset, but with this a worker of the pool gives connections back: a caller that is
+            # cancelled while it waits to do so itself would lose one for good.
+            reset=_nothing,
             name=f"{schema}.hot",
             open=False,
         )
+
+        self._checking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Start connecting. Does not wait: PostgreSQL may still be away."""
@@ -111,7 +116,7 @@ class Database:
                 if not _is_lost_connection(error):
                     raise
                 # Lost while nobody used it, as when PostgreSQL was restarted; then so were others.
-                await self._hot.check()
+                await self._discard_lost()
                 connection = await self._begin_hot(stack)
             yield connection
 
@@ -128,8 +133,19 @@ class Database:
         except psycopg.OperationalError as error:
             if _is_lost_connection(error):
                 # So that the next attempt does not get another one of the same kind.
-                await self._hot.check()
+                await self._discard_lost()
             raise
+
+    async def _discard_lost(self) -> None:
+        """Look at the idle connections, once for all who ask for it at the same time."""
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._hot.check())
+            self._checking.add_done_callback(self._checked)
+        # Shielded: a check that is cancelled takes sound connections for broken, and goes on.
+        await asyncio.shield(self._checking)
+
+    def _checked(self, _: asyncio.Task[None]) -> None:
+        self._checking = None
 
     async def _begin_hot(self, stack: AsyncExitStack) -> psycopg.AsyncConnection[TupleRow]:
         """Begin a transaction, which `stack` ends. That is also the check of the connection."""
@@ -141,6 +157,10 @@ class Database:
 
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
         return await psycopg.AsyncConnection.connect(**self._parameters)
+
+
+async def _nothing(_: psycopg.AsyncConnection[TupleRow]) -> None:
+    pass
 
 
 def connection_parameters(url: str, *, role: str, schema: str) -> dict[str, Any]:

@@ -157,7 +157,8 @@ class LedgerMachine(RuleBasedStateMachine):
             )
         # Also that of another workflow: a reservation is captured once, whoever claims it.
         of = data.draw(st.sampled_from([workflow, workflow, "run-0", "run-1"]))
-        return self.an_allocation(data, customer, f"rsv-{of}-{data.draw(st.integers(0, 1))}")
+        name = data.draw(st.sampled_from([f"rsv-{of}-0", f"rsv-{of}-1", "out-2"]))
+        return self.an_allocation(data, customer, name)
 
     def an_allocation(self, data: st.DataObject, customer: str, reservation_id: str) -> Claim:
         return Claim(

@@ -313,7 +313,7 @@ class LedgerOracle:
 
     def _hold_outcome(self, charge: Charge, hold_id: str, amount: int) -> None:
         customer, claim = charge.item.customer, charge.item.claim
-        if (customer, hold_id) in self.holds:
+        if (customer, hold_id) in self.holds or (customer, hold_id) in self.captured_by:
             return
         hold = self.holds[customer, hold_id] = Hold("outcome", "")
         if claim is not None and charge.reservation_id and not self.is_on_hold(customer, claim):

@@ -4,7 +4,6 @@ Counted in Redis; in PostgreSQL while Redis is away. What was spent is counted i
 usage itself, and Redis is told.
 """
 
-import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -293,19 +292,17 @@ class BudgetGate:
     async def _extend_in_redis(
         self, pools: Pools, reservation: Reservation, gates: Sequence[Gate], principal: Principal
     ) -> None:
-        answers = await asyncio.gather(
-            *(
-                pools.submit(
-                    Extend(
-                        reservation_id=reservation.reservation_id,
-                        amount=reservation.amount_micros,
-                        expire_time=reservation.expire_time,
-                        token="",
-                        uses=(CounterUse(pool_key(gate.key), gate.budget.limit_micros),),
-                    )
+        answers = await pools.submit_all(
+            [
+                Extend(
+                    reservation_id=reservation.reservation_id,
+                    amount=reservation.amount_micros,
+                    expire_time=reservation.expire_time,
+                    token="",
+                    uses=(CounterUse(pool_key(gate.key), gate.budget.limit_micros),),
                 )
                 for gate in gates
-            )
+            ]
         )
         for gate, answer in zip(gates, answers, strict=True):
             # A counter that Redis has lost has lost the reservation too. The run is under way in any case.
@@ -323,21 +320,19 @@ class BudgetGate:
         waiting, refused = list(gates), None
         refusing: set[CounterKey] = set()
         for _ in range(_ATTEMPTS):
-            answers = await asyncio.gather(
-                *(
-                    pools.submit(
-                        Reserve(
-                            reservation_id=reservation.reservation_id,
-                            amount=reservation.amount_micros,
-                            expire_time=reservation.expire_time,
-                            content_hash=content_hash,
-                            token="",
-                            uses=(CounterUse(pool_key(gate.key), gate.budget.limit_micros),),
-                            freeze=True,
-                        )
+            answers = await pools.submit_all(
+                [
+                    Reserve(
+                        reservation_id=reservation.reservation_id,
+                        amount=reservation.amount_micros,
+                        expire_time=reservation.expire_time,
+                        content_hash=content_hash,
+                        token="",
+                        uses=(CounterUse(pool_key(gate.key), gate.budget.limit_micros),),
+                        freeze=True,
                     )
                     for gate in waiting
-                )
+                ]
             )
             again = []
             for gate, answer in zip(waiting, answers, strict=True):
@@ -369,19 +364,17 @@ class BudgetGate:
     async def _end_in_redis(
         self, pools: Pools, reservation: Reservation, spent: Mapping[CounterKey, int], state: str
     ) -> None:
-        await asyncio.gather(
-            *(
-                pools.submit(
-                    End(
-                        reservation_id=reservation.reservation_id,
-                        state=state,
-                        token="",
-                        expire_time=reservation.expire_time,
-                        pools=((pool_key(key), counter_state(spent[key]) if key in spent else None),),
-                    )
+        await pools.submit_all(
+            [
+                End(
+                    reservation_id=reservation.reservation_id,
+                    state=state,
+                    token="",
+                    expire_time=reservation.expire_time,
+                    pools=((pool_key(key), counter_state(spent[key]) if key in spent else None),),
                 )
                 for key in reservation.counters
-            )
+            ]
         )
 
     async def _seed(self, pools: Pools, gates: Sequence[Gate]) -> None:

@@ -7,6 +7,7 @@ Each function is atomic on the pools of one tag, and can be repeated: a second t
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final, TypeAlias, overload
 
 from services.kit.coalesce import Coalescer
@@ -123,7 +124,10 @@ class Pools:
         self._grace = grace // MICROSECOND
         # Redis does one thing after the other in any case, so one round trip at a time, and the next gathers
         # meanwhile. It costs us as much as three requests in it, and is over before many have come.
-        self._gathering = Coalescer[Request, Answer | EndAnswer](self.ask, patience=_PATIENCE)
+        # Patient by callers, of whom each may have several requests.
+        self._gathering = Coalescer[Sequence[Request], list[Answer | EndAnswer | TallystickError]](
+            self._ask_all, patience=_PATIENCE
+        )
         self._looking = Coalescer[PoolKey, PoolView | None](self.peek)
 
     async def load(self) -> None:
@@ -136,7 +140,22 @@ class Pools:
     async def submit(self, request: End) -> EndAnswer: ...
     async def submit(self, request: Request) -> Answer | EndAnswer:
         """Do as ask() does, in a round trip with what others want at the same time. Raises what failed it."""
-        return await self._gathering.submit(request)
+        (answer,) = await self._gathering.submit([request])
+        if isinstance(answer, TallystickError):
+            raise answer
+        return answer
+
+    @overload
+    async def submit_all(self, requests: Sequence[Reserve | Extend]) -> list[Answer]: ...
+    @overload
+    async def submit_all(self, requests: Sequence[End]) -> list[EndAnswer]: ...
+    async def submit_all(self, requests: Sequence[Request]) -> Any:
+        """Do as submit() does with several, in order. Raises what failed the first that failed."""
+        if not requests:
+            return []
+        answers = await self._gathering.submit(requests)
+        _raise_first(answers)
+        return answers
 
     @overload
     async def ask(self, requests: Sequence[Reserve | Extend]) -> list[Answer | TallystickError]: ...
@@ -155,6 +174,12 @@ class Pools:
             to_end_answer(answer) if isinstance(request, End) else to_answer(answer)
             for request, answer in zip(requests, answers, strict=True)
         ]
+
+    async def _ask_all(
+        self, asked: Sequence[Sequence[Request]]
+    ) -> list[list[Answer | EndAnswer | TallystickError]]:
+        answers = iter(await self.ask([request for requests in asked for request in requests]))
+        return [list(islice(answers, len(requests))) for requests in asked]
 
     async def install(self, key: PoolKey, state: LeaseState) -> Installed:
         """Make the pool of an epoch, with no reservations, unless Redis holds this epoch or a later one.

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from services.ledger.audit import audit
+from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, credit_pb2
+from tallystick.ledger.v1 import credit_service_pb2 as pb
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_credits import (
@@ -326,3 +329,38 @@ async def test_malformed_claims_are_the_callers_mistake(credits: Credits) -> Non
         "outcome_hold.expire_time",
     ]
     assert verdicts[-1].HasField("posted")
+
+
+@pytest.mark.parametrize("against", ["charge", "release"])
+async def test_a_reservation_ends_once_whatever_currency_it_is_named_in(
+    credits: Credits, against: str
+) -> None:
+    for currency in ("USD", "EUR"):
+        amount = money_pb2.Money(currency_code=currency, amount_micros=100_000)
+        await credits.server.operator.ledger.GrantCredits(
+            ledger.GrantCreditsRequest(
+                customer_id="cus_a",
+                amount=amount,
+                source=ledger.CREDIT_SOURCE_PURCHASE,
+                idempotency_key=currency,
+            )
+        )
+        await credits.server.service.credits.OpenLease(
+            pb.OpenLeaseRequest(customer_id="cus_a", currency_code=currency, wanted_micros=100_000)
+        )
+    for number in range(20):
+        dollars = intent(f"usd-{number}", 10, allocation(f"rsv_{number}", 1, 20))
+        euros = intent(f"eur-{number}", 10, allocation(f"rsv_{number}", 1, 20))
+        euros.gross.currency_code = euros.reservation.amount.currency_code = "EUR"
+        release = release_of(allocation(f"rsv_{number}", 1, 20))
+        release.currency_code = "EUR"
+
+        answers: Any = await asyncio.gather(
+            credits.post(dollars), credits.post(euros) if against == "charge" else credits.release(release)
+        )
+        (posted,), (other,) = answers
+        ended = other.reservation if against == "charge" else other.released.ended
+        took = posted.charge.captured.amount_micros
+        assert state_of(posted.reservation) == state_of(ended)
+        # Each says what was taken in its own currency.
+        assert took + ended.captured_credits.amount_micros == (10 if state_of(ended) == "settled" else 0)

@@ -55,7 +55,7 @@ async def test_the_audit_finds_what_somebody_changed(
     async with await psycopg.AsyncConnection.connect(database_url) as superuser:
         # As only somebody with the whole machine can: past roles, policies, triggers and unique indexes.
         await superuser.execute("SET session_replication_role = replica")
-        await superuser.execute("DROP INDEX ledger.credit_lease_current")
+        await superuser.execute("DROP INDEX ledger.credit_lease_current, ledger.charge_reservation")
         changed = await superuser.execute(change.encode())
         assert changed.rowcount > 0
     capsys.readouterr()

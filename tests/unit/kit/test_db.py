@@ -365,3 +365,68 @@ def test_odd_names_are_refused(name: str) -> None:
         connection_parameters("postgresql:///x", role=name, schema=SCHEMA)
     with pytest.raises(ValueError, match="not a plain SQL identifier"):
         connection_parameters("postgresql:///x", role=ROLE, schema=name)
+
+
+@pytest.mark.parametrize("way", [Database.hot, Database.call], ids=["hot", "call"])
+async def test_callers_that_are_cancelled_lose_no_connection(way: Way, empty_database_url: str) -> None:
+    async with opened(prepare(empty_database_url), hot_pool_size=2) as database:
+
+        async def write() -> None:
+            async with way(database) as connection:
+                await run(connection, "UPDATE account SET balance = balance + 0 WHERE id = 1")
+
+        async def caller(number: int) -> None:
+            for turn in range(60):
+                task = asyncio.create_task(write())
+                if (turn + number) % 3:
+                    # At some step of it, another one each time.
+                    for _ in range(turn):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        await asyncio.gather(*(caller(number) for number in range(8)))
+
+        # Both are still there: each is waited for by the other.
+        meeting = asyncio.Barrier(2)
+
+        async def meet() -> None:
+            async with way(database):
+                await meeting.wait()
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(meet(), meet())
+
+
+@pytest.mark.parametrize("way", [Database.hot, Database.call], ids=["hot", "call"])
+async def test_a_caller_is_cancelled_also_while_lost_connections_are_looked_for(
+    way: Way, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(prepare(empty_database_url), hot_pool_size=2) as database:
+        looking, wrote = asyncio.Event(), False
+
+        async def look() -> None:
+            looking.set()
+            await asyncio.sleep(0.05)
+
+        async def write() -> None:
+            nonlocal wrote
+            async with way(database) as connection:
+                await run(connection, "UPDATE account SET balance = 0 WHERE id = 1")
+            wrote = True
+
+        async with way(database) as connection:
+            await run(connection, "SELECT 1")
+        with psycopg.connect(empty_database_url, autocommit=True) as other:
+            ours = b"FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            other.execute(b"SELECT pg_terminate_backend(pid) " + ours)
+            while other.execute(b"SELECT " + ours).fetchall():  # noqa: ASYNC110 - PostgreSQL tells nobody
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(database._hot, "check", look)
+        task = asyncio.create_task(write())
+        async with asyncio.timeout(30):
+            await looking.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not wrote

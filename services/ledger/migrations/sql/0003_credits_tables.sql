@@ -76,8 +76,9 @@ ALTER TABLE ledger.charge
     ADD CHECK (captured_credits BETWEEN 0 AND from_credits),
     ADD CHECK (captured_receivable BETWEEN 0 AND from_receivable),
     ADD CHECK (reservation_id <> '' OR (captured_credits = 0 AND captured_receivable = 0));
--- A reservation that a charge was paid from has ended, whoever asks and whatever for.
-CREATE INDEX charge_reservation ON ledger.charge (customer_id, reservation_id) WHERE reservation_id <> '';
+-- A reservation that a charge was paid from has ended, whoever asks and whatever for: it pays no other. The functions
+-- see to that behind the customer's lock; here it cannot be otherwise.
+CREATE UNIQUE INDEX charge_reservation ON ledger.charge (customer_id, reservation_id) WHERE reservation_id <> '';
 
 CREATE OR REPLACE VIEW ledger.customer_charge WITH (security_barrier) AS
 SELECT c.charge_id, c.customer_id, c.workflow_id, c.component, c.ordinal, c.currency_code, c.gross,

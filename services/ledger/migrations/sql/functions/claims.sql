@@ -168,9 +168,13 @@ BEGIN
         INSERT INTO ledger.hold (
             customer_id, hold_id, currency_code, purpose, state, credits, receivable, content_hash, expire_time,
             create_time)
-        VALUES (
-            asked.customer_id, asked.hold_id, asked.currency_code, 'outcome', 'held', 0, 0, '', asked.expire_time,
-            clock_timestamp())
+        SELECT asked.customer_id, asked.hold_id, asked.currency_code, 'outcome', 'held', 0, 0, '', asked.expire_time,
+               clock_timestamp()
+        -- An id that was captured has ended: what is held under it could not end again.
+        WHERE NOT EXISTS (
+            SELECT FROM ledger.charge c
+            WHERE c.customer_id = asked.customer_id AND c.reservation_id = asked.hold_id AND c.reservation_id <> ''
+        )
         ON CONFLICT DO NOTHING;
         -- Somebody else's work has this id: that hold is answered as it stands.
         CONTINUE WHEN NOT FOUND;

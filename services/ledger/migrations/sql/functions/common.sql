@@ -50,8 +50,8 @@ CREATE FUNCTION ledger.today() RETURNS date LANGUAGE sql STABLE AS $$
 $$;
 
 
--- Locks the customers' money in these currencies, in ascending order, so that two calls never wait for each other
--- in a circle; the lock on customer_credits is what every later step relies on.
+-- Locks the customers' money, in ascending order, so that two calls never wait for each other in a circle, and makes
+-- their accounts in these currencies; the lock on customer_credits is what every later step relies on.
 CREATE FUNCTION ledger.lock_customers(customer_ids text[], currency_codes text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -73,11 +73,9 @@ BEGIN
     ORDER BY p.customer_id, p.currency_code, k.kind
     ON CONFLICT DO NOTHING;
 
+    -- In every currency: a reservation ends once, whatever currency it is named in.
     PERFORM FROM ledger.account a
-    WHERE (a.owner_id, a.kind, a.currency_code) IN (
-        SELECT DISTINCT p.customer_id, 'customer_credits'::ledger.account_kind, p.currency_code
-        FROM unnest(customer_ids, currency_codes) AS p (customer_id, currency_code)
-    )
+    WHERE a.owner_id = ANY (customer_ids) AND a.kind = 'customer_credits'
     ORDER BY a.owner_id, a.currency_code
     FOR NO KEY UPDATE;
 END

@@ -266,8 +266,13 @@ BEGIN
                     WHEN l.epoch IS NULL OR moment >= i.expire_time THEN 'expired'
                     ELSE 'released' END ORDER BY i.number),
            array_agg(i.lease_epoch = 0 OR h.hold_id IS NOT NULL ORDER BY i.number),
-           array_agg(coalesce(c.captured_credits, h.captured_credits, 0) ORDER BY i.number),
-           array_agg(coalesce(c.captured_receivable, h.captured_receivable, 0) ORDER BY i.number)
+           -- In the currency that was asked for, or nothing.
+           array_agg(coalesce(
+               CASE WHEN c.currency_code = i.currency_code THEN c.captured_credits END,
+               CASE WHEN h.currency_code = i.currency_code THEN h.captured_credits END, 0) ORDER BY i.number),
+           array_agg(coalesce(
+               CASE WHEN c.currency_code = i.currency_code THEN c.captured_receivable END,
+               CASE WHEN h.currency_code = i.currency_code THEN h.captured_receivable END, 0) ORDER BY i.number)
     INTO states, are_holds, from_credits, from_receivable
     FROM unnest(customer_ids, currency_codes, reservation_ids, lease_epochs, expire_times)
         WITH ORDINALITY AS i (customer_id, currency_code, reservation_id, lease_epoch, expire_time, number)

@@ -415,13 +415,10 @@ async def test_a_caller_is_cancelled_also_while_lost_connections_are_looked_for(
                 await run(connection, "UPDATE account SET balance = 0 WHERE id = 1")
             wrote = True
 
-        async with way(database) as connection:
-            await run(connection, "SELECT 1")
-        with psycopg.connect(empty_database_url, autocommit=True) as other:
-            ours = b"FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            other.execute(b"SELECT pg_terminate_backend(pid) " + ours)
-            while other.execute(b"SELECT " + ours).fetchall():  # noqa: ASYNC110 - PostgreSQL tells nobody
-                await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            await database._hot.wait()
+        for connection in database._hot._pool:
+            await connection.close()
         monkeypatch.setattr(database._hot, "check", look)
         task = asyncio.create_task(write())
         async with asyncio.timeout(30):

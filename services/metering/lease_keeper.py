@@ -147,9 +147,7 @@ class LeaseKeeper:
     def _is_older_copy(self, known: KnownLease, view: PoolView) -> bool:
         """Whether the lease in Redis is behind what it was at the last look, as after a restored backup."""
         epoch, sequence = self._sequences.get(known.key, (view.epoch, 0))
-        # Of the lease's own numbers Redis has been told the version that is known here.
-        behind = view.epoch == known.epoch and view.version < known.version
-        if behind or (epoch == view.epoch and view.sequence < sequence):
+        if epoch == view.epoch and view.sequence < sequence:
             # Not noted: it stays so until the next lease is open.
             return True
         self._sequences[known.key] = (view.epoch, view.sequence)

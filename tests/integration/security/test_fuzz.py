@@ -219,7 +219,9 @@ def _stored(world: World) -> list[tuple[object, ...]]:
         "metering.budget",
         "metering.budget_reservation",
     )
-    return world.rows(" UNION ALL ".join(f"SELECT count(*) FROM {table}" for table in tables))
+    # By name: PostgreSQL may count several tables at once, and answers whichever is done first.
+    counts = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)
+    return world.rows(f"{counts} ORDER BY 1")
 
 
 def _try(running: Running, name: str, request: Message) -> None:

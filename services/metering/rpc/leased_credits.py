@@ -144,6 +144,9 @@ class LeasedCredits:
                     # It is not over, and Redis has not heard of it: then it has lost others too.
                     await self._leases.open(key, known.epoch, 0)
                     raise LeaseLost
+                case Ended(state=state) if state == _DURABLE_STATE:
+                    # It became a hold, and the answer that said so, with the hold's token, was lost.
+                    raise LeaseLost
                 case Ended(state=state):
                     raise reservation_ended(reservation.reservation_id, state)
                 case _:

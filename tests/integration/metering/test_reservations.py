@@ -562,3 +562,18 @@ async def test_what_is_left_is_current_in_every_answer(reserving: Reserving, led
     assert answer.available_balance == usd(CREDITS - 2_000_000 - RUN_MICROS)
     released = await reserving.release(answer.reservation.token)
     assert released.available_balance == usd(CREDITS - 1_000_000 - RUN_MICROS)
+
+
+async def test_an_extension_whose_answer_was_lost_can_be_asked_for_again(
+    reserving: Reserving, ledger: LedgerServer
+) -> None:
+    await ledger.operator.directory.SetCreditLimit(
+        directory_service_pb2.SetCreditLimitRequest(customer_id="cus_2", credit_limit=usd(250_000))
+    )
+    await grant(ledger, "cus_2", 50_000)
+    token = (await reserving.authorize("run-1", 40_000, customer_id="cus_2")).reservation.token
+    # With the room under the credit limit it is a hold, under a token that the host may never see.
+    for micros in (200_000, 200_000, 210_000):
+        again = pb.ExtendRequest(token=token, amount=usd(micros))
+        answer = (await reserving.host.metering.Extend(again)).reservation
+        assert (answer.kind, answer.amount) == (reservation_pb2.RESERVATION_KIND_DURABLE, usd(micros))

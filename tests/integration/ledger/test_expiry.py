@@ -201,7 +201,10 @@ async def test_of_a_charge_and_the_reaper_one_ends_a_hold(credits: Credits) -> N
     spent = 0
     for number in range(20):
         hold_id = f"hold_{number}"
-        await credits.hold(hold_request(hold_id, 100, expires=in_future(0.02)))
+        (first,) = await credits.hold(hold_request(hold_id, 100, expires=in_future(0.02)))
+        if not first.HasField("placed"):
+            # On a busy machine its time was over before it came.
+            continue
         await asyncio.sleep(0.002 * number)
         (posted,) = await credits.post(intent(f"run-{number}", 60, of_hold(hold_id)))
         spent += 60

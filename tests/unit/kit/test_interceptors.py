@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from services.kit import interceptors, log
 from services.kit.auth import current_principal
 from services.kit.errors import InvalidArgument, NotFound
+from tests.support.waiting import eventually
 from tests.unit.kit.support import (
     HOST,
     HOST_KEY,
@@ -230,6 +231,12 @@ async def test_a_handler_may_abort_by_itself() -> None:
     async with running(Aborting()) as server:
         with capture_logs() as logs:
             error = await failure(server.client().echo())
+
+            async def recorded() -> bool:
+                return any(entry["event"] == "rpc.finished" for entry in logs)
+
+            # Its own abort has answered before we know how it ended.
+            await eventually(recorded)
         assert (error.code(), error.details()) == (grpc.StatusCode.OUT_OF_RANGE, "mine")
         assert finished(logs)["code"] == "OUT_OF_RANGE"
 

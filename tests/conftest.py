@@ -43,12 +43,14 @@ def databases(session_stores: Stores) -> Iterator[Databases]:
     # Imported here: the tests of the sandbox and of pure functions run without the services.
     from services.ledger.migrations import migrate as migrate_ledger
     from services.metering.migrations import migrate as migrate_metering
+    from services.payouts.migrations import migrate as migrate_payouts
 
     template = fresh_name("template")
     create_database(session_stores.database_url, template)
     url = make_url(session_stores.database_url).set(database=template).render_as_string(hide_password=False)
     migrate_ledger(url)
     migrate_metering(url)
+    migrate_payouts(url)
     found = Databases(session_stores.database_url, template)
     yield found
     found.close()

@@ -11,6 +11,7 @@ from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database
+from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
 from services.metering.config import MeteringConfig
@@ -179,7 +180,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                 ),
                 ReservationService(pools=pools, reconciler=reconciler),
             ),
-            authenticator=CachedAuthenticator(ledger),
+            authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
         )
 

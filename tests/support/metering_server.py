@@ -13,10 +13,10 @@ import psycopg
 
 from services.kit.auth import CachedAuthenticator
 from services.kit.client import connect
+from services.kit.keys import LedgerKeys
 from services.kit.server import build_server
 from services.metering.app import open_app
 from services.metering.config import MeteringConfig
-from services.metering.rpc.ledger import Ledger
 from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2, usage_pb2
 from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
@@ -184,7 +184,7 @@ async def running_metering(
     )
     running: MeteringServer | None = None
     async with open_app(config) as app, connect(ledger.address, ledger.service.key) as channel:
-        authenticator = CachedAuthenticator(Ledger(channel), ttl=timedelta(hours=1))
+        authenticator = CachedAuthenticator(LedgerKeys(channel), ttl=timedelta(hours=1))
         server = build_server(services=app.services, authenticator=authenticator)
         address = server.listen("127.0.0.1:0")
         await server.start()

@@ -1,17 +1,14 @@
 """The ledger, as metering uses it."""
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC
 from typing import Final
 
 import grpc
 
-from services.kit.auth import Principal, Role
 from services.kit.errors import Code, TallystickError, Unavailable
 from services.kit.status import from_item_error, from_rpc_error
 from services.metering.domain.usage_record import ChargeKey, IntendedCharge
 from services.metering.rpc.convert import intent_to_proto, release_to_proto
-from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import (
     account_pb2,
     charge_pb2,
@@ -196,23 +193,3 @@ class Ledger:
             directory_service_pb2.LookupPartiesRequest(customer_ids=customer_ids, agent_ids=agent_ids),
             timeout=_TIMEOUT_SECONDS,
         )
-
-    async def resolve(self, key_hash: bytes) -> Principal | None:
-        """The bearer of an API key: makes this a `services.kit.auth.KeyResolver`."""
-        response = await self._directory.ResolveApiKey(
-            directory_service_pb2.ResolveApiKeyRequest(key_hash=key_hash), timeout=_TIMEOUT_SECONDS
-        )
-        return _principal(response.api_key) if response.HasField("api_key") else None
-
-
-def _principal(key: directory_pb2.ApiKey) -> Principal:
-    return Principal(
-        api_key_id=key.api_key_id,
-        role=Role(access_pb2.Role.Name(key.role).removeprefix("ROLE_").lower()),
-        organization_id=key.organization_id or None,
-        customer_id=key.customer_id or None,
-        member_id=key.member_id or None,
-        agent_ids=frozenset(key.agent_ids),
-        customer_ids=frozenset(key.customer_ids),
-        expires_at=key.expire_time.ToDatetime(tzinfo=UTC) if key.HasField("expire_time") else None,
-    )

@@ -134,12 +134,34 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PAYOUT_NOT_FOUND: _ErrorReason.ValueType  # 39
     """NOT_FOUND. Metadata: `payout_id`."""
     ERROR_REASON_PAYOUT_STATE_CONFLICT: _ErrorReason.ValueType  # 40
-    """FAILED_PRECONDITION. The payout has ended otherwise, or has not been completed, so this cannot be done to it.
-    Nothing was changed. Metadata: `payout_id`, `state`.
-    """
+    """FAILED_PRECONDITION. The payout is in a state in which this cannot be done to it. Nothing was changed. Metadata: `payout_id`, `state`."""
     ERROR_REASON_REVERSAL_EXCEEDS_PAYOUT: _ErrorReason.ValueType  # 41
     """FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
     `amount_micros`, `reversed_micros`, `requested_micros`.
+    """
+    ERROR_REASON_PAYOUTS_NOT_ENABLED: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION. The connected account of the organization cannot receive transfers now; nothing was asked of the
+    payment processor. Metadata: `organization_id`, `account_state`, and `disabled_reason` if there is one.
+    """
+    ERROR_REASON_CREDIT_PURCHASE_NOT_FOUND: _ErrorReason.ValueType  # 51
+    """NOT_FOUND. Metadata: `purchase_id`."""
+    ERROR_REASON_PAYMENT_METHOD_NOT_FOUND: _ErrorReason.ValueType  # 52
+    """NOT_FOUND. The customer has no such saved payment method, or none at all. Metadata: `customer_id`,
+    `payment_method_id`.
+    """
+    ERROR_REASON_PROCESSOR_REFUSED: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION. The payment processor refused it. Nothing was changed. Metadata: `processor_code`, and
+    `decline_code` if there is one.
+    """
+    ERROR_REASON_PROCESSOR_EVENT_NOT_FOUND: _ErrorReason.ValueType  # 54
+    """NOT_FOUND. Metadata: `event_id`."""
+    ERROR_REASON_PURCHASE_STATE_CONFLICT: _ErrorReason.ValueType  # 55
+    """FAILED_PRECONDITION. The purchase is in a state in which this cannot be done to it. Nothing was changed. Metadata:
+    `purchase_id`, `state`.
+    """
+    ERROR_REASON_TRANSFER_CONFLICT: _ErrorReason.ValueType  # 56
+    """FAILED_PRECONDITION. A transfer of the payout was found, or the one that was named is not its. Nothing was changed.
+    Metadata: `payout_id`, `transfer_id`.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
@@ -262,12 +284,34 @@ final for this payout id. Metadata: `organization_id`, `payout_id`, `currency_co
 ERROR_REASON_PAYOUT_NOT_FOUND: ErrorReason.ValueType  # 39
 """NOT_FOUND. Metadata: `payout_id`."""
 ERROR_REASON_PAYOUT_STATE_CONFLICT: ErrorReason.ValueType  # 40
-"""FAILED_PRECONDITION. The payout has ended otherwise, or has not been completed, so this cannot be done to it.
-Nothing was changed. Metadata: `payout_id`, `state`.
-"""
+"""FAILED_PRECONDITION. The payout is in a state in which this cannot be done to it. Nothing was changed. Metadata: `payout_id`, `state`."""
 ERROR_REASON_REVERSAL_EXCEEDS_PAYOUT: ErrorReason.ValueType  # 41
 """FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
 `amount_micros`, `reversed_micros`, `requested_micros`.
+"""
+ERROR_REASON_PAYOUTS_NOT_ENABLED: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION. The connected account of the organization cannot receive transfers now; nothing was asked of the
+payment processor. Metadata: `organization_id`, `account_state`, and `disabled_reason` if there is one.
+"""
+ERROR_REASON_CREDIT_PURCHASE_NOT_FOUND: ErrorReason.ValueType  # 51
+"""NOT_FOUND. Metadata: `purchase_id`."""
+ERROR_REASON_PAYMENT_METHOD_NOT_FOUND: ErrorReason.ValueType  # 52
+"""NOT_FOUND. The customer has no such saved payment method, or none at all. Metadata: `customer_id`,
+`payment_method_id`.
+"""
+ERROR_REASON_PROCESSOR_REFUSED: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION. The payment processor refused it. Nothing was changed. Metadata: `processor_code`, and
+`decline_code` if there is one.
+"""
+ERROR_REASON_PROCESSOR_EVENT_NOT_FOUND: ErrorReason.ValueType  # 54
+"""NOT_FOUND. Metadata: `event_id`."""
+ERROR_REASON_PURCHASE_STATE_CONFLICT: ErrorReason.ValueType  # 55
+"""FAILED_PRECONDITION. The purchase is in a state in which this cannot be done to it. Nothing was changed. Metadata:
+`purchase_id`, `state`.
+"""
+ERROR_REASON_TRANSFER_CONFLICT: ErrorReason.ValueType  # 56
+"""FAILED_PRECONDITION. A transfer of the payout was found, or the one that was named is not its. Nothing was changed.
+Metadata: `payout_id`, `transfer_id`.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""

@@ -14,6 +14,7 @@ from services.kit.auth import CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import FixedClock
 from services.kit.db import Database
+from services.kit.keys import LedgerKeys
 from services.kit.server import bind, build_server
 from services.metering.domain.budget import CounterKey
 from services.metering.rpc.budget_catalog import BudgetCatalog
@@ -110,7 +111,7 @@ async def served(database_url: str, ledger: LedgerServer) -> AsyncIterator[Budge
                 service,
             )
         ],
-        authenticator=CachedAuthenticator(Ledger(channel)),
+        authenticator=CachedAuthenticator(LedgerKeys(channel)),
     )
     address = server.listen("127.0.0.1:0")
     await server.start()

@@ -1,0 +1,36 @@
+"""Times between the contract and the domain."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.kit.errors import InvalidArgument
+
+
+def time_from_proto(message: Any, field: str) -> datetime:
+    """The time in a required field, in UTC; raises InvalidArgument naming the field."""
+    if not message.HasField(field):
+        raise InvalidArgument.of(field, "is required")
+    timestamp: Timestamp = getattr(message, field)
+    try:
+        return timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument.of(field, "is not a valid time") from None
+
+
+def optional_time_from_proto(message: Any, field: str) -> datetime | None:
+    """The time in a field that may be unset; raises InvalidArgument naming the field."""
+    return time_from_proto(message, field) if message.HasField(field) else None
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """A time as it travels."""
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message
+
+
+def optional_timestamp(moment: datetime | None) -> Timestamp | None:
+    """A time that may be unset as it travels."""
+    return None if moment is None else timestamp(moment)

@@ -1,0 +1,1 @@
+"""Payouts: everything that touches Stripe. Connected accounts, payouts, webhooks, purchases of credits."""

@@ -1,0 +1,153 @@
+"""The ledger, as payouts uses it. What it refuses raises TallystickError, and so does its absence."""
+
+from collections.abc import Awaitable
+from typing import Final, TypeVar
+
+import grpc
+
+from services.kit.errors import Code, TallystickError
+from services.kit.money import Money
+from services.kit.status import from_rpc_error
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import (
+    account_pb2,
+    directory_pb2,
+    directory_service_pb2,
+    directory_service_pb2_grpc,
+    earnings_service_pb2,
+    earnings_service_pb2_grpc,
+    ledger_service_pb2,
+    ledger_service_pb2_grpc,
+    payout_debit_pb2,
+)
+
+T = TypeVar("T")
+
+_TIMEOUT_SECONDS: Final = 10.0
+# The ledger judged the request, and would judge it so again.
+_FINAL: Final = frozenset(
+    {
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.UNIMPLEMENTED,
+    }
+)
+
+
+def is_final(error: TallystickError) -> bool:
+    """Whether the ledger would answer the same again; otherwise the call may be repeated."""
+    return error.code in _FINAL
+
+
+class Ledger:
+    """Calls of the ledger's services. All of them may be repeated. Each may raise TallystickError."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._earnings = earnings_service_pb2_grpc.EarningsServiceStub(channel)
+        self._ledger = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+        self._directory = directory_service_pb2_grpc.DirectoryServiceStub(channel)
+
+    async def debit_payout(self, organization_id: str, payout_id: str, amount: Money) -> None:
+        """Take a payout from the available earnings. FailedPrecondition if they do not cover it."""
+        await _answer(
+            self._earnings.DebitPayout(
+                earnings_service_pb2.DebitPayoutRequest(
+                    organization_id=organization_id, payout_id=payout_id, amount=to_proto(amount)
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+
+    async def complete_payout(self, organization_id: str, payout_id: str) -> None:
+        """The money of a payout left the platform."""
+        await _answer(
+            self._earnings.CompletePayout(
+                earnings_service_pb2.CompletePayoutRequest(
+                    organization_id=organization_id, payout_id=payout_id
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+
+    async def return_payout(self, organization_id: str, payout_id: str, reason: str) -> None:
+        """The money of a payout did not leave: it is earnings again."""
+        await _answer(
+            self._earnings.ReturnPayout(
+                earnings_service_pb2.ReturnPayoutRequest(
+                    organization_id=organization_id, payout_id=payout_id, reason=reason
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+
+    async def reverse_payout(
+        self, organization_id: str, payout_id: str, reversal_id: str, amount: Money
+    ) -> None:
+        """A part of a completed payout came back."""
+        await _answer(
+            self._earnings.ReversePayout(
+                earnings_service_pb2.ReversePayoutRequest(
+                    organization_id=organization_id,
+                    payout_id=payout_id,
+                    reversal_id=reversal_id,
+                    amount=to_proto(amount),
+                    reason="transfer reversed",
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+
+    async def get_payout_debit(
+        self, organization_id: str, payout_id: str
+    ) -> earnings_service_pb2.GetPayoutDebitResponse:
+        """A debit as it stands, with the earnings of its organization."""
+        return await _answer(
+            self._earnings.GetPayoutDebit(
+                earnings_service_pb2.GetPayoutDebitRequest(
+                    organization_id=organization_id, payout_id=payout_id
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+
+    async def get_earnings(self, organization_id: str, currency_code: str) -> account_pb2.EarningsBalance:
+        """What an organization has earned and not been paid."""
+        response = await _answer(
+            self._ledger.GetEarningsBalance(
+                ledger_service_pb2.GetEarningsBalanceRequest(
+                    organization_id=organization_id, currency_code=currency_code
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+        return response.balance
+
+    async def get_organization(self, organization_id: str) -> directory_pb2.Organization:
+        """An organization; NotFound if there is none."""
+        response = await _answer(
+            self._directory.GetOrganization(
+                directory_service_pb2.GetOrganizationRequest(organization_id=organization_id),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+        return response.organization
+
+
+def is_in_transit(debit: payout_debit_pb2.PayoutDebit) -> bool:
+    """Whether the money of a debit is taken, and its end not known."""
+    return debit.state == payout_debit_pb2.PAYOUT_DEBIT_STATE_IN_TRANSIT
+
+
+def to_proto(money: Money) -> money_pb2.Money:
+    """An amount as it travels."""
+    return money_pb2.Money(currency_code=money.currency_code, amount_micros=money.amount_micros)
+
+
+async def _answer(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error

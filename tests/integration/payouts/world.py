@@ -1,0 +1,131 @@
+"""An organization with earnings and an account that can be paid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sandbox.stripe.calling import call
+from tallystick.common.v1 import access_pb2, money_pb2
+from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
+from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
+from tests.support.payouts_server import Caller, PayoutsServer
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+USD = 1_000_000
+
+
+def usd(units: int) -> money_pb2.Money:
+    return money_pb2.Money(currency_code="USD", amount_micros=units * USD)
+
+
+@dataclass
+class World:
+    """Payouts, and people who call it."""
+
+    payouts: PayoutsServer
+    owners: dict[str, Caller] = field(default_factory=dict)
+
+    async def organization(self, organization_id: str, earned: int = 0, *, connected: bool = True) -> Caller:
+        """An organization that earned so many units; its owner."""
+        ledger = self.payouts.ledger
+        await ledger.create_organization(organization_id)
+        created = await ledger.create_caller(
+            access_pb2.ROLE_OWNER, f"owner-{organization_id}", organization_id=organization_id
+        )
+        if earned:
+            await self.earn(organization_id, earned)
+        if connected:
+            self.connect(organization_id)
+        owner = self.owners[organization_id] = self.payouts.caller(created.key)
+        return owner
+
+    async def earn(self, organization_id: str, units: int) -> None:
+        """Money that the organization may be paid."""
+        ledger = self.payouts.ledger.operator.ledger
+        posting = ledger_service_pb2.Posting
+        await ledger.AdjustBalances(
+            ledger_service_pb2.AdjustBalancesRequest(
+                postings=[
+                    posting(
+                        account=account_pb2.AccountRef(
+                            owner_id=organization_id,
+                            kind=account_pb2.ACCOUNT_KIND_ORGANIZATION_PAYABLE,
+                            currency_code="USD",
+                        ),
+                        amount=usd(units),
+                    ),
+                    posting(
+                        account=account_pb2.AccountRef(
+                            owner_id="platform",
+                            kind=account_pb2.ACCOUNT_KIND_ADJUSTMENTS,
+                            currency_code="USD",
+                        ),
+                        amount=usd(-units),
+                    ),
+                ],
+                reason="earnings of a test",
+                idempotency_key=f"earn-{organization_id}-{datetime.now(UTC).isoformat()}",
+            )
+        )
+
+    def connect(self, organization_id: str) -> str:
+        """An account at Stripe that can be paid, as onboarding would leave it; its id."""
+        stripe = self.payouts.stripe
+        status, account = call(
+            stripe.url.removeprefix("http://"),
+            "POST",
+            "/v1/accounts",
+            [
+                ("type", "express"),
+                ("capabilities[transfers][requested]", "true"),
+                ("settings[payouts][schedule][interval]", "manual"),
+                ("metadata[organization_id]", organization_id),
+            ],
+            key=stripe.api_key,
+        )
+        assert status == 200, account
+        stripe.control.onboard(account["id"])
+        self.payouts.query_write(
+            "INSERT INTO payouts.connected_account (organization_id, country_code, stripe_account_id,"
+            " create_attempt_time, transfers_status, bank_payouts_enabled, details_submitted, create_time,"
+            f" refresh_time) VALUES ('{organization_id}', 'US', '{account['id']}', now(), 'active', true,"
+            " true, now(), now())"
+        )
+        return str(account["id"])
+
+    async def request(
+        self, organization_id: str, units: int, key: str = "first"
+    ) -> payout_service_pb2.RequestPayoutResponse:
+        return await self.owners[organization_id].payouts.RequestPayout(
+            payout_service_pb2.RequestPayoutRequest(
+                organization_id=organization_id, amount=usd(units), idempotency_key=key
+            )
+        )
+
+    async def get(self, payout_id: str) -> payout_service_pb2.GetPayoutResponse:
+        return await self.payouts.operator.payouts.GetPayout(
+            payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
+        )
+
+    async def until(
+        self, payout_id: str, holds: Callable[[payout_pb2.Payout], bool]
+    ) -> payout_service_pb2.GetPayoutResponse:
+        """Wait until a payout is as it should be; its whole history then."""
+
+        async def reached() -> bool:
+            return holds((await self.get(payout_id)).payout)
+
+        await eventually(reached)
+        return await self.get(payout_id)
+
+    async def available(self, organization_id: str) -> int:
+        """Available earnings, in micros."""
+        response = await self.payouts.ledger.operator.ledger.GetEarningsBalance(
+            ledger_service_pb2.GetEarningsBalanceRequest(organization_id=organization_id)
+        )
+        return response.balance.available.amount_micros

@@ -1,0 +1,146 @@
+"""A real payouts server in the test's own process, with a stand-in for Stripe."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import psycopg
+
+from sandbox.stripe.server import StripeStandIn
+from services.kit.auth import CachedAuthenticator
+from services.kit.client import connect
+from services.kit.keys import LedgerKeys
+from services.kit.server import build_server
+from services.payouts.app import open_app
+from services.payouts.config import PayoutsConfig
+from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
+from tests.support.ledger_server import LedgerServer
+
+if TYPE_CHECKING:
+    # Known to type checkers only.
+    from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceAsyncStub
+
+WEBHOOK_SECRET = "whsec_platform"
+CONNECT_SECRET = "whsec_connect"
+
+
+class MovedClock:
+    """Real time, moved forward on demand."""
+
+    def __init__(self) -> None:
+        self._offset = timedelta(0)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._offset
+
+    def advance(self, by: timedelta) -> None:
+        self._offset += by
+
+
+@contextmanager
+def running_stripe(**settings: Any) -> Iterator[StripeStandIn]:
+    """A stand-in for Stripe that must not have made a mistake, nor seen one of ours, when the test ends."""
+    with StripeStandIn(**settings) as standin:
+        yield standin
+        assert standin.control.violations == []
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The services of payouts as one API key reaches them."""
+
+    payouts: PayoutServiceAsyncStub
+
+
+@dataclass
+class PayoutsServer:
+    """A payouts that runs, the ledger behind it, and what it takes for Stripe."""
+
+    address: str
+    database_url: str
+    ledger: LedgerServer
+    stripe: StripeStandIn
+    clock: MovedClock
+    _channels: list[grpc.aio.Channel] = field(default_factory=list)
+
+    def caller(self, key: str) -> Caller:
+        """The services as the bearer of this key reaches them."""
+        channel = connect(self.address, key)
+        self._channels.append(channel)
+        return Caller(PayoutServiceStub(channel))
+
+    @property
+    def operator(self) -> Caller:
+        return self.caller(self.ledger.operator.key)
+
+    def advance(self, by: timedelta) -> None:
+        """Let time pass, here and at Stripe."""
+        self.clock.advance(by)
+        self.stripe.control.advance(int(by.total_seconds()))
+
+    def query(self, statement: str) -> list[tuple[object, ...]]:
+        """Rows, as the superuser sees them."""
+        with psycopg.connect(self.database_url) as connection:
+            return connection.execute(statement.encode()).fetchall()
+
+    def query_write(self, statement: str) -> None:
+        """Change rows, as the superuser."""
+        with psycopg.connect(self.database_url) as connection:
+            connection.execute(statement.encode())
+
+
+@asynccontextmanager
+async def running_payouts(
+    database_url: str,
+    ledger: LedgerServer,
+    standin: StripeStandIn,
+    *,
+    ledger_address: str | None = None,
+    clock: MovedClock | None = None,
+    workers: bool = True,
+    **settings: Any,
+) -> AsyncIterator[PayoutsServer]:
+    """Serve payouts on this database until the end of the `async with`, with its workers.
+
+    `ledger_address` is where it finds the ledger, if not where the ledger says; `settings` are fields of its
+    configuration. Keys are remembered for an hour, so that tests may take the ledger away.
+    """
+    config = PayoutsConfig(
+        **{
+            "database_url": database_url,
+            "stripe_api_key": standin.api_key,
+            "stripe_base_url": standin.url,
+            "stripe_calls_per_second": 1000,
+            "stripe_timeout": timedelta(seconds=5),
+            "ledger_address": ledger_address or ledger.address,
+            "ledger_api_key": ledger.service.key,
+            "webhook_secrets": f"{WEBHOOK_SECRET},{CONNECT_SECRET}",
+            "web_address": "127.0.0.1:0",
+            "executor_interval": timedelta(milliseconds=20),
+            "inbox_interval": timedelta(milliseconds=20),
+            **settings,
+        }
+    )
+    moved = clock or MovedClock()
+    async with open_app(config, clock=moved) as app, connect(ledger.address, ledger.service.key) as channel:
+        authenticator = CachedAuthenticator(LedgerKeys(channel), ttl=timedelta(hours=1))
+        server = build_server(services=app.services, authenticator=authenticator)
+        address = server.listen("127.0.0.1:0")
+        await server.start()
+        running = app.workers if workers else ()
+        for worker in running:
+            worker.start()
+        payouts = PayoutsServer(address, database_url, ledger, standin, moved)
+        try:
+            yield payouts
+        finally:
+            for caller_channel in payouts._channels:
+                await caller_channel.close()
+            await server.stop(timedelta(seconds=2))
+            for worker in running:
+                await worker.stop(timedelta(seconds=2))

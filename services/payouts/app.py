@@ -31,6 +31,7 @@ class App:
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
     workers: Sequence[Worker]
+    executor: Executor
 
 
 @asynccontextmanager
@@ -84,6 +85,7 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
+            executor=executor,
         )
 
 

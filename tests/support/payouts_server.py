@@ -94,6 +94,28 @@ class PayoutsServer:
             connection.execute(statement.encode())
 
 
+def payouts_config(
+    database_url: str, ledger_address: str, ledger_key: str, standin: StripeStandIn, **settings: Any
+) -> PayoutsConfig:
+    """Payouts in a hurry, with the stand-in for Stripe."""
+    return PayoutsConfig(
+        **{
+            "database_url": database_url,
+            "stripe_api_key": standin.api_key,
+            "stripe_base_url": standin.url,
+            "stripe_calls_per_second": 1000,
+            "stripe_timeout": timedelta(seconds=5),
+            "ledger_address": ledger_address,
+            "ledger_api_key": ledger_key,
+            "webhook_secrets": f"{WEBHOOK_SECRET},{CONNECT_SECRET}",
+            "web_address": "127.0.0.1:0",
+            "executor_interval": timedelta(milliseconds=20),
+            "inbox_interval": timedelta(milliseconds=20),
+            **settings,
+        }
+    )
+
+
 @asynccontextmanager
 async def running_payouts(
     database_url: str,
@@ -110,21 +132,8 @@ async def running_payouts(
     `ledger_address` is where it finds the ledger, if not where the ledger says; `settings` are fields of its
     configuration. Keys are remembered for an hour, so that tests may take the ledger away.
     """
-    config = PayoutsConfig(
-        **{
-            "database_url": database_url,
-            "stripe_api_key": standin.api_key,
-            "stripe_base_url": standin.url,
-            "stripe_calls_per_second": 1000,
-            "stripe_timeout": timedelta(seconds=5),
-            "ledger_address": ledger_address or ledger.address,
-            "ledger_api_key": ledger.service.key,
-            "webhook_secrets": f"{WEBHOOK_SECRET},{CONNECT_SECRET}",
-            "web_address": "127.0.0.1:0",
-            "executor_interval": timedelta(milliseconds=20),
-            "inbox_interval": timedelta(milliseconds=20),
-            **settings,
-        }
+    config = payouts_config(
+        database_url, ledger_address or ledger.address, ledger.service.key, standin, **settings
     )
     moved = clock or MovedClock()
     async with open_app(config, clock=moved) as app, connect(ledger.address, ledger.service.key) as channel:

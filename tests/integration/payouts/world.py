@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 USD = 1_000_000
 
 
-def usd(units: int) -> money_pb2.Money:
-    return money_pb2.Money(currency_code="USD", amount_micros=units * USD)
-
-
 @dataclass
 class World:
     """Payouts, and people who call it."""
@@ -45,7 +41,12 @@ class World:
         return owner
 
     async def earn(self, organization_id: str, units: int) -> None:
+        """Dollars that the organization may be paid."""
+        await self.earn_micros(organization_id, units * USD)
+
+    async def earn_micros(self, organization_id: str, micros: int, currency: str = "USD") -> None:
         """Money that the organization may be paid."""
+        before = await self.available(organization_id, currency)
         ledger = self.payouts.ledger.operator.ledger
         posting = ledger_service_pb2.Posting
         await ledger.AdjustBalances(
@@ -55,23 +56,28 @@ class World:
                         account=account_pb2.AccountRef(
                             owner_id=organization_id,
                             kind=account_pb2.ACCOUNT_KIND_ORGANIZATION_PAYABLE,
-                            currency_code="USD",
+                            currency_code=currency,
                         ),
-                        amount=usd(units),
+                        amount=money_pb2.Money(currency_code=currency, amount_micros=micros),
                     ),
                     posting(
                         account=account_pb2.AccountRef(
                             owner_id="platform",
                             kind=account_pb2.ACCOUNT_KIND_ADJUSTMENTS,
-                            currency_code="USD",
+                            currency_code=currency,
                         ),
-                        amount=usd(-units),
+                        amount=money_pb2.Money(currency_code=currency, amount_micros=-micros),
                     ),
                 ],
                 reason="earnings of a test",
                 idempotency_key=f"earn-{organization_id}-{datetime.now(UTC).isoformat()}",
             )
         )
+
+        async def folded() -> bool:
+            return await self.available(organization_id, currency) == before + micros
+
+        await eventually(folded)
 
     def connect(self, organization_id: str) -> str:
         """An account at Stripe that can be paid, as onboarding would leave it; its id."""
@@ -101,9 +107,16 @@ class World:
     async def request(
         self, organization_id: str, units: int, key: str = "first"
     ) -> payout_service_pb2.RequestPayoutResponse:
+        return await self.request_micros(organization_id, units * USD, key=key)
+
+    async def request_micros(
+        self, organization_id: str, micros: int, currency: str = "USD", *, key: str = "first"
+    ) -> payout_service_pb2.RequestPayoutResponse:
         return await self.owners[organization_id].payouts.RequestPayout(
             payout_service_pb2.RequestPayoutRequest(
-                organization_id=organization_id, amount=usd(units), idempotency_key=key
+                organization_id=organization_id,
+                amount=money_pb2.Money(currency_code=currency, amount_micros=micros),
+                idempotency_key=key,
             )
         )
 
@@ -123,9 +136,17 @@ class World:
         await eventually(reached)
         return await self.get(payout_id)
 
-    async def available(self, organization_id: str) -> int:
+    async def until_state(
+        self, payout_id: str, *states: payout_pb2.PayoutState.ValueType
+    ) -> payout_service_pb2.GetPayoutResponse:
+        """Wait until a payout is in one of these states; its whole history then."""
+        return await self.until(payout_id, lambda payout: payout.state in states)
+
+    async def available(self, organization_id: str, currency: str = "USD") -> int:
         """Available earnings, in micros."""
         response = await self.payouts.ledger.operator.ledger.GetEarningsBalance(
-            ledger_service_pb2.GetEarningsBalanceRequest(organization_id=organization_id)
+            ledger_service_pb2.GetEarningsBalanceRequest(
+                organization_id=organization_id, currency_code=currency
+            )
         )
         return response.balance.available.amount_micros

@@ -154,7 +154,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `reversal_id`.
     """
     ERROR_REASON_CUSTOMER_FROZEN: _ErrorReason.ValueType  # 45
-    """FAILED_PRECONDITION. The customer is frozen, so it starts no run. Metadata: `customer_id`."""
+    """FAILED_PRECONDITION. Authorize was refused: the customer is frozen. No work was done; a new attempt needs a new key.
+    Metadata: `customer_id`.
+    """
     ERROR_REASON_PURCHASE_ALREADY_REINSTATED: _ErrorReason.ValueType  # 46
     """FAILED_PRECONDITION. What was reversed of a purchase has been reinstated before, under another id. Nothing was
     changed. Metadata: `reversal_id`, `reinstatement_id`.
@@ -300,7 +302,9 @@ ERROR_REASON_PURCHASE_NOT_FOUND: ErrorReason.ValueType  # 44
 `reversal_id`.
 """
 ERROR_REASON_CUSTOMER_FROZEN: ErrorReason.ValueType  # 45
-"""FAILED_PRECONDITION. The customer is frozen, so it starts no run. Metadata: `customer_id`."""
+"""FAILED_PRECONDITION. Authorize was refused: the customer is frozen. No work was done; a new attempt needs a new key.
+Metadata: `customer_id`.
+"""
 ERROR_REASON_PURCHASE_ALREADY_REINSTATED: ErrorReason.ValueType  # 46
 """FAILED_PRECONDITION. What was reversed of a purchase has been reinstated before, under another id. Nothing was
 changed. Metadata: `reversal_id`, `reinstatement_id`.

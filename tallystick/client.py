@@ -144,9 +144,9 @@ class Client:
 
         Entering reserves `max_cost` (a str, Decimal or Money, or an int of micros; never a float), or the
         price of what is `expected`, and pins the price. It raises InsufficientCredits, BudgetExceeded or
-        CustomerFrozen before any work is done. If the servers are away for `timeout` seconds (30 by default), it raises
-        their error; with `when_unavailable="run"` the run goes on without a reservation (after 5 seconds by
-        default), which no limit and no budget then bounds.
+        CustomerFrozen before any work is done. If the servers are away for `timeout` seconds (30 by default),
+        it raises their error; with `when_unavailable="run"` the run goes on without a reservation (after 5
+        seconds by default), which no limit and no budget then bounds.
 
         Every call is a new attempt, unless you give it an `idempotency_key`, unique within the run: then an
         attempt whose process died is found again with its reservation; its refusal stands, and once its
@@ -194,8 +194,8 @@ class Client:
 
         For runs that begin and end in different places. Keep the reservation's token with the run, and
         `settle` or `release` it. Raises InsufficientCredits, BudgetExceeded or CustomerFrozen, which stands
-        for this attempt: the next one needs another `idempotency_key`. An attempt that is repeated answers the same
-        reservation, or ReservationEnded.
+        for this attempt: the next one needs another `idempotency_key`. An attempt that is repeated answers
+        the same reservation, or ReservationEnded.
         """
         event = _requests.planned(work, WorkFields)
         request = _requests.authorize_request(max_cost, expected, ttl, idempotency_key, event)

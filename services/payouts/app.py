@@ -21,7 +21,14 @@ from services.payouts.processor.pace import Pace
 from services.payouts.processor.transfers import Transfers
 from services.payouts.rpc.ledger import Ledger
 from services.payouts.rpc.payouts import PayoutService
-from tallystick.payouts.v1 import payout_service_pb2, payout_service_pb2_grpc
+from services.payouts.rpc.schedules import ScheduleService
+from services.payouts.scheduler import Scheduler
+from tallystick.payouts.v1 import (
+    payout_service_pb2,
+    payout_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +74,19 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             concurrency=config.concurrency,
         )
         workers.append(executor.worker(config.executor_interval))
+        minimums = parse_minimums(config.minimums)
+        scheduler = Scheduler(writer=writer, ledger=ledger, minimums=minimums, clock=clock)
+        workers.append(scheduler.worker(config.schedule_interval))
         payouts = PayoutService(
             writer=writer,
             reader=reader,
             executor=executor,
             transfers=transfers,
-            minimums=parse_minimums(config.minimums),
+            minimums=minimums,
             clock=clock,
+        )
+        schedules = ScheduleService(
+            writer=writer, reader=reader, scheduler=scheduler, ledger=ledger, clock=clock
         )
         yield App(
             services=(
@@ -81,6 +94,11 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
                     payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"],
                     payout_service_pb2_grpc.add_PayoutServiceServicer_to_server,
                     payouts,
+                ),
+                bind(
+                    schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
+                    schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server,
+                    schedules,
                 ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),

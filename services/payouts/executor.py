@@ -213,6 +213,8 @@ class Executor:
                 payout,
                 rules.held_for_decision(payout, Hold.UNRESOLVED, "the ledger has ended this payout already"),
             )
+        if standing.payouts_frozen:
+            return await self._later(payout, standing.payouts_freeze_reason, Hold.FROZEN)
         if standing.balance.available.amount_micros < 0:
             return await self._later(payout, "available earnings are below zero", Hold.NEGATIVE_EARNINGS)
         async with self._writer.begin() as connection:

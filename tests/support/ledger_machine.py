@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from services.kit.db import Database
 from services.kit.tenancy import PLATFORM, scope
 from services.ledger.store.audit import run_checks
+from tallystick.common.v1 import error_reason_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2, payout_debit_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
@@ -30,7 +31,16 @@ AMOUNTS = st.one_of(st.integers(0, 30), st.integers(0, 10_000), st.just(10**14))
 RESERVED = st.one_of(st.integers(1, 30), st.integers(1, 10_000))
 BASIS_POINTS = st.sampled_from([(0, 0), (1500, 290), (3333, 6667), (10_000, 0), (1, 1)])
 PURPOSES = {"run": RUN, "outcome": OUTCOME}
-PAYOUT_REFUSALS = {"refused": "INSUFFICIENT_EARNINGS", "reused": "IDEMPOTENCY_KEY_REUSED"}
+PAYOUT_REFUSALS = {
+    "refused": "INSUFFICIENT_EARNINGS",
+    "frozen": "PAYOUTS_FROZEN",
+    "reused": "IDEMPOTENCY_KEY_REUSED",
+}
+HOLD_REFUSALS = {
+    "INSUFFICIENT_CREDITS": "insufficient",
+    "CUSTOMER_FROZEN": "frozen",
+    "IDEMPOTENCY_KEY_REUSED": "reused",
+}
 REVERSAL_REFUSALS = {
     "unknown": "PAYOUT_NOT_FOUND",
     "reused": "IDEMPOTENCY_KEY_REUSED",
@@ -281,9 +291,10 @@ class LedgerMachine(RuleBasedStateMachine):
             if self.oracle.renew_lease(customer, epoch, wanted) == "superseded":
                 assert reason_of(verdict.error) == "LEASE_SUPERSEDED"
             else:
-                # Renewals ask for the return of what is free as long as the customer owes anything.
-                owes = self.oracle.receivable(customer) + self.oracle.unpaid(customer) > 0
-                self._check_granted(customer, epoch, verdict.granted, owes=owes)
+                # Renewals ask for the return of what is free as long as the customer owes anything, or is
+                # frozen.
+                wanted_back = customer in self.oracle.frozen or self.oracle.owed(customer) > 0
+                self._check_granted(customer, epoch, verdict.granted, wanted_back=wanted_back)
 
     @rule(data=st.data(), return_number=st.integers(1, 5), amount=st.one_of(st.just(0), RESERVED))
     def return_lease(self, data: st.DataObject, return_number: int, amount: int) -> None:
@@ -304,12 +315,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self._check_granted(customer, epoch, self.run(call).granted)
 
     def _check_granted(
-        self, customer: str, epoch: int, granted: credit.GrantedLease, *, owes: bool = False
+        self, customer: str, epoch: int, granted: credit.GrantedLease, *, wanted_back: bool = False
     ) -> None:
         lease = self.oracle.leases[customer, epoch]
         assert granted.lease.epoch == epoch
         assert granted.lease.remaining.amount_micros == lease.remaining
-        assert granted.lease.recall == (lease.recall or (owes and lease.remaining > 0))
+        assert granted.lease.recall == (lease.recall or (wanted_back and lease.remaining > 0))
+        assert granted.customer_frozen == (customer in self.oracle.frozen)
         assert granted.available.amount_micros == self.oracle.credits[customer]
         assert granted.credit_room.amount_micros == self.oracle.room(customer)
 
@@ -365,7 +377,7 @@ class LedgerMachine(RuleBasedStateMachine):
         reason = reason_of(verdict.error)
         if reason == "RESERVATION_ENDED":
             return verdict.error.metadata["state"]
-        return {"INSUFFICIENT_CREDITS": "insufficient", "IDEMPOTENCY_KEY_REUSED": "reused"}[reason]
+        return HOLD_REFUSALS[reason]
 
     @rule(data=st.data(), workflow=st.integers(0, 12).map("run-{}".format))
     def release(self, data: st.DataObject, workflow: str) -> None:
@@ -511,7 +523,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def _check_debit(self, organization: str, state: str, debit: payout_debit_pb2.PayoutDebit) -> None:
         known = self.oracle.payouts[organization, debit.payout_id]
         said = payout_debit_pb2.PayoutDebitState.Name(debit.state).removeprefix("PAYOUT_DEBIT_STATE_").lower()
-        assert (said, state) == (known.state, known.state)
+        assert known.state == state
+        assert said == ("refused" if state in PAYOUT_REFUSALS else state)
+        assert debit.refuse_reason == (
+            error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{PAYOUT_REFUSALS[state]}")
+            if state in PAYOUT_REFUSALS
+            else error_reason_pb2.ERROR_REASON_UNSPECIFIED
+        )
         assert debit.amount.amount_micros == known.amount
         assert debit.reversed.amount_micros == known.reversed
 
@@ -542,9 +560,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert balance.unpaid.amount_micros == oracle.unpaid(customer)
         assert balance.credit_limit.amount_micros == oracle.credit_limit[customer]
         assert balance.held.amount_micros == oracle.held(customer)
-        # Nothing is lost, and nothing comes from nowhere.
+        assert balance.chargebacks.amount_micros == oracle.chargebacks[customer]
+        assert balance.frozen == (customer in oracle.frozen)
+        # Nothing is lost, and nothing comes from nowhere: what went back was paid for, or is owed.
         free, held = balance.available.amount_micros, balance.held.amount_micros
-        assert oracle.granted(customer) == oracle.spent(customer) + held + free
+        funded = oracle.granted(customer) - oracle.gone(customer) + oracle.chargebacks[customer]
+        assert funded == oracle.spent(customer) + held + free
         self._compare_held(customer, balance)
         leases = await operator.credits.ListLeases(credit.ListLeasesRequest(customer_id=customer))
         newest = oracle.newest(customer)

@@ -120,6 +120,10 @@ class Hold:
     room: int = 0
     captured: tuple[int, int] = (0, 0)
 
+    @property
+    def is_refused(self) -> bool:
+        return self.state in ("insufficient", "frozen")
+
 
 @dataclass
 class Payout:
@@ -132,6 +136,18 @@ class Payout:
     @property
     def reversed(self) -> int:
         return sum(self.reversals.values())
+
+
+@dataclass
+class Reversal:
+    """Money of a purchase that went back, and what came again of it, under which id."""
+
+    purchase: str
+    kind: str
+    amount: int
+    from_credits: int
+    reinstated: int = 0
+    reinstatement: str = ""
 
 
 @dataclass
@@ -152,6 +168,11 @@ class LedgerOracle:
     released: set[tuple[str, str]] = field(default_factory=set)
     captured_by: dict[tuple[str, str], Charge] = field(default_factory=dict)
     payouts: dict[tuple[str, str], Payout] = field(default_factory=dict)
+    chargebacks: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    reversals: dict[tuple[str, str], Reversal] = field(default_factory=dict)
+    fees: dict[str, int] = field(default_factory=dict)
+    # Customers, and organizations whose payouts are.
+    frozen: set[str] = field(default_factory=set)
 
     # What there is.
 
@@ -167,11 +188,25 @@ class LedgerOracle:
     def unpaid(self, customer: str) -> int:
         return sum(sum(charge.unearned) for charge in self.charges_of(customer))
 
+    def owed(self, customer: str) -> int:
+        return self.receivable(customer) + self.unpaid(customer) + self.chargebacks[customer]
+
     def granted(self, customer: str) -> int:
         return sum(amount for (owner, _), amount in self.grants.items() if owner == customer)
 
     def spent(self, customer: str) -> int:
         return sum(charge.paid for charge in self.charges_of(customer))
+
+    def reversals_of(self, customer: str, purchase: str | None = None) -> list[Reversal]:
+        return [
+            one
+            for (owner, _), one in self.reversals.items()
+            if owner == customer and purchase in (None, one.purchase)
+        ]
+
+    def gone(self, customer: str, purchase: str | None = None) -> int:
+        """What went back and did not come again, of one purchase or of all."""
+        return sum(one.amount - one.reinstated for one in self.reversals_of(customer, purchase))
 
     def leased(self, customer: str) -> int:
         return sum(lease.remaining for (owner, _), lease in self.leases.items() if owner == customer)
@@ -191,7 +226,7 @@ class LedgerOracle:
     def is_on_hold(self, customer: str, claim: Claim) -> bool:
         """Whether it claims a hold: also by its lease, if the reservation has become a hold since."""
         hold = self.holds.get((customer, claim.reservation_id))
-        return claim.epoch == 0 or (hold is not None and hold.purpose == "run" and hold.state != "refused")
+        return claim.epoch == 0 or (hold is not None and hold.purpose == "run" and not hold.is_refused)
 
     def ended(self, customer: str, claim: Claim) -> Ended | None:
         """How a reservation ended; None if it stands."""
@@ -323,7 +358,10 @@ class LedgerOracle:
         self._raise(customer, hold, amount)
 
     def grant(self, customer: str, key: str, amount: int) -> str:
-        """'posted', 'duplicate' or 'reused'. Collects receivables before unpaid charges, oldest first."""
+        """'posted', 'duplicate' or 'reused'.
+
+        Collects chargebacks, then receivables before unpaid charges, oldest first.
+        """
         if (customer, key) in self.grants:
             return "duplicate" if self.grants[customer, key] == amount else "reused"
         self.grants[customer, key] = amount
@@ -332,6 +370,9 @@ class LedgerOracle:
         return "posted"
 
     def _collect(self, customer: str) -> None:
+        paid = min(self.credits[customer], self.chargebacks[customer])
+        self.credits[customer] -= paid
+        self.chargebacks[customer] -= paid
         for charge in self.charges_of(customer):
             parts = self._take(customer, charge.uncollected)
             self._earn(charge, parts, collected=True, fees=False)
@@ -412,7 +453,7 @@ class LedgerOracle:
     def _grant_lease(self, customer: str, lease: Lease, wanted: int) -> None:
         free = self.credits[customer]
         generous = free if free <= 1_000_000 else free // 2
-        granted = min(free, max(wanted, generous)) if wanted else 0
+        granted = min(free, max(wanted, generous)) if wanted and customer not in self.frozen else 0
         lease.remaining += granted
         self.credits[customer] -= granted
 
@@ -424,7 +465,7 @@ class LedgerOracle:
     # Holds, and what ends a reservation without a charge.
 
     def place_hold(self, customer: str, asked: AskedHold) -> str:
-        """'placed', 'duplicate', 'insufficient', 'reused', or how the reservation has ended.
+        """'placed', 'duplicate', 'insufficient', 'frozen', 'reused', or how the reservation has ended.
 
         Only without content a hold is raised.
         """
@@ -434,10 +475,10 @@ class LedgerOracle:
             return self._place_new(customer, asked)
         if hold.purpose != purpose or (content and content != hold.content):
             return "reused"
-        if hold.state == "refused":
-            return "insufficient"
-        if hold.state == "held" and not content and not self._raise(customer, hold, amount):
-            return "insufficient"
+        if hold.state in ("insufficient", "frozen"):
+            return hold.state
+        if hold.state == "held" and not content:
+            return self._raise(customer, hold, amount) or "duplicate"
         return "duplicate"
 
     def _place_new(self, customer: str, asked: AskedHold) -> str:
@@ -455,31 +496,37 @@ class LedgerOracle:
         if lease is not None and asked.of is not None:
             hold.credits = min(asked.amount, asked.of.amount, lease.remaining)
         from_lease = hold.credits
-        if not self._raise(customer, hold, asked.amount):
-            hold.state = "refused"
+        refused = self._raise(customer, hold, asked.amount)
+        if refused:
+            hold.state = refused
             # What goes on in its lease is not ended by that.
             if lease is None:
                 hold.credits = 0
                 self.holds[customer, asked.hold_id] = hold
-            return "insufficient"
+            return refused
         if lease is not None:
             lease.remaining -= from_lease
         self.holds[customer, asked.hold_id] = hold
         return "placed"
 
-    def _raise(self, customer: str, hold: Hold, amount: int) -> bool:
-        """Raise a hold to an amount: for a run wholly or not at all, for an outcome as far as it goes."""
+    def _raise(self, customer: str, hold: Hold, amount: int) -> str:
+        """Raise a hold to an amount: for a run wholly or not at all, for an outcome as far as it goes.
+
+        Why it was not raised, if so.
+        """
         lacking = max(0, amount - hold.credits - hold.room)
+        if lacking and hold.purpose == "run" and customer in self.frozen:
+            return "frozen"
         from_credits = min(lacking, self.credits[customer])
         from_room = min(lacking - from_credits, self.room(customer))
         if from_credits + from_room < lacking:
             self._recall(customer)
             if hold.purpose == "run":
-                return False
+                return "insufficient"
         self.credits[customer] -= from_credits
         hold.credits += from_credits
         hold.room += from_room
-        return True
+        return ""
 
     def release(self, customer: str, claim: Claim) -> Ended:
         """How it has ended, now or before."""
@@ -503,13 +550,16 @@ class LedgerOracle:
     # Payouts.
 
     def debit_payout(self, organization: str, payout_id: str, amount: int) -> str:
-        """'reused', or how the payout stands: 'refused' for good, if collected earnings did not cover it."""
+        """'reused', or how the payout stands: 'refused' or 'frozen' for good, if collected earnings did not
+        cover it, or payouts were frozen.
+        """
         payout = self.payouts.get((organization, payout_id))
         if payout is None:
             covered = amount <= self.collected[organization]
-            payout = Payout(amount, "in_transit" if covered else "refused")
+            state = "in_transit" if covered else "refused"
+            payout = Payout(amount, "frozen" if organization in self.frozen else state)
             self.payouts[organization, payout_id] = payout
-            if covered:
+            if payout.state == "in_transit":
                 self.collected[organization] -= amount
         return payout.state if payout.amount == amount else "reused"
 
@@ -538,3 +588,56 @@ class LedgerOracle:
         payout.reversals[reversal_id] = amount
         self.collected[organization] += amount
         return "reversed"
+
+    # Purchases that come back, fees, freezes.
+
+    def reverse_purchase(self, customer: str, purchase: str, reversal_id: str, kind: str, amount: int) -> str:
+        """'reversed', 'duplicate', 'reused', 'too much' or 'unknown'."""
+        known = self.reversals.get((customer, reversal_id))
+        if (customer, purchase) not in self.grants:
+            return "unknown"
+        if known is not None:
+            same = (known.purchase, known.kind, known.amount) == (purchase, kind, amount)
+            return "duplicate" if same else "reused"
+        if self.gone(customer, purchase) + amount > self.grants[customer, purchase]:
+            return "too much"
+        from_credits = min(amount, self.credits[customer])
+        self.credits[customer] -= from_credits
+        self.chargebacks[customer] += amount - from_credits
+        self.reversals[customer, reversal_id] = Reversal(purchase, kind, amount, from_credits)
+        if from_credits < amount:
+            self._recall(customer)
+        if kind == "chargeback":
+            self.frozen.add(customer)
+        return "reversed"
+
+    def reinstate_purchase(self, customer: str, reversal_id: str, reinstatement_id: str, amount: int) -> str:
+        """'reinstated', 'duplicate', 'reused', 'too much', 'again' or 'unknown'."""
+        reversal = self.reversals.get((customer, reversal_id))
+        if reversal is None:
+            return "unknown"
+        if amount > reversal.amount:
+            return "too much"
+        for (owner, other), one in self.reversals.items():
+            if (owner, one.reinstatement) == (customer, reinstatement_id):
+                same = (other, one.reinstated) == (reversal_id, amount)
+                return "duplicate" if same else "reused"
+        if reversal.reinstated:
+            return "again"
+        reversal.reinstated, reversal.reinstatement = amount, reinstatement_id
+        debt = min(amount, self.chargebacks[customer])
+        self.chargebacks[customer] -= debt
+        self.credits[customer] += amount - debt
+        self._collect(customer)
+        return "reinstated"
+
+    def record_fee(self, fee_id: str, amount: int) -> str:
+        """'posted', 'duplicate' or 'reused'."""
+        if fee_id in self.fees:
+            return "duplicate" if self.fees[fee_id] == amount else "reused"
+        self.fees[fee_id] = amount
+        return "posted"
+
+    def freeze(self, owner: str, frozen: bool) -> None:
+        """A customer, or an organization's payouts; or let go of them."""
+        (self.frozen.add if frozen else self.frozen.discard)(owner)

@@ -19,11 +19,13 @@ from services.kit.server import build_server
 from services.payouts.app import open_app
 from services.payouts.config import PayoutsConfig
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
+from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from tests.support.ledger_server import LedgerServer
 
 if TYPE_CHECKING:
     # Known to type checkers only.
     from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceAsyncStub
+    from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
 
 WEBHOOK_SECRET = "whsec_platform"
 CONNECT_SECRET = "whsec_connect"
@@ -55,6 +57,7 @@ class Caller:
     """The services of payouts as one API key reaches them."""
 
     payouts: PayoutServiceAsyncStub
+    schedules: ScheduleServiceAsyncStub
 
 
 @dataclass
@@ -72,7 +75,7 @@ class PayoutsServer:
         """The services as the bearer of this key reaches them."""
         channel = connect(self.address, key)
         self._channels.append(channel)
-        return Caller(PayoutServiceStub(channel))
+        return Caller(PayoutServiceStub(channel), ScheduleServiceStub(channel))
 
     @property
     def operator(self) -> Caller:
@@ -111,6 +114,7 @@ def payouts_config(
             "web_address": "127.0.0.1:0",
             "executor_interval": timedelta(milliseconds=20),
             "inbox_interval": timedelta(milliseconds=20),
+            "schedule_interval": timedelta(milliseconds=50),
             **settings,
         }
     )

@@ -1,6 +1,7 @@
 """The ledger, as payouts uses it. What it refuses raises TallystickError, and so does its absence."""
 
 from collections.abc import Awaitable
+from datetime import date
 from typing import Final, TypeVar
 
 import grpc
@@ -124,6 +125,21 @@ class Ledger:
             )
         )
         return response.balance
+
+    async def list_payable(
+        self, organization_id: str, earned_before: date
+    ) -> list[earnings_service_pb2.PayableEarnings]:
+        """What was earned before a day and could be paid now, by currency."""
+        request = earnings_service_pb2.ListPayableEarningsRequest(
+            organization_id=organization_id, earned_before=earned_before.isoformat()
+        )
+        found: list[earnings_service_pb2.PayableEarnings] = []
+        while True:
+            page = await _answer(self._earnings.ListPayableEarnings(request, timeout=_TIMEOUT_SECONDS))
+            found += page.earnings
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
 
     async def get_organization(self, organization_id: str) -> directory_pb2.Organization:
         """An organization; NotFound if there is none."""

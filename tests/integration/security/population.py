@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from tallystick.common.v1 import access_pb2
+from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.common.v1.access_pb2 import Role
 from tallystick.ledger.v1 import directory_service_pb2, earnings_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2, pricing_service_pb2, usage_pb2
@@ -22,6 +22,7 @@ from tests.integration.security.requests import (
     grant_request,
     publish_request,
     reservation_request,
+    reverse_request,
     usage_event,
 )
 from tests.integration.security.world import BRAVO_FEE, SHARED_GROSS, Things, World
@@ -102,9 +103,12 @@ async def _populate_tenant(world: World, things: Things) -> None:
     await world.ledger.create_customer(things.customer)
     granted = await world.ledger.operator.ledger.GrantCredits(grant_request(things))
     things.grant = granted.transaction_id
+    await world.ledger.service.funding.ReversePurchase(reverse_request(things, "re_first"))
     _, things.owner_key = await _create_key(
         world, access_pb2.ROLE_OWNER, f"owner-{things.tenant}-0", organization_id=things.organization
     )
+    await world.ledger.create_organization(things.idle_organization)
+    await world.ledger.create_customer(things.idle_customer)
     await _price(world, things)
     secret, things.customer_key = await _create_key(
         world, access_pb2.ROLE_CUSTOMER, f"customer-{things.tenant}-0", customer_id=things.customer
@@ -116,6 +120,19 @@ async def _populate_tenant(world: World, things: Things) -> None:
         world, access_pb2.ROLE_HOST, f"host-{things.tenant}-0", organization_id=things.organization
     )
     await _run(world, things, secret)
+    await _earn_in_another_currency(world, things)
+
+
+async def _earn_in_another_currency(world: World, things: Things) -> None:
+    """So that what is payable has a second page."""
+    money = money_pb2.Money(currency_code="EUR", amount_micros=1_000)
+    bought = grant_request(things)
+    bought.idempotency_key = "euros"
+    bought.amount.CopyFrom(money)
+    await world.ledger.operator.ledger.GrantCredits(bought)
+    charge = charge_intent(things.customer, f"{things.workflow}-euros", 0, things)
+    charge.gross.CopyFrom(money)
+    await world.ledger.service.ledger.PostCharge(ledger_service_pb2.PostChargeRequest(intent=charge))
 
 
 async def _price(world: World, things: Things) -> None:

@@ -117,12 +117,13 @@ class Gateway:
             # A caller that names an account where it must not would otherwise act on the wrong balance.
             world.record.complaint("on_behalf", seen["id"], handler.name)
             raise forbidden(f"{handler.name} on behalf of '{owner}'")
+        call = Call(world, owner, self._parameters(incoming, operation, seen), path, incoming.path)
+        # Only a call that is valid uses up a fault: else a scenario would seem played that never was.
         taken = world.faults.take(handler.name, owner)
         if (refused := refusal(taken, handler.name)) is not None:
             raise refused
         if "cut" in taken:
             raise CutError
-        call = Call(world, owner, self._parameters(incoming, operation, seen), path, incoming.path)
         done = await self._once(call, operation, taken, seen)
         if "webhooks_first" in taken:
             await world.webhooks.deliver()
@@ -140,6 +141,7 @@ class Gateway:
         before = keys.begin(scope, key, fingerprint)
         if before is not None:
             seen["replayed"] = True
+            self._world.faults.give_back(taken)
             return Answer(before.status, before.body, before.headers | {"Idempotent-Replayed": "true"})
         try:
             done = await self._execute(call, operation, taken, seen)

@@ -12,6 +12,7 @@ from sandbox.stripe.world import Call, World, metadata, operation
 
 # How long Stripe keeps events for /v1/events.
 EVENTS_KEPT_SECONDS = 30 * 86_400
+MAX_TYPES = 20
 
 
 @operation("GetBalance", "balance.retrieve")
@@ -41,6 +42,8 @@ def list_events(call: Call) -> Json:
     world, params = call.world, call.params
     if "type" in params and "types" in params:
         raise invalid("Give type or types, not both", "parameters_exclusive", "types")
+    if len(params.get("types", ())) > MAX_TYPES:
+        raise invalid(f"types takes up to {MAX_TYPES} names", param="types")
     oldest = world.clock.now() - EVENTS_KEPT_SECONDS
     wanted = params.get("types") or ([params["type"]] if "type" in params else None)
     succeeded = params.get("delivery_success")
@@ -108,6 +111,8 @@ def update_endpoint(call: Call) -> Json:
 def delete_endpoint(call: Call) -> Json:
     found = retrieve_endpoint(call)
     call.world.store.remove(call.owner, found)
+    # What waits for it is not sent any more.
+    found["status"] = "disabled"
     del call.world.webhooks.endpoints[found["id"]]
     return {"id": found["id"], "object": "webhook_endpoint", "deleted": True}
 

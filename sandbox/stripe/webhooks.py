@@ -245,6 +245,8 @@ class Webhooks:
 
     async def _send(self, delivery: Delivery) -> int | None:
         endpoint, now = delivery.endpoint, self._clock.now()
+        if endpoint.value["status"] != "enabled":
+            return None
         # The version pinned at the endpoint, never the one the caller's library asks for.
         shown = unpacked(delivery.event) | {
             "api_version": endpoint.value["api_version"] or delivery.event["api_version"]

@@ -320,3 +320,31 @@ def test_a_forgotten_key_leaves_nothing_behind(
     standin.control.advance(DAY)
     pay(stripe, account, 1)
     assert standin.control.state()["idempotency_keys"] == 1
+
+
+def test_a_removed_or_disabled_endpoint_is_sent_nothing_more(
+    standin: StripeStandIn, stripe: StripeClient, receiver: Receiver
+) -> None:
+    standin.control.run("webhooks pause")
+    stripe.v1.customers.create({}, key())
+    endpoints = stripe.v1.webhook_endpoints.list().data
+    platform = next(item for item in endpoints if item.url.endswith("/platform"))
+    stripe.v1.webhook_endpoints.update(platform.id, {"disabled": True}, key())
+    standin.control.run("webhooks resume")
+    assert receiver.received == []
+    # Enabled again, what was tried in vain is tried again.
+    stripe.v1.webhook_endpoints.update(platform.id, {"disabled": False}, key())
+    standin.control.advance(60)
+    assert receiver.types() == ["customer.created"]
+    standin.control.run("webhooks pause")
+    stripe.v1.customers.create({}, key())
+    stripe.v1.webhook_endpoints.delete(platform.id)
+    standin.control.run("webhooks resume")
+    assert len(receiver.received) == 1
+
+
+def test_events_are_asked_for_by_up_to_twenty_types(stripe: StripeClient) -> None:
+    assert stripe.v1.events.list({"types": ["customer.created"] * 20}).data == []
+    with pytest.raises(library.InvalidRequestError) as refused:
+        stripe.v1.events.list({"types": ["customer.created"] * 21})
+    assert refused.value.param == "types"

@@ -161,7 +161,10 @@ class Executor:
                 )
             return await self._later(payout, f"ledger: {error.reason}")
         except Throttled as error:
-            return await self._later(payout, error.code or "throttled")
+            # Certainly not done, so it says nothing of this payout: it waits as long as everybody does.
+            return await self._save(
+                payout, rules.again_later(payout, error.code or "throttled", self._clock.now() + error.pause)
+            )
         except KeyRefused as error:
             return await self._later(payout, error.message, Hold.KEY_REFUSED)
         except KeyConflict as error:

@@ -8,6 +8,7 @@ ProcessorError
 └── KeyConflict    our idempotency key went with another body before: an operator must look
 """
 
+from datetime import timedelta
 from typing import Final
 
 import stripe
@@ -39,6 +40,9 @@ class InDoubt(ProcessorError):
 
 class Throttled(ProcessorError):
     """429: too many calls, or an object that another call has locked."""
+
+    # How long nobody calls now.
+    pause: timedelta = timedelta(0)
 
 
 class KeyRefused(ProcessorError):

@@ -35,6 +35,7 @@ TRANSACTION_TYPES = (
     "payout_completion",
     "payout_return",
     "payout_reversal",
+    "correction",
 )
 # Work and its charge are on different days in the examples.
 WORK_TO_CHARGE = timedelta(days=3)

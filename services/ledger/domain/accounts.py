@@ -52,6 +52,7 @@ class TransactionType(StrEnum):
     PAYOUT_COMPLETION = "payout_completion"
     PAYOUT_RETURN = "payout_return"
     PAYOUT_REVERSAL = "payout_reversal"
+    CORRECTION = "correction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,11 @@ class EarningsBalance:
     platform_fees: int = 0
     processing_fees: int = 0
 
+    @property
+    def clawed_back(self) -> int:
+        """How far the available earnings are below zero."""
+        return max(0, -self.available)
+
 
 @dataclass(frozen=True, slots=True)
 class EarningsBucket:
@@ -142,6 +148,7 @@ class Transaction:
     type: TransactionType
     charge_id: str
     payout_id: str
+    correction_id: str
     occur_time: datetime
     create_time: datetime
     reason: str
@@ -157,5 +164,6 @@ class PostedEntry:
     type: TransactionType
     charge_id: str
     payout_id: str
+    correction_id: str
     create_time: datetime
     entry: Entry

@@ -15,6 +15,7 @@ _FILES: Final = (
     "holds",
     "movements",
     "payouts",
+    "corrections",
     "background",
     "expiry",
     "rights",

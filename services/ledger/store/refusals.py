@@ -8,7 +8,7 @@ from datetime import timedelta
 import psycopg
 
 from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, PreconditionViolation
-from services.ledger.store.charges import unknown_party
+from services.ledger.store.charges import unknown_charge, unknown_party
 
 # SQLSTATEs of our own.
 _KEY_REUSED = "TL001"
@@ -17,6 +17,8 @@ _INSUFFICIENT_BALANCE = "TL003"
 _PAYOUT_STATE = "TL004"
 _REVERSAL_TOO_LARGE = "TL005"
 _UNKNOWN_PAYOUT = "TL006"
+_UNKNOWN_CHARGE = "TL020"
+_CORRECTION_TOO_LARGE = "TL021"
 # How long metering needs to see that a lease is recalled, and to return it.
 _RECALL_TIME = timedelta(seconds=5)
 
@@ -52,6 +54,14 @@ def refusals(key: str = "") -> Iterator[None]:
             ) from None
         if error.sqlstate == _UNKNOWN_PAYOUT:
             raise unknown_payout(detail) from None
+        if error.sqlstate == _UNKNOWN_CHARGE:
+            raise unknown_charge(detail) from None
+        if error.sqlstate == _CORRECTION_TOO_LARGE:
+            raise FailedPrecondition(
+                "more would be taken back of the charge than is left of it",
+                reason="CORRECTION_EXCEEDS_CHARGE",
+                metadata=json.loads(detail),
+            ) from None
         raise
 
 

@@ -141,6 +141,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
     `amount_micros`, `reversed_micros`, `requested_micros`.
     """
+    ERROR_REASON_CORRECTION_EXCEEDS_CHARGE: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION. A correction would take back more of a charge than corrections have left of it. Nothing was
+    changed. Metadata: `charge_id`, `gross_micros`, `corrected_micros`, `requested_micros`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -268,6 +272,10 @@ Nothing was changed. Metadata: `payout_id`, `state`.
 ERROR_REASON_REVERSAL_EXCEEDS_PAYOUT: ErrorReason.ValueType  # 41
 """FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
 `amount_micros`, `reversed_micros`, `requested_micros`.
+"""
+ERROR_REASON_CORRECTION_EXCEEDS_CHARGE: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION. A correction would take back more of a charge than corrections have left of it. Nothing was
+changed. Metadata: `charge_id`, `gross_micros`, `corrected_micros`, `requested_micros`.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""

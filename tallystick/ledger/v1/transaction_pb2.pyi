@@ -48,6 +48,8 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """The money of a payout did not leave, and is earnings again."""
     TRANSACTION_TYPE_PAYOUT_REVERSAL: _TransactionType.ValueType  # 9
     """Money of a completed payout came back."""
+    TRANSACTION_TYPE_CORRECTION: _TransactionType.ValueType  # 20
+    """A part of a charge was taken back, or all of it."""
 
 class TransactionType(_TransactionType, metaclass=_TransactionTypeEnumTypeWrapper):
     """TransactionType says what happened. Each has a worked example in docs/accounting.md."""
@@ -72,6 +74,8 @@ TRANSACTION_TYPE_PAYOUT_RETURN: TransactionType.ValueType  # 8
 """The money of a payout did not leave, and is earnings again."""
 TRANSACTION_TYPE_PAYOUT_REVERSAL: TransactionType.ValueType  # 9
 """Money of a completed payout came back."""
+TRANSACTION_TYPE_CORRECTION: TransactionType.ValueType  # 20
+"""A part of a charge was taken back, or all of it."""
 Global___TransactionType: _TypeAlias = TransactionType  # noqa: Y015
 
 @_typing.final
@@ -166,20 +170,23 @@ class Transaction(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ACTOR_API_KEY_ID_FIELD_NUMBER: _builtins.int
     PAYOUT_ID_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"txn_…"."""
     type: Global___TransactionType.ValueType
     """What happened."""
     charge_id: _builtins.str
-    """The charge that it posts or collects, or empty."""
+    """The charge that it posts, collects or corrects, or empty."""
     partition_id: _builtins.str
     """The customer or organization in whose partition it was written, or "platform"."""
     reason: _builtins.str
-    """Why, in words, for grants and adjustments. Operators must not put personal data here."""
+    """Why, in words, for grants, adjustments and corrections. Operators must not put personal data here."""
     actor_api_key_id: _builtins.str
     """The API key that asked for it."""
     payout_id: _builtins.str
     """The payout whose money it moves, or empty."""
+    correction_id: _builtins.str
+    """The correction of the charge that it posts, or empty."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries. A caller that belongs to an organization or customer sees its own only."""
@@ -205,10 +212,11 @@ class Transaction(_message.Message):
         reason: _builtins.str = ...,
         actor_api_key_id: _builtins.str = ...,
         payout_id: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "create_time", b"create_time", "entries", b"entries", "occur_time", b"occur_time", "partition_id", b"partition_id", "payout_id", b"payout_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "correction_id", b"correction_id", "create_time", b"create_time", "entries", b"entries", "occur_time", b"occur_time", "partition_id", b"partition_id", "payout_id", b"payout_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

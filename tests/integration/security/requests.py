@@ -39,6 +39,12 @@ def debit_request(things: Things, payout_id: str) -> earnings_service_pb2.DebitP
     )
 
 
+def correct_request(charge_id: str, correction_id: str) -> ledger_service_pb2.CorrectChargeRequest:
+    return ledger_service_pb2.CorrectChargeRequest(
+        charge_id=charge_id, correction_id=correction_id, amount=usd(2), reason="A test of tenants."
+    )
+
+
 def book_request(things: Things) -> pricing_service_pb2.CreatePriceBookRequest:
     return pricing_service_pb2.CreatePriceBookRequest(
         organization_id=things.organization, currency_code="USD", display_name=things.tenant

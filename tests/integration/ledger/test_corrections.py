@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import date
 from typing import Any
 
+import psycopg
 import pytest
 
 from services.ledger.audit import audit
@@ -347,6 +348,31 @@ async def test_malformed_requests(books: Corrections) -> None:
     assert (await refused(books.correct("rf_1", 5, charge_id=unknown))).reason == "CHARGE_NOT_FOUND"
     listing = ledger.ListCorrections(pb.ListCorrectionsRequest(charge_id=unknown))
     assert (await refused(listing)).reason == "CHARGE_NOT_FOUND"
+
+
+async def test_the_database_itself_keeps_what_was_posted_and_checks_what_is_asked(books: Corrections) -> None:
+    await books.grant(100)
+    charge_id = await books.charge(100)
+    await books.correct("rf_1", 40)
+
+    async def try_as(role: str, statement: str, *values: object) -> type[BaseException] | None:
+        async with await psycopg.AsyncConnection.connect(books.server.database_url) as superuser:
+            await superuser.execute(f"SET ROLE {role}".encode())
+            try:
+                await superuser.execute(statement.encode(), values)
+            except psycopg.Error as error:
+                return type(error)
+        return None
+
+    # Whoever has the owner's rights does not rewrite a correction, or take back more than the charge.
+    assert await try_as("ledger_owner", "UPDATE ledger.correction SET amount = 1, credits = 1")
+    assert await try_as("ledger_owner", "DELETE FROM ledger.correction")
+    over = "UPDATE ledger.corrected_charge SET amount = 101"
+    assert await try_as("ledger_owner", over) is psycopg.errors.CheckViolation
+    call = "SELECT ledger.correct_charge(%s, 'rf_2', %s, %s, 'because', 'key_1', '')"
+    for currency, amount in (("USD", -5), ("USD", 0), ("EUR", 5)):
+        refusal = await try_as("ledger_writer", call, charge_id, currency, amount)
+        assert refusal is psycopg.errors.InvalidParameterValue
 
 
 async def test_corrections_are_listed_page_by_page(books: Corrections) -> None:

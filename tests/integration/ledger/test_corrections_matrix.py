@@ -5,7 +5,7 @@ org_x earns by the charge that is corrected, and by one of another customer, whi
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -72,15 +72,15 @@ CELLS = [(standing, payout) for standing in STANDINGS for payout in PAYOUTS]
 
 def documented() -> dict[tuple[str, str], int]:
     """What the table of docs/accounting.md says is available once all of the charge is corrected."""
-    header, _, *rows = re.findall(r"^\| charge \\ payout .*(?:\n\|.*)+", DOCUMENT.read_text(), re.MULTILINE)[
-        0
-    ].splitlines()
-    columns = [cell.strip() for cell in header.strip("|").split("|")][1:]
-    cells = {}
-    for row in rows:
-        standing, *amounts = [cell.strip() for cell in row.strip("|").split("|")]
-        cells |= {(standing, column): int(amount) for column, amount in zip(columns, amounts, strict=True)}
-    return cells
+    lines = DOCUMENT.read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| charge \\ payout |"))
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    (_, *payouts), _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    return {
+        (standing, payout): int(amount)
+        for standing, *amounts in rows
+        for payout, amount in zip(payouts, amounts, strict=True)
+    }
 
 
 def test_the_document_has_every_cell() -> None:

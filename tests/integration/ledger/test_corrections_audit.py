@@ -63,7 +63,7 @@ async def test_the_audit_finds_what_somebody_changed(
         await books.grant(500)
         await books.charge(500, "run-0")
         await books.correct("rf_1", 100)
-        # The first charge has paid its due with it: of the second, 900 are unpaid.
+        # What came back pays a part of the second charge; 900 of it are unpaid.
         await books.charge(1000)
         await books.correct("rf_1", 300)
         await books.correct("rf_2", 350)

@@ -35,6 +35,7 @@ TRANSACTION_TYPES = (
     "payout_completion",
     "payout_return",
     "payout_reversal",
+    "correction",
 )
 # Work and its charge are on different days in the examples.
 WORK_TO_CHARGE = timedelta(days=3)
@@ -120,6 +121,7 @@ class Play:
             (r"payout (\S+) of ([\d,]+) to (\S+)", self._pay_out),
             (r"payout (\S+) (completed|returned) to (\S+)", self._end_payout),
             (r"reversal (\S+) of ([\d,]+) from payout (\S+) to (\S+)", self._reverse),
+            (r"correction (\S+) of ([\d,]+) from (\S+)", self._correct),
         ):
             if match := re.fullmatch(pattern, line):
                 await step(*match.groups())
@@ -213,6 +215,17 @@ class Play:
             )
         )
 
+    async def _correct(self, correction_id: str, amount: str, workflow_id: str) -> None:
+        (charge_id,) = (key for key, one in self.charges.items() if one.workflow_id == workflow_id)
+        await self.server.operator.ledger.CorrectCharge(
+            ledger.CorrectChargeRequest(
+                charge_id=charge_id,
+                correction_id=correction_id,
+                amount=usd(number(amount)),
+                reason="as docs/accounting.md tells it",
+            )
+        )
+
     def charge_of(self, transaction: transaction_pb2.Transaction) -> charge_pb2.Charge | None:
         """The charge whose money a transaction moves: of a payout in a story, the only one there is."""
         if transaction.payout_id:
@@ -291,8 +304,12 @@ def shown_bucket(
         }
     # A posting of a charge is on the day of its charge; a receivable goes out of the bucket it went into, and
     # into one that counts from now.
-    # What a payout takes, and what comes back of it, is of the bucket that the charge went into.
-    of_charge = transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE or transaction.payout_id
+    # What a payout or a correction takes, and what comes back, is of the bucket that the charge went into.
+    of_charge = (
+        transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE
+        or transaction.payout_id
+        or transaction.correction_id
+    )
     posted_on = "P" if of_charge or not bucket.collected else "T"
     earned_on = "W" if charge is not None else "T"
     assert date.fromisoformat(bucket.earned_on) == days[earned_on]

@@ -11,10 +11,11 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from services.kit.db import Database
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
+from tests.support.correction_oracle import largest_remainder
 from tests.support.ledger_credits import usd
 from tests.support.ledger_funding_machine import FundingMachine
 from tests.support.ledger_machine import Running, audit, intent, numbers
-from tests.support.ledger_oracle import Item, largest_remainder
+from tests.support.ledger_oracle import Item
 from tests.support.ledger_server import running_ledger
 
 

@@ -10,18 +10,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from services.kit import ids
 from services.kit.db import Database
+from services.kit.money import MAX_AMOUNT_MICROS
 from services.kit.tenancy import PLATFORM, scope
 from services.ledger.store.audit import run_checks
 from tallystick.common.v1 import error_reason_pb2
-from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2, payout_debit_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, correction_pb2, credit_pb2, payout_debit_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support import ledger_credits
 from tests.support.ledger_credits import OUTCOME, RUN, hold_request, reason_of, release_of, state_of, usd
-from tests.support.ledger_oracle import AskedHold, Claim, Ended, Item, LedgerOracle
+from tests.support.ledger_oracle import AskedHold, Charge, Claim, Ended, Item, LedgerOracle
 from tests.support.ledger_server import LedgerServer
 from tests.support.rpc_errors import refusal
 
@@ -46,6 +48,7 @@ REVERSAL_REFUSALS = {
     "reused": "IDEMPOTENCY_KEY_REUSED",
     "too much": "REVERSAL_EXCEEDS_PAYOUT",
 }
+CORRECTION_REFUSALS = {"reused": "IDEMPOTENCY_KEY_REUSED", "too much": "CORRECTION_EXCEEDS_CHARGE"}
 EARLY, LATE = ledger_credits.in_future(30 * 86_400), Timestamp(seconds=1)
 
 
@@ -533,6 +536,66 @@ class LedgerMachine(RuleBasedStateMachine):
         assert debit.amount.amount_micros == known.amount
         assert debit.reversed.amount_micros == known.reversed
 
+    # Corrections.
+
+    @rule(
+        data=st.data(),
+        correction=st.sampled_from("abc"),
+        amount=st.one_of(st.integers(1, 3), st.sampled_from(["third", "all", "too much"])),
+        reason=st.sampled_from(["wrong", "wrong", "wrong", "late"]),
+    )
+    def correct_charge(self, data: st.DataObject, correction: str, amount: int | str, reason: str) -> None:
+        """A few micros, a third of what is left of a charge, all of it, or more."""
+        correctable = [key for key, charge in self.oracle.charges.items() if charge.item.gross]
+        if not correctable:
+            return
+        key = data.draw(st.sampled_from(correctable))
+        charge = self.oracle.charges[key]
+        left = charge.item.gross - charge.corrected
+        if not isinstance(amount, int):
+            amount = max(1, {"third": left // 3, "all": left, "too much": left + 1}[amount])
+            amount = min(amount, MAX_AMOUNT_MICROS)
+        call = self.running.server.operator.ledger.CorrectCharge(
+            ledger.CorrectChargeRequest(
+                charge_id=ids.charge_id(*key, "BASE", 0),
+                correction_id=correction,
+                amount=usd(amount),
+                reason=reason,
+            )
+        )
+        expected = self.oracle.correct_charge(key, correction, amount, reason)
+        if expected in CORRECTION_REFUSALS:
+            assert self._refused(call) == CORRECTION_REFUSALS[expected]
+        else:
+            answer = self.run(call)
+            assert answer.duplicate == (expected == "duplicate")
+            self._check_correction(charge, answer.correction)
+            self._check_corrected(charge, answer.charge)
+            assert answer.balance.available.amount_micros == self.oracle.credits[key[0]]
+
+    def _check_correction(self, charge: Charge, answer: correction_pb2.Correction) -> None:
+        amount, reason, legs = charge.corrections[answer.correction_id]
+        assert (answer.amount.amount_micros, answer.reason) == (amount, reason)
+        refund = answer.refund.unpaid, answer.refund.receivable, answer.refund.credits
+        assert sum(part.amount_micros for part in refund) == amount
+        assert [
+            part.amount_micros
+            for one in answer.earnings
+            for part in (one.net, one.platform_fee, one.processing_fee)
+        ] == legs
+
+    def _check_corrected(self, charge: Charge, answer: charge_pb2.Charge) -> None:
+        assert answer.corrected.amount_micros == charge.corrected
+        assert answer.payment.from_credits.amount_micros == charge.paid
+        assert answer.payment.from_receivable.amount_micros == sum(charge.uncollected)
+        assert answer.payment.unpaid.amount_micros == sum(charge.unearned)
+        # What is left of each leg, paid or not.
+        left = [sum(leg) for leg in zip(charge.collected, charge.uncollected, charge.unearned, strict=True)]
+        assert [one.net.amount_micros - one.corrected_net.amount_micros for one in answer.earnings] == left[
+            ::3
+        ]
+        assert sum(left) == charge.item.gross - charge.corrected
+
     def _refused(self, call: Any) -> str:
         return self.running.runner.run(refusal(call)).reason
 
@@ -610,6 +673,7 @@ class LedgerMachine(RuleBasedStateMachine):
         earned = reply.balance
         total = earned.available.amount_micros + earned.pending.amount_micros
         assert total == oracle.collected[organization] + oracle.uncollected[organization]
+        assert earned.clawed_back.amount_micros == max(0, -earned.available.amount_micros)
         assert earned.uncollected.amount_micros == oracle.uncollected[organization]
         assert earned.platform_fees.amount_micros == oracle.platform_fees[organization]
         assert earned.processing_fees.amount_micros == oracle.processing_fees[organization]

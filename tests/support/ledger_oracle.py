@@ -7,22 +7,9 @@ what time ends is told to it.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from math import floor
 from typing import NamedTuple
 
-
-def largest_remainder(amount: int, weights: list[int]) -> list[int]:
-    """amount in proportion to the weights; what is left goes to the largest fractions, in order."""
-    total = sum(weights)
-    if total == 0:
-        return [0] * len(weights)
-    exact = [Fraction(amount * weight, total) for weight in weights]
-    shares = [floor(share) for share in exact]
-    by_fraction = sorted(range(len(weights)), key=lambda i: (shares[i] - exact[i], i))
-    for i in by_fraction[: amount - sum(shares)]:
-        shares[i] += 1
-    return shares
+from tests.support.correction_oracle import correct, largest_remainder, minus, split
 
 
 class Claim(NamedTuple):
@@ -71,14 +58,18 @@ class Ended(NamedTuple):
 
 @dataclass
 class Charge:
-    """A charge and what is still open of its legs: net, platform fee and processing fee of each payee."""
+    """A charge, and its legs in three parts: net, platform fee and processing fee of each payee."""
 
     item: Item
     reservation_id: str = ""
     captured_credits: int = 0
     captured_room: int = 0
+    legs: list[int] = field(default_factory=list)
+    collected: list[int] = field(default_factory=list)
     uncollected: list[int] = field(default_factory=list)
     unearned: list[int] = field(default_factory=list)
+    # By id: how much, why, and of each leg.
+    corrections: dict[str, tuple[int, str, list[int]]] = field(default_factory=dict)
     # While it is being paid.
     ended: Ended | None = None
     kept_room: int = 0
@@ -90,9 +81,13 @@ class Charge:
         return self.item.gross - self.from_credits - self.owed
 
     @property
+    def corrected(self) -> int:
+        return sum(amount for amount, _, _ in self.corrections.values())
+
+    @property
     def paid(self) -> int:
-        """From credits, at once or later."""
-        return self.item.gross - sum(self.uncollected) - sum(self.unearned)
+        """From credits, at once or later, and not given back."""
+        return self.item.gross - self.corrected - sum(self.uncollected) - sum(self.unearned)
 
     @property
     def organizations(self) -> list[str]:
@@ -334,9 +329,10 @@ class LedgerOracle:
         customer, claim = charge.item.customer, charge.item.claim
         legs = self._legs(charge.item)
         paid = largest_remainder(charge.from_credits, legs)
-        rest = [leg - part for leg, part in zip(legs, paid, strict=True)]
+        rest = minus(legs, paid)
+        charge.legs, charge.collected = legs, paid
         charge.uncollected = largest_remainder(charge.owed, rest)
-        charge.unearned = [leg - part for leg, part in zip(rest, charge.uncollected, strict=True)]
+        charge.unearned = minus(rest, charge.uncollected)
         self._earn(charge, paid, collected=True)
         self._earn(charge, charge.uncollected, collected=False)
         self.charges[customer, charge.item.workflow] = charge
@@ -374,29 +370,27 @@ class LedgerOracle:
         self.credits[customer] -= paid
         self.chargebacks[customer] -= paid
         for charge in self.charges_of(customer):
-            parts = self._take(customer, charge.uncollected)
+            parts = self._take(charge, charge.uncollected)
             self._earn(charge, parts, collected=True, fees=False)
             for organization, net in zip(charge.organizations, parts[::3], strict=True):
                 self.uncollected[organization] -= net
         for charge in self.charges_of(customer):
-            self._earn(charge, self._take(customer, charge.unearned), collected=True)
+            self._earn(charge, self._take(charge, charge.unearned), collected=True)
 
-    def _take(self, customer: str, legs: list[int]) -> list[int]:
-        amount = min(self.credits[customer], sum(legs))
+    def _take(self, charge: Charge, legs: list[int]) -> list[int]:
+        amount = min(self.credits[charge.item.customer], sum(legs))
         parts = largest_remainder(amount, legs)
-        self.credits[customer] -= amount
-        legs[:] = [leg - part for leg, part in zip(legs, parts, strict=True)]
+        self.credits[charge.item.customer] -= amount
+        legs[:] = minus(legs, parts)
+        charge.collected = minus(charge.collected, [-part for part in parts])
         return parts
 
     def _legs(self, item: Item) -> list[int]:
-        legs = []
-        shares = largest_remainder(item.gross, [weight for _, weight in item.payees])
-        for (organization, _), share in zip(item.payees, shares, strict=True):
-            platform_bps, processing_bps = self.shares[organization]
-            platform_fee = floor(Fraction(share * platform_bps, 10_000))
-            processing_fee = floor(Fraction(share * processing_bps, 10_000))
-            legs += [share - platform_fee - processing_fee, platform_fee, processing_fee]
-        return legs
+        return split(
+            item.gross,
+            [weight for _, weight in item.payees],
+            [self.shares[organization] for organization, _ in item.payees],
+        )
 
     def _earn(self, charge: Charge, parts: list[int], *, collected: bool, fees: bool = True) -> None:
         for number, organization in enumerate(charge.organizations):
@@ -405,6 +399,31 @@ class LedgerOracle:
             if fees:
                 self.platform_fees[organization] += platform_fee
                 self.processing_fees[organization] += processing_fee
+
+    # Corrections.
+
+    def correct_charge(self, key: tuple[str, str], correction_id: str, amount: int, reason: str) -> str:
+        """'corrected', 'duplicate', 'reused' or 'too much'."""
+        charge = self.charges[key]
+        known = charge.corrections.get(correction_id)
+        if known is not None:
+            return "duplicate" if known[:2] == (amount, reason) else "reused"
+        if amount > charge.item.gross - charge.corrected:
+            return "too much"
+        left = charge.item.gross - charge.corrected - amount
+        agreements = [self.shares[organization] for organization in charge.organizations]
+        gross = [sum(charge.legs[start : start + 3]) for start in range(0, len(charge.legs), 3)]
+        parts = charge.unearned, charge.uncollected, charge.collected
+        unearned, uncollected, collected = correct(amount, parts, split(left, gross, agreements))
+        for part, taken in zip(parts, (unearned, uncollected, collected), strict=True):
+            part[:] = minus(part, taken)
+        self._earn(charge, [-part for part in uncollected], collected=False)
+        self._earn(charge, [-part for part in collected], collected=True)
+        legs = [sum(leg) for leg in zip(unearned, uncollected, collected, strict=True)]
+        charge.corrections[correction_id] = amount, reason, legs
+        self.credits[charge.item.customer] += sum(collected)
+        self._collect(charge.item.customer)
+        return "corrected"
 
     # Leases.
 

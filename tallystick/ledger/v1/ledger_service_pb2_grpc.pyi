@@ -44,6 +44,14 @@ class LedgerServiceStub:
     """
     GetCharge: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetChargeRequest, _ledger_service_pb2.GetChargeResponse]
     """Answers a charge as it stands now."""
+    CorrectCharge: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.CorrectChargeRequest, _ledger_service_pb2.CorrectChargeResponse]
+    """Takes back a part of a charge, or all of it, once per correction id. The customer first owes less of the charge:
+    less unpaid, then less receivable; what is left it gets as credits, which pay its other debts first. Each payee and
+    fee gives back its part, out of the earnings that it went into, even if these were paid out: then available
+    earnings go below zero. Corrections together never exceed the charge.
+    """
+    ListCorrections: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCorrectionsRequest, _ledger_service_pb2.ListCorrectionsResponse]
+    """Lists the corrections of a charge, the first one first."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]
     """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
     oldest first; the rest is available.
@@ -86,6 +94,14 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """
     GetCharge: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetChargeRequest, _ledger_service_pb2.GetChargeResponse]  # type: ignore[assignment]
     """Answers a charge as it stands now."""
+    CorrectCharge: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CorrectChargeRequest, _ledger_service_pb2.CorrectChargeResponse]  # type: ignore[assignment]
+    """Takes back a part of a charge, or all of it, once per correction id. The customer first owes less of the charge:
+    less unpaid, then less receivable; what is left it gets as credits, which pay its other debts first. Each payee and
+    fee gives back its part, out of the earnings that it went into, even if these were paid out: then available
+    earnings go below zero. Corrections together never exceed the charge.
+    """
+    ListCorrections: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCorrectionsRequest, _ledger_service_pb2.ListCorrectionsResponse]  # type: ignore[assignment]
+    """Lists the corrections of a charge, the first one first."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
     """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
     oldest first; the rest is available.
@@ -143,6 +159,26 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.GetChargeResponse, _abc.Awaitable[_ledger_service_pb2.GetChargeResponse]]:
         """Answers a charge as it stands now."""
+
+    @_abc_1.abstractmethod
+    def CorrectCharge(
+        self,
+        request: _ledger_service_pb2.CorrectChargeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.CorrectChargeResponse, _abc.Awaitable[_ledger_service_pb2.CorrectChargeResponse]]:
+        """Takes back a part of a charge, or all of it, once per correction id. The customer first owes less of the charge:
+        less unpaid, then less receivable; what is left it gets as credits, which pay its other debts first. Each payee and
+        fee gives back its part, out of the earnings that it went into, even if these were paid out: then available
+        earnings go below zero. Corrections together never exceed the charge.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCorrections(
+        self,
+        request: _ledger_service_pb2.ListCorrectionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.ListCorrectionsResponse, _abc.Awaitable[_ledger_service_pb2.ListCorrectionsResponse]]:
+        """Lists the corrections of a charge, the first one first."""
 
     @_abc_1.abstractmethod
     def GrantCredits(

@@ -34,6 +34,7 @@ from tests.integration.security.case import (
 from tests.integration.security.requests import (
     adjust_request,
     charge_intent,
+    correct_request,
     debit_request,
     grant_request,
     reverse_request,
@@ -53,6 +54,15 @@ one(
     "PostCharges",
     lambda w: ledger.PostChargesRequest(intents=[charge_intent(w.bravo.customer, "wf-posts", 7, w.bravo)]),
 )
+one(LEDGER, "CorrectCharge", lambda w: correct_request(w.bravo.charge, "matrix"))
+
+
+@case_of(LEDGER, "ListCorrections")
+def _(world: World) -> Iterator[Case]:
+    yield Case(ledger.ListCorrectionsRequest(charge_id=world.bravo.charge))
+    yield Case(ledger.ListCorrectionsRequest(charge_id=world.shared_charge), shared=True)
+
+
 one(LEDGER, "GrantCredits", lambda w: grant_request(w.bravo))
 one(LEDGER, "AdjustBalances", lambda w: adjust_request("matrix", w.bravo))
 one(

@@ -18,6 +18,7 @@ from tests.integration.security.requests import (
     book_request,
     budget_request,
     charge_intent,
+    correct_request,
     debit_request,
     grant_request,
     publish_request,
@@ -162,6 +163,10 @@ async def _run(world: World, things: Things, host_key: str) -> None:
         ledger_service_pb2.GetChargeRequest(charge_id=things.charge)
     )
     things.transaction = charge.charge.transaction_id
+    for correction_id in ("first", "second"):
+        await world.ledger.operator.ledger.CorrectCharge(
+            correct_request(things.charge, f"{correction_id}-{things.tenant}")
+        )
     pending = usage_event(things.customer, things.agent, f"{things.workflow}-pending")
     pending.outcome = usage_pb2.OUTCOME_PENDING
     deferred = await metering.Meter(metering_service_pb2.MeterRequest(event=pending))
@@ -222,5 +227,6 @@ async def _share(world: World) -> None:
     )
     world.shared_charge = posted.posted.charge.charge_id
     world.shared_transaction = posted.posted.charge.transaction_id
+    await world.ledger.operator.ledger.CorrectCharge(correct_request(world.shared_charge, "shared"))
     adjusted = await world.ledger.operator.ledger.AdjustBalances(adjust_request("both", alpha, bravo))
     world.adjustment = adjusted.transaction.transaction_id

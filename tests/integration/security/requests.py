@@ -57,6 +57,12 @@ def reverse_request(things: Things, reversal_id: str) -> funding_service_pb2.Rev
     )
 
 
+def correct_request(charge_id: str, correction_id: str) -> ledger_service_pb2.CorrectChargeRequest:
+    return ledger_service_pb2.CorrectChargeRequest(
+        charge_id=charge_id, correction_id=correction_id, amount=usd(2), reason="A test of tenants."
+    )
+
+
 def book_request(things: Things) -> pricing_service_pb2.CreatePriceBookRequest:
     return pricing_service_pb2.CreatePriceBookRequest(
         organization_id=things.organization, currency_code="USD", display_name=things.tenant

@@ -153,16 +153,16 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GrantCredits(self, request, context):
-        """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-        oldest first; the rest is available.
+        """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+        charges, oldest first; the rest is available.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AdjustBalances(self, request, context):
-        """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-        debit-limited account, or the available earnings of an organization, below zero.
+        """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+        chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,12 +53,12 @@ class LedgerServiceStub:
     ListCorrections: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCorrectionsRequest, _ledger_service_pb2.ListCorrectionsResponse]
     """Lists the corrections of a charge, the first one first."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]
-    """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-    oldest first; the rest is available.
+    """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+    charges, oldest first; the rest is available.
     """
     AdjustBalances: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalancesRequest, _ledger_service_pb2.AdjustBalancesResponse]
-    """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-    debit-limited account, or the available earnings of an organization, below zero.
+    """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+    chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
     """
     GetCustomerBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetCustomerBalanceRequest, _ledger_service_pb2.GetCustomerBalanceResponse]
     """Answers the balance of a customer in one currency."""
@@ -103,12 +103,12 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     ListCorrections: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCorrectionsRequest, _ledger_service_pb2.ListCorrectionsResponse]  # type: ignore[assignment]
     """Lists the corrections of a charge, the first one first."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
-    """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-    oldest first; the rest is available.
+    """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+    charges, oldest first; the rest is available.
     """
     AdjustBalances: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalancesRequest, _ledger_service_pb2.AdjustBalancesResponse]  # type: ignore[assignment]
-    """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-    debit-limited account, or the available earnings of an organization, below zero.
+    """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+    chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
     """
     GetCustomerBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetCustomerBalanceRequest, _ledger_service_pb2.GetCustomerBalanceResponse]  # type: ignore[assignment]
     """Answers the balance of a customer in one currency."""
@@ -186,8 +186,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.GrantCreditsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.GrantCreditsResponse, _abc.Awaitable[_ledger_service_pb2.GrantCreditsResponse]]:
-        """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-        oldest first; the rest is available.
+        """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+        charges, oldest first; the rest is available.
         """
 
     @_abc_1.abstractmethod
@@ -196,8 +196,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.AdjustBalancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.AdjustBalancesResponse, _abc.Awaitable[_ledger_service_pb2.AdjustBalancesResponse]]:
-        """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-        debit-limited account, or the available earnings of an organization, below zero.
+        """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+        chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
         """
 
     @_abc_1.abstractmethod

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from services.kit.errors import InvalidArgument
+from services.kit.times import time_from_proto, timestamp
 from services.ledger.domain.accounts import (
     Account,
     AccountKind,
@@ -22,7 +23,6 @@ from services.ledger.domain.charges import (
     PostedCharge,
 )
 from services.ledger.rpc import credits_convert
-from services.ledger.rpc.times import time_from_proto, timestamp
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, ledger_service_pb2, transaction_pb2
 

@@ -8,6 +8,7 @@ from services.kit.money import check_amount
 from services.kit.pages import Page
 from services.kit.tenancy import PLATFORM, scope, tenants_of
 from services.kit.text import check_text
+from services.kit.times import timestamp
 from services.ledger.domain.corrections import (
     MAX_CORRECTION_ID_LENGTH,
     MAX_REASON_LENGTH,
@@ -17,7 +18,6 @@ from services.ledger.domain.corrections import (
 from services.ledger.rpc.convert import charge_to_proto
 from services.ledger.rpc.credits_convert import customer_balance_to_proto
 from services.ledger.rpc.ledger_base import Context, LedgerBase, content_hash
-from services.ledger.rpc.times import timestamp
 from services.ledger.store import charges, corrections, movements
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import correction_pb2

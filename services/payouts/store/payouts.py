@@ -11,7 +11,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kit.money import Money
-from services.kit.pages import Page
 from services.payouts.domain.payout import (
     BankStatus,
     Call,
@@ -155,15 +154,15 @@ class PayoutFilter:
     held: bool = False
 
 
-async def list_newest(connection: AsyncConnection, wanted: PayoutFilter, page: Page) -> Sequence[Payout]:
-    """One page of payouts, the newest first; keyset (microseconds of creation, payout_id) as texts."""
+async def list_newest(
+    connection: AsyncConnection, wanted: PayoutFilter, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[Payout]:
+    """Up to `limit` payouts after a time of creation and an id, the newest first."""
     statement = (
-        _filtered(wanted).order_by(payout.c.create_time.desc(), payout.c.payout_id.desc()).limit(page.limit)
+        _filtered(wanted).order_by(payout.c.create_time.desc(), payout.c.payout_id.desc()).limit(limit)
     )
-    if page.after is not None:
-        created, payout_id = page.after
-        after = tuple_(datetime.fromisoformat(str(created)), payout_id)
-        statement = statement.where(tuple_(payout.c.create_time, payout.c.payout_id) < after)
+    if after is not None:
+        statement = statement.where(tuple_(payout.c.create_time, payout.c.payout_id) < tuple_(*after))
     return [_payout(row) for row in await connection.execute(statement)]
 
 

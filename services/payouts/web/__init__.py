@@ -1,0 +1,1 @@
+"""What payouts serves over HTTP, to browsers and to Stripe."""

@@ -83,7 +83,7 @@ class Accounts:
             stale = await accounts.list_since_refresh(connection, now - _REREAD_AFTER, _REREAD_BATCH)
         for account in stale:
             try:
-                await self.refresh(account.organization_id)
+                await self.refresh_organization(account.organization_id)
             except Refused:
                 # About this one alone; the call has said so in the log.
                 continue
@@ -161,8 +161,15 @@ class Accounts:
 
     # Reading it.
 
-    async def refresh(self, organization_id: str) -> ConnectedAccount | None:
-        """Read an organization's account at Stripe, and write down how it is; None if it has none here.
+    async def refresh(self, stripe_account_id: str) -> ConnectedAccount | None:
+        """Read an account at Stripe, and write down how it is; None if no organization has it."""
+        async with self._writer.begin() as connection:
+            await scope(connection, PLATFORM)
+            account = await accounts.find_by_stripe_id(connection, stripe_account_id)
+        return None if account is None else await self.refresh_organization(account.organization_id)
+
+    async def refresh_organization(self, organization_id: str) -> ConnectedAccount | None:
+        """The same, of an organization; None if it has none here.
 
         One that Stripe does not have yet is answered as it is.
         """
@@ -171,18 +178,10 @@ class Accounts:
             account = await self.find(organization_id)
             if account is None or account.stripe_account_id is None:
                 return account
-            after = await self._read(account, account.stripe_account_id)
-            saved = await self._write(account, after)
+            saved = await self._write(account, await self._read(account, account.stripe_account_id))
             # Somebody else was first: read again.
             if saved is not None:
                 return saved
-
-    async def refresh_by_stripe_id(self, stripe_account_id: str) -> ConnectedAccount | None:
-        """As `refresh`; None if no organization has this account."""
-        async with self._writer.begin() as connection:
-            await scope(connection, PLATFORM)
-            account = await accounts.find_by_stripe_id(connection, stripe_account_id)
-        return None if account is None else await self.refresh(account.organization_id)
 
     async def find(self, organization_id: str) -> ConnectedAccount | None:
         """The account as it was last read."""

@@ -1,6 +1,7 @@
 """Connected accounts at Stripe: v1 accounts with a controller. Nothing else knows which API they are of."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -10,6 +11,7 @@ import stripe
 from services.kit import ids
 from services.payouts.domain.account import AccountFacts, Requirement
 from services.payouts.processor.api import StripeApi, metadata_of
+from services.payouts.processor.errors import KeyRefused, Refused
 
 # Clocks differ.
 _SKEW: Final = timedelta(minutes=5)
@@ -53,7 +55,10 @@ class ProcessorAccounts:
 
     async def get(self, stripe_account_id: str) -> AccountFacts:
         """An account as it is now. Refused, with `is_missing`, once it is not ours any more."""
-        found = await self._api.call("accounts.retrieve", self._accounts.retrieve_async, stripe_account_id)
+        with _gone_is_refused():
+            found = await self._api.call(
+                "accounts.retrieve", self._accounts.retrieve_async, stripe_account_id
+            )
         return _facts(found)
 
     async def find(self, organization_id: str, attempt_time: datetime) -> AccountFacts | None:
@@ -87,10 +92,22 @@ class ProcessorAccounts:
             "refresh_url": refresh_url,
         }
         key = f"tallystick-{ids.new_id('link')}"
-        created = await self._api.call(
-            "account_links.create", self._links.create_async, params=params, key=key
-        )
+        with _gone_is_refused():
+            created = await self._api.call(
+                "account_links.create", self._links.create_async, params=params, key=key
+            )
         return OnboardingLink(created.url, datetime.fromtimestamp(created.expires_at, UTC))
+
+
+@contextmanager
+def _gone_is_refused() -> Iterator[None]:
+    """Of an account that is gone Stripe says 403, as if our key were at fault: certain, and no key helps."""
+    try:
+        yield
+    except KeyRefused as error:
+        if not error.is_account_gone:
+            raise
+        raise Refused(error.message, code=error.code, status=error.status) from error
 
 
 def _body(organization_id: str, country_code: str) -> Mapping[str, Any]:

@@ -12,9 +12,6 @@ from typing import Final
 
 import stripe
 
-# The connected account is not one of this platform's, or its owner has disconnected it.
-ACCOUNT_INVALID: Final = "account_invalid"
-
 
 class ProcessorError(Exception):
     """Base of all. `code` is Stripe's, "" if it gave none; the message is safe to show to its tenant."""
@@ -33,7 +30,7 @@ class Refused(ProcessorError):
     @property
     def is_missing(self) -> bool:
         """Whether there is no such object, or it is not ours."""
-        return self.status == 404 or self.code in ("resource_missing", ACCOUNT_INVALID)
+        return self.status == 404 or self.code in ("resource_missing", "account_invalid")
 
 
 class InDoubt(ProcessorError):
@@ -46,6 +43,11 @@ class Throttled(ProcessorError):
 
 class KeyRefused(ProcessorError):
     """401 or 403: the API key is revoked, or may not do this."""
+
+    @property
+    def is_account_gone(self) -> bool:
+        """Whether it is the connected account that is not, or no longer, ours to act for."""
+        return self.code == "account_invalid"
 
 
 class KeyConflict(ProcessorError):
@@ -64,13 +66,10 @@ def translate(error: stripe.StripeError) -> ProcessorError:
     code = (error.code or (said.code if said is not None else None)) or ""
     decline_code = (said.decline_code if said is not None else None) or ""
     message = (error.user_message or str(error) or type(error).__name__)[:_LONGEST_MESSAGE]
-    return _kind(error, status, code)(message, code=code, decline_code=decline_code, status=status)
+    return _kind(error, status)(message, code=code, decline_code=decline_code, status=status)
 
 
-def _kind(error: stripe.StripeError, status: int, code: str) -> type[ProcessorError]:
-    # Our key is good, but the account that it was to be used for is not ours, or not any more.
-    if status == 403 and code == ACCOUNT_INVALID:
-        return Refused
+def _kind(error: stripe.StripeError, status: int) -> type[ProcessorError]:
     # By type first: its status is 400 too, but it says nothing of whether the first request was carried out.
     if isinstance(error, stripe.IdempotencyError) or _type(error) == "idempotency_error":
         return InDoubt if status == 409 else KeyConflict

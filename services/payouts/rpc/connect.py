@@ -60,7 +60,7 @@ class ConnectService(connect_service_pb2_grpc.ConnectServiceServicer):
     ) -> pb.RefreshConnectedAccountResponse:
         organization_id = check_organization(request.organization_id)
         with processor_errors():
-            account = await self._accounts.refresh(organization_id)
+            account = await self._accounts.refresh_organization(organization_id)
         return pb.RefreshConnectedAccountResponse(account=account_to_proto(organization_id, account))
 
     async def ListConnectedAccounts(

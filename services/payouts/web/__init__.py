@@ -1,1 +1,1 @@
-"""What payouts serves over HTTP, to browsers and to Stripe."""
+"""What payouts serves over HTTP: webhooks of the payment processor, and pages for browsers."""

@@ -124,7 +124,7 @@ async def _standing(accounts: Accounts, organization_id: str, secret: str = "") 
     """How the account is now, with a button to go on if `secret` is given and there is something to do."""
     said = []
     try:
-        account = await accounts.refresh(organization_id)
+        account = await accounts.refresh_organization(organization_id)
     except ProcessorError:
         account = await accounts.find(organization_id)
         said.append("The payment processor did not answer: this is how it was when last read.")

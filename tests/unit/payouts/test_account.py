@@ -11,7 +11,10 @@ from services.kit.errors import AlreadyExists
 from services.payouts.domain import account as rules
 from services.payouts.domain.account import AccountState, ConnectedAccount, Requirement
 from services.payouts.domain.account_words import REASONS, describe, describe_all, explain, explain_reason
-from services.payouts.processor.errors import KeyRefused, Refused, translate
+from services.payouts.processor.accounts import ProcessorAccounts
+from services.payouts.processor.api import StripeApi
+from services.payouts.processor.errors import KeyRefused, Refused
+from services.payouts.processor.pace import Pace
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NEW = ConnectedAccount("org_lark", "US", create_attempt_time=NOW, create_time=NOW)
@@ -158,15 +161,17 @@ def test_a_key_is_used_while_it_is_good_and_the_country_stays() -> None:
     assert rules.asked_again(refused, "", NOW).country_code == "US"
 
 
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [("account_invalid", Refused), ("more_permissions_required", KeyRefused), ("", KeyRefused)],
-)
-def test_an_account_that_is_not_ours_is_told_from_a_key_that_is_not_accepted(
-    code: str, kind: type[Exception]
-) -> None:
+@pytest.mark.parametrize(("code", "gone"), [("account_invalid", True), ("", False)])
+async def test_an_account_that_is_gone_is_told_from_a_key_that_is_not_accepted(code: str, gone: bool) -> None:
+    """Stripe answers 403 to both."""
     body = {"error": {"type": "invalid_request_error", "code": code, "message": "no"}}
-    error = stripe.PermissionError("no", http_status=403, json_body=body, code=code)
-    translated = translate(error)
-    assert type(translated) is kind
-    assert not isinstance(translated, Refused) or translated.is_missing
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise stripe.PermissionError("no", http_status=403, json_body=body, code=code)
+
+    api = StripeApi("sk_test_1", base_url=None, pace=Pace(1000))
+    api.client.v1.accounts.retrieve_async = refuse  # type: ignore[method-assign, assignment]
+    with pytest.raises(Refused if gone else KeyRefused) as caught:
+        await ProcessorAccounts(api).get("acct_1")
+    assert not isinstance(caught.value, Refused) or caught.value.is_missing
+    await api.close()

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from starlette.routing import Route
+
 from services.kit.auth import Authenticator, CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
@@ -11,19 +13,25 @@ from services.kit.db import Database
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
+from services.payouts.accounts import Accounts, OnboardingUrls
 from services.payouts.clock import FollowedClock
 from services.payouts.config import PayoutsConfig, StripeConfig
 from services.payouts.domain.minimums import parse_minimums
 from services.payouts.executor import Executor
+from services.payouts.processor.accounts import ProcessorAccounts
 from services.payouts.processor.api import StripeApi
 from services.payouts.processor.bank_payouts import BankPayouts
 from services.payouts.processor.pace import Pace
 from services.payouts.processor.transfers import Transfers
+from services.payouts.rpc.connect import ConnectService
 from services.payouts.rpc.ledger import Ledger
 from services.payouts.rpc.payouts import PayoutService
 from services.payouts.rpc.schedules import ScheduleService
 from services.payouts.scheduler import Scheduler
+from services.payouts.web.onboarding import onboarding_routes
 from tallystick.payouts.v1 import (
+    connect_service_pb2,
+    connect_service_pb2_grpc,
     payout_service_pb2,
     payout_service_pb2_grpc,
     schedule_service_pb2,
@@ -39,6 +47,8 @@ class App:
     authenticator: Authenticator
     workers: Sequence[Worker]
     executor: Executor
+    # What is served over HTTP.
+    routes: Sequence[Route]
 
 
 @asynccontextmanager
@@ -77,6 +87,13 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
         minimums = parse_minimums(config.minimums)
         scheduler = Scheduler(writer=writer, ledger=ledger, minimums=minimums, clock=clock)
         workers.append(scheduler.worker(config.schedule_interval))
+        accounts = Accounts(
+            writer=writer,
+            processor=ProcessorAccounts(api),
+            urls=OnboardingUrls(config.public_url),
+            clock=clock,
+        )
+        workers.append(accounts.worker())
         payouts = PayoutService(
             writer=writer,
             reader=reader,
@@ -100,10 +117,16 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
                     schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server,
                     schedules,
                 ),
+                bind(
+                    connect_service_pb2.DESCRIPTOR.services_by_name["ConnectService"],
+                    connect_service_pb2_grpc.add_ConnectServiceServicer_to_server,
+                    ConnectService(accounts=accounts, ledger=ledger, reader=reader),
+                ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
             executor=executor,
+            routes=onboarding_routes(accounts),
         )
 
 

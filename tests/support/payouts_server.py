@@ -16,14 +16,16 @@ from services.kit.auth import CachedAuthenticator
 from services.kit.client import connect
 from services.kit.keys import LedgerKeys
 from services.kit.server import build_server
-from services.payouts.app import open_app
+from services.payouts.app import App, open_app
 from services.payouts.config import PayoutsConfig
+from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
 from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from tests.support.ledger_server import LedgerServer
 
 if TYPE_CHECKING:
     # Known to type checkers only.
+    from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceAsyncStub
     from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceAsyncStub
     from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
 
@@ -58,6 +60,7 @@ class Caller:
 
     payouts: PayoutServiceAsyncStub
     schedules: ScheduleServiceAsyncStub
+    connect: ConnectServiceAsyncStub
 
 
 @dataclass
@@ -69,13 +72,14 @@ class PayoutsServer:
     ledger: LedgerServer
     stripe: StripeStandIn
     clock: MovedClock
+    app: App
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
 
     def caller(self, key: str) -> Caller:
         """The services as the bearer of this key reaches them."""
         channel = connect(self.address, key)
         self._channels.append(channel)
-        return Caller(PayoutServiceStub(channel), ScheduleServiceStub(channel))
+        return Caller(PayoutServiceStub(channel), ScheduleServiceStub(channel), ConnectServiceStub(channel))
 
     @property
     def operator(self) -> Caller:
@@ -148,7 +152,7 @@ async def running_payouts(
         running = app.workers if workers else ()
         for worker in running:
             worker.start()
-        payouts = PayoutsServer(address, database_url, ledger, standin, moved)
+        payouts = PayoutsServer(address, database_url, ledger, standin, moved, app)
         try:
             yield payouts
         finally:

@@ -31,7 +31,7 @@ class Refused(ProcessorError):
     @property
     def is_missing(self) -> bool:
         """Whether there is no such object, or it is not ours."""
-        return self.status == 404 or self.code == "resource_missing"
+        return self.status == 404 or self.code in ("resource_missing", "account_invalid")
 
 
 class InDoubt(ProcessorError):
@@ -47,6 +47,11 @@ class Throttled(ProcessorError):
 
 class KeyRefused(ProcessorError):
     """401 or 403: the API key is revoked, or may not do this."""
+
+    @property
+    def is_account_gone(self) -> bool:
+        """Whether it is the connected account that is not, or no longer, ours to act for."""
+        return self.code == "account_invalid"
 
 
 class KeyConflict(ProcessorError):

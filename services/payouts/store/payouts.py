@@ -74,6 +74,25 @@ async def save(connection: AsyncConnection, before: Payout, change: Change, now:
     return after
 
 
+async def release(connection: AsyncConnection, organization_id: str, now: datetime) -> int:
+    """Have payouts that stand still for want of a connected account looked at now; how many there are.
+
+    Raises their version, so that who has read one before reads it again. One that comes to stand still at
+    this very moment is missed, and looked at when its pause is over.
+    """
+    held = await connection.execute(
+        update(payout)
+        .where(payout.c.organization_id == organization_id, payout.c.hold == Hold.ACCOUNT_NOT_READY)
+        .values(next_attempt_time=now, version=payout.c.version + 1)
+        .returning(payout.c.payout_id)
+    )
+    released = len(held.all())
+    # After the payouts, as `save` does: two who lock both must do so in the same order.
+    if released:
+        await work.wake(connection, organization_id, now)
+    return released
+
+
 async def add_reversal(connection: AsyncConnection, new: Reversal, organization_id: str) -> bool:
     """Record what came back of a payout, for the ledger to be told. False if it was recorded before."""
     values = {**dataclasses.asdict(new), "organization_id": organization_id}

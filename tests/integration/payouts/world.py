@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sandbox.stripe.calling import call
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
-from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
+from tallystick.payouts.v1 import (
+    connect_service_pb2,
+    connected_account_pb2,
+    payout_pb2,
+    payout_service_pb2,
+)
 from tests.support.payouts_server import Caller, PayoutsServer
 from tests.support.waiting import eventually
 
@@ -35,9 +39,9 @@ class World:
         )
         if earned:
             await self.earn(organization_id, earned)
-        if connected:
-            self.connect(organization_id)
         owner = self.owners[organization_id] = self.payouts.caller(created.key)
+        if connected:
+            await self.connect(organization_id)
         return owner
 
     async def earn(self, organization_id: str, units: int) -> None:
@@ -79,30 +83,22 @@ class World:
 
         await eventually(folded)
 
-    def connect(self, organization_id: str) -> str:
-        """An account at Stripe that can be paid, as onboarding would leave it; its id."""
-        stripe = self.payouts.stripe
-        status, account = call(
-            stripe.url.removeprefix("http://"),
-            "POST",
-            "/v1/accounts",
-            [
-                ("type", "express"),
-                ("capabilities[transfers][requested]", "true"),
-                ("settings[payouts][schedule][interval]", "manual"),
-                ("metadata[organization_id]", organization_id),
-            ],
-            key=stripe.api_key,
+    async def connect(self, organization_id: str) -> str:
+        """Go through onboarding, as its owner and Stripe do; the account's id there."""
+        connect = self.owners[organization_id].connect
+        link = await connect.CreateOnboardingLink(
+            connect_service_pb2.CreateOnboardingLinkRequest(organization_id=organization_id)
         )
-        assert status == 200, account
-        stripe.control.onboard(account["id"])
-        self.payouts.query_write(
-            "INSERT INTO payouts.connected_account (organization_id, country_code, stripe_account_id,"
-            " create_attempt_time, transfers_status, bank_payouts_enabled, details_submitted, create_time,"
-            f" refresh_time) VALUES ('{organization_id}', 'US', '{account['id']}', now(), 'active', true,"
-            " true, now(), now())"
+        self.payouts.stripe.control.onboard(link.account.stripe_account_id)
+        await self.refresh(organization_id)
+        return link.account.stripe_account_id
+
+    async def refresh(self, organization_id: str) -> connected_account_pb2.ConnectedAccount:
+        """An organization's account, read at Stripe."""
+        refreshed = await self.owners[organization_id].connect.RefreshConnectedAccount(
+            connect_service_pb2.RefreshConnectedAccountRequest(organization_id=organization_id)
         )
-        return str(account["id"])
+        return refreshed.account
 
     async def request(
         self, organization_id: str, units: int, key: str = "first"

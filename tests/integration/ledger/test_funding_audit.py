@@ -45,7 +45,7 @@ TAMPERING = {
     ),
     "accounts_match_entries": (
         "UPDATE ledger.account SET debits = debits + 1 WHERE kind = 'customer_chargebacks'",
-        "UPDATE ledger.account SET debits = debits + 1 WHERE kind = 'stripe_fees'",
+        "UPDATE ledger.entry SET amount = amount - 1 WHERE kind = 'stripe_fees'",
     ),
     "idempotency_matches_journal": (
         "DELETE FROM ledger.idempotency WHERE key LIKE 'purchase-reversal/%'",

@@ -16,6 +16,7 @@ from sandbox.stack import Stack
 from sandbox.stand_in import STAND_IN_KEY
 from sandbox.stripe.calling import call
 from sandbox.stripe.client import StripeControl
+from tallystick.common.v1 import access_pb2
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1 import account_pb2, directory_service_pb2, ledger_service_pb2
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
@@ -55,7 +56,9 @@ def earn(ledger: LedgerServiceStub, organization_id: str, micros: int, key: tupl
         )
     ]
     ledger.AdjustBalances(
-        ledger_service_pb2.AdjustBalancesRequest(postings=postings, reason="a test", idempotency_key="earn"),
+        ledger_service_pb2.AdjustBalancesRequest(
+            postings=postings, reason="earnings of a test", idempotency_key="earn"
+        ),
         metadata=key,
     )
 
@@ -93,6 +96,7 @@ def connected_account(stack: Stack, organization_id: str) -> str:
 
 
 def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Stack) -> None:
+    assert stack.endpoints.stripe is not None
     stripe = StripeControl(f"http://{stack.endpoints.stripe}")
     key = (("authorization", f"Bearer {stack.operator_key.read()}"),)
     with (
@@ -100,9 +104,16 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         grpc.insecure_channel(stack.endpoints.payouts) as to_payouts,
     ):
         ledger, payouts = LedgerServiceStub(to_ledger), PayoutServiceStub(to_payouts)
-        DirectoryServiceStub(to_ledger).CreateOrganization(
+        directory = DirectoryServiceStub(to_ledger)
+        directory.CreateOrganization(
             directory_service_pb2.CreateOrganizationRequest(
                 organization_id="org_lark", display_name="Lark", platform_fee_bps=1500, processing_fee_bps=290
+            ),
+            metadata=key,
+        )
+        owner = directory.CreateApiKey(
+            directory_service_pb2.CreateApiKeyRequest(
+                role=access_pb2.ROLE_OWNER, organization_id="org_lark", idempotency_key="owner"
             ),
             metadata=key,
         )
@@ -111,7 +122,7 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         stripe.fund(100_00)
         # It takes effect, but payouts is not told: the stand-in has to be asked again, by another process.
         stripe.fault("lost_answer", "transfers.create")
-        # A week later, which payouts must notice by itself.
+        # Payouts notices by itself that a week has passed.
         later = stripe.advance(WEEK)
         requested = payouts.RequestPayout(
             payout_service_pb2.RequestPayoutRequest(
@@ -119,7 +130,7 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
                 amount=Money(currency_code="USD", amount_micros=40 * USD),
                 idempotency_key="first",
             ),
-            metadata=key,
+            metadata=(("authorization", f"Bearer {owner.secret}"),),
         ).payout
         eventually(lambda: len(stripe.requests("transfers.create")) > 0)
         stack.kill("payouts")
@@ -132,9 +143,9 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         # The lease of the one that was killed ends by the same clock.
         stripe.advance(120)
         eventually(lambda: found().state == payout_pb2.PAYOUT_STATE_COMPLETED)
-        assert found().create_time.seconds >= later - 2
+        assert found().update_time.seconds >= later - 2
         status, transfers = call(
-            stripe._address, "GET", "/v1/transfers", [("destination", account)], key=STAND_IN_KEY
+            stack.endpoints.stripe, "GET", "/v1/transfers", [("destination", account)], key=STAND_IN_KEY
         )
         assert status == 200
         assert [transfer["amount"] for transfer in transfers["data"]] == [40_00]

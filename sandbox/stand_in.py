@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from sandbox.process import ChildProcess, SandboxError
+from sandbox.stripe.app import HEALTH
 from sandbox.stripe.client import StripeControl
+from sandbox.stripe.server import DEFAULT_KEY
 
-# The key that the stand-in accepts by itself. It opens nothing but the stand-in.
-STAND_IN_KEY = "sk_test_tallystick"
 START_TIMEOUT_SECONDS = 60.0
+_ANSWER_TIMEOUT_SECONDS = 2.0
 
 
 class StandIn:
@@ -38,7 +41,7 @@ class StandIn:
     def settings(self) -> dict[str, str]:
         """What payouts is told of it."""
         return {
-            "STRIPE_API_KEY": STAND_IN_KEY,
+            "STRIPE_API_KEY": DEFAULT_KEY,
             "PAYOUTS_STRIPE_BASE_URL": f"http://{self.address}",
             # Who lets a week pass at the stand-in lets it pass for payouts too.
             "PAYOUTS_CLOCK_URL": f"http://{self.address}/_control/clock/get",
@@ -57,11 +60,15 @@ class StandIn:
             self._control.run("webhooks add", url=webhook_url, secret=secret, connect=connect)
 
     def _answers(self) -> bool:
+        connection = http.client.HTTPConnection(self.address, timeout=_ANSWER_TIMEOUT_SECONDS)
         try:
-            self._control.run("clock get")
-        except SandboxError:
+            connection.request("GET", HEALTH)
+            # Somebody else may listen there, whose answers must not be taken for ours.
+            return bool(json.loads(connection.getresponse().read())["pid"] == self.process.pid)
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             return False
-        return True
+        finally:
+            connection.close()
 
 
 def stripe_itself(environment: Mapping[str, str]) -> bool:

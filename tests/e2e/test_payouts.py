@@ -13,9 +13,9 @@ import pytest
 
 from sandbox.servers import Stores
 from sandbox.stack import Stack
-from sandbox.stand_in import STAND_IN_KEY
 from sandbox.stripe.calling import call
 from sandbox.stripe.client import StripeControl
+from sandbox.stripe.server import DEFAULT_KEY
 from tallystick.common.v1 import access_pb2
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1 import account_pb2, directory_service_pb2, ledger_service_pb2
@@ -81,7 +81,7 @@ def connected_account(stack: Stack, organization_id: str) -> str:
             ("capabilities[transfers][requested]", "true"),
             ("settings[payouts][schedule][interval]", "manual"),
         ],
-        key=STAND_IN_KEY,
+        key=DEFAULT_KEY,
     )
     assert status == 200, account
     StripeControl(f"http://{stack.endpoints.stripe}").onboard(account["id"])
@@ -145,7 +145,7 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         eventually(lambda: found().state == payout_pb2.PAYOUT_STATE_COMPLETED)
         assert found().update_time.seconds >= later - 2
         status, transfers = call(
-            stack.endpoints.stripe, "GET", "/v1/transfers", [("destination", account)], key=STAND_IN_KEY
+            stack.endpoints.stripe, "GET", "/v1/transfers", [("destination", account)], key=DEFAULT_KEY
         )
         assert status == 200
         assert [transfer["amount"] for transfer in transfers["data"]] == [40_00]

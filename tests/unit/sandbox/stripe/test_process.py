@@ -16,9 +16,8 @@ import pytest
 from stripe import StripeClient
 
 from sandbox.process import SandboxError
-from sandbox.stripe.process import StripeProcess
 from sandbox.stripe.server import StripeStandIn
-from tests.unit.sandbox.stripe.driving import SECRET, Receiver, key, pay, payee
+from tests.unit.sandbox.stripe.driving import Receiver, key, pay, payee
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -42,35 +41,6 @@ def test_serve_says_where_it_listens_and_ends_on_sigterm() -> None:
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 0
         assert child.stdout.read() == ""
-
-
-def test_a_process_comes_back_empty_at_the_same_address(tmp_path: Path, receiver: Receiver) -> None:
-    hooks = [(receiver.url + "/platform", SECRET)]
-    with StripeProcess(tmp_path, webhooks=hooks, connect_webhooks=[(receiver.url, "whsec_c")]) as it:
-        url = it.url
-        stripe = StripeClient(it.api_key, base_addresses={"api": it.url})
-        stripe.v1.customers.create({"name": "A"}, key())
-        it.control.settle_webhooks()
-        assert receiver.types() == ["customer.created"]
-        endpoints = it.control.run("webhooks list")["endpoints"]
-        assert [(item["connect"], item["secrets"]) for item in endpoints] == [
-            (False, [SECRET]),
-            (True, ["whsec_c"]),
-        ]
-        it.kill()
-        with pytest.raises(SandboxError, match="is not running"):
-            it.check()
-        it.start()
-        assert (it.url, it.running) == (url, True)
-        assert stripe.v1.customers.list().data == []
-        assert len(it.control.run("webhooks list")["endpoints"]) == 2
-    assert not it.running
-
-
-def test_somebody_else_at_the_address_is_not_taken_for_it(standin: StripeStandIn, tmp_path: Path) -> None:
-    port = int(standin.url.rpartition(":")[2])
-    with pytest.raises(SandboxError, match="cannot listen"):
-        StripeProcess(tmp_path, port=port).start()
 
 
 def test_every_answer_can_take_a_while(standin: StripeStandIn, stripe: StripeClient) -> None:

@@ -11,17 +11,33 @@ from services.kit.db import Database
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
+from services.payouts.account_events import AccountEvents, AccountReader
+from services.payouts.catch_up import CatchUp
 from services.payouts.clock import FollowedClock
 from services.payouts.config import PayoutsConfig, StripeConfig
+from services.payouts.domain.event import Handlers
 from services.payouts.domain.minimums import parse_minimums
 from services.payouts.executor import Executor
+from services.payouts.inbox import Inbox
+from services.payouts.intake import Intake
+from services.payouts.payout_events import PayoutEvents
 from services.payouts.processor.api import StripeApi
 from services.payouts.processor.bank_payouts import BankPayouts
+from services.payouts.processor.events import Events
 from services.payouts.processor.pace import Pace
 from services.payouts.processor.transfers import Transfers
 from services.payouts.rpc.ledger import Ledger
 from services.payouts.rpc.payouts import PayoutService
-from tallystick.payouts.v1 import payout_service_pb2, payout_service_pb2_grpc
+from services.payouts.rpc.reconciliation import Reconciler, ReconciliationService
+from services.payouts.web.app import make_app
+from services.payouts.web.server import WebServer
+from services.payouts.web.webhooks import WebhookReceiver
+from tallystick.payouts.v1 import (
+    payout_service_pb2,
+    payout_service_pb2_grpc,
+    reconciliation_service_pb2,
+    reconciliation_service_pb2_grpc,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +47,23 @@ class App:
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
     workers: Sequence[Worker]
+    # One of the workers.
+    web: WebServer
 
 
 @asynccontextmanager
-async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> AsyncIterator[App]:
+async def open_app(
+    config: PayoutsConfig,
+    *,
+    clock: Clock | None = None,
+    accounts: AccountReader | None = None,
+    reconciler: Reconciler | None = None,
+) -> AsyncIterator[App]:
     """Open database pools, the channel to the ledger and the client of Stripe, and put the services on top of
     them; all of these may still be away. `clock` is the one to go by, if not that of the configuration.
+
+    Without `accounts` events about accounts are ignored; without `reconciler` there is no
+    ReconciliationService. Raises StartupError if the address of the web server is taken.
     """
     async with AsyncExitStack() as cleanup:
         writer, reader = _database(config, "payouts_writer"), _database(config, "payouts_reader")
@@ -74,16 +101,38 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             minimums=parse_minimums(config.minimums),
             clock=clock,
         )
-        yield App(
-            services=(
+        services = [
+            bind(
+                payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"],
+                payout_service_pb2_grpc.add_PayoutServiceServicer_to_server,
+                payouts,
+            )
+        ]
+        if reconciler is not None:
+            services.append(
                 bind(
-                    payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"],
-                    payout_service_pb2_grpc.add_PayoutServiceServicer_to_server,
-                    payouts,
-                ),
-            ),
+                    reconciliation_service_pb2.DESCRIPTOR.services_by_name["ReconciliationService"],
+                    reconciliation_service_pb2_grpc.add_ReconciliationServiceServicer_to_server,
+                    ReconciliationService(writer=writer, reader=reader, reconciler=reconciler, clock=clock),
+                )
+            )
+        by_prefix = {
+            **PayoutEvents(
+                writer=writer, transfers=transfers, bank_payouts=bank_payouts, clock=clock
+            ).handlers()
+        }
+        if accounts is not None:
+            by_prefix |= AccountEvents(writer=writer, reader=accounts, clock=clock).handlers()
+        handlers = Handlers(by_prefix)
+        intake = Intake(writer=writer, handlers=handlers, livemode=api.livemode, clock=clock)
+        web = _open_web(config, intake, clock)
+        cleanup.callback(web.close)
+        workers += [web, *_event_workers(config, writer, api, handlers, intake, clock)]
+        yield App(
+            services=services,
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
+            web=web,
         )
 
 
@@ -95,6 +144,32 @@ def open_stripe(config: StripeConfig) -> StripeApi:
         pace=Pace(config.stripe_calls_per_second),
         timeout_seconds=config.stripe_timeout.total_seconds(),
     )
+
+
+def _open_web(config: PayoutsConfig, intake: Intake, clock: Clock) -> WebServer:
+    receiver = WebhookReceiver(
+        intake=intake, secrets=config.secrets, tolerance=config.webhook_tolerance, clock=clock
+    )
+    return WebServer(make_app(receiver.routes()), config.web_address)
+
+
+def _event_workers(
+    config: PayoutsConfig,
+    writer: Database,
+    api: StripeApi,
+    handlers: Handlers,
+    intake: Intake,
+    clock: Clock,
+) -> Sequence[Worker]:
+    inbox = Inbox(
+        writer=writer,
+        handlers=handlers,
+        clock=clock,
+        concurrency=config.inbox_concurrency,
+        interval=config.inbox_interval,
+    )
+    catch_up = CatchUp(writer=writer, events=Events(api), intake=intake, clock=clock)
+    return inbox, catch_up.worker(config.catch_up_interval)
 
 
 async def _open_clock(config: PayoutsConfig, workers: list[Worker], cleanup: AsyncExitStack) -> Clock:

@@ -44,6 +44,11 @@ class Throttled(ProcessorError):
 class KeyRefused(ProcessorError):
     """401 or 403: the API key is revoked, or may not do this."""
 
+    @property
+    def is_account_gone(self) -> bool:
+        """Whether it is the connected account that is not, or no longer, ours to act for."""
+        return self.code == "account_invalid"
+
 
 class KeyConflict(ProcessorError):
     """The idempotency key was used for another request."""

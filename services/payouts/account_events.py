@@ -19,7 +19,7 @@ from services.payouts.domain.event import (
     ignored,
     quarantined,
 )
-from services.payouts.processor.errors import KeyRefused
+from services.payouts.processor.errors import KeyRefused, Refused
 from services.payouts.store import accounts
 
 # An account has its first events before its id is written down here: that comes with the answer that made it.
@@ -64,10 +64,10 @@ class AccountEvents:
                 return DONE if account else of_unknown_account(event, self._clock.now())
             try:
                 await self._reader.refresh(event.stripe_account_id)
-            except KeyRefused as error:
+            except (KeyRefused, Refused) as error:
                 # The event alone proves nothing: it may be late. Nor does the refusal, which a wrong API key
                 # would get for every account.
-                if not error.is_account_gone:
+                if not _says_gone(error):
                     raise
             else:
                 return DONE
@@ -96,3 +96,7 @@ def of_unknown_account(event: ProcessorEvent, now: datetime) -> Outcome:
     if now - event.receive_time < _PATIENCE:
         return failing("the account is not known here yet")
     return quarantined("the account is not known here")
+
+
+def _says_gone(error: KeyRefused | Refused) -> bool:
+    return error.is_missing if isinstance(error, Refused) else error.is_account_gone

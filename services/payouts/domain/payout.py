@@ -339,8 +339,9 @@ def at_bank(payout: Payout, bank: BankPayout, step: Step) -> Change | None:
         bank_payout_id=bank.bank_payout_id,
         bank_failure_code=bank.failure_code,
         bank_arrival_time=bank.arrival_time,
-        # What the ledger is owed is not forgotten over news from the bank.
-        next_attempt_time=payout.next_attempt_time if payout.owed else None,
+        # What the ledger is to be told, of the end or of what came back, is not forgotten over news from the
+        # bank.
+        next_attempt_time=payout.next_attempt_time if payout.owed or payout.reversed_micros else None,
     )
     if after == payout:
         return None

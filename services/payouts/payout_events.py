@@ -45,6 +45,8 @@ class PayoutEvents:
 
     async def transfer(self, event: ProcessorEvent) -> Outcome:
         """A transfer was made or changed, or a part of it came back."""
+        if event.stripe_account_id:
+            return ignored("of a connected account's own doing")
         payout = await self._read(payouts.find_by_transfer, event.object_id)
         while True:
             transfer = await self._transfers.get(event.object_id)

@@ -16,8 +16,9 @@ from services.payouts.domain.backoff import backoff
 
 _EVENT_ID: Final = re.compile(r"evt_[A-Za-z0-9_]{1,250}")
 _ACCOUNT_ID: Final = re.compile(r"acct_[A-Za-z0-9_]{1,250}")
-_OBJECT_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
-_TYPE: Final = re.compile(r"[a-z0-9_]{1,60}(\.[a-z0-9_]{1,60}){1,5}")
+_OBJECT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_TYPE: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,200}")
+_LONGEST_OBJECT_ID: Final = 255
 # The year 2100: nothing later is the time of an event.
 _LATEST: Final = 4_102_444_800
 _LONGEST_NOTE: Final = 500
@@ -41,7 +42,7 @@ class ProcessorEvent:
     type: str
     # The connected account that it is of; "" for the platform's own.
     stripe_account_id: str
-    # "" if the object has no id, as a balance has none.
+    # "" if the object has none, as a balance. Some are made by people, but none that we handle.
     object_id: str
     livemode: bool
     caught_up: bool
@@ -118,7 +119,7 @@ def parse_event(content: object, *, now: datetime, caught_up: bool) -> Processor
         event_id=_text(content, "id", _EVENT_ID),
         type=_text(content, "type", _TYPE),
         stripe_account_id=_optional_text(content, "account", _ACCOUNT_ID),
-        object_id=_optional_text(about, "id", _OBJECT_ID),
+        object_id=_object_id(about),
         livemode=livemode,
         caught_up=caught_up,
         create_time=_time(content.get("created")),
@@ -139,8 +140,9 @@ def arrived(event: ProcessorEvent, handlers: Handlers, *, livemode: bool) -> Pro
         )
     if handlers.find(event.type) is None:
         return ended(event, ignored("of a type that does not concern us"), event.receive_time)
-    if not event.object_id:
-        raise EventError("data.object.id is missing")
+    # It becomes part of an address.
+    if not _OBJECT_ID.fullmatch(event.object_id):
+        raise EventError("data.object.id is missing or malformed")
     return event
 
 
@@ -164,6 +166,15 @@ def _text(content: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> st
 
 def _optional_text(content: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> str:
     return "" if content.get(name) is None else _text(content, name, pattern)
+
+
+def _object_id(about: Mapping[str, Any]) -> str:
+    value = about.get("id")
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > _LONGEST_OBJECT_ID or not value.isprintable():
+        raise EventError("data.object.id is malformed")
+    return value
 
 
 def _time(created: object) -> datetime:

@@ -10,13 +10,19 @@ import pytest
 
 from sandbox.stripe.calling import call
 from sandbox.stripe.server import StripeStandIn
+from services.kit.db import Database
+from services.payouts.domain.event import EventState, ProcessorEvent
+from services.payouts.inbox import LEASE
+from services.payouts.payout_events import PayoutEvents
 from services.payouts.processor.api import StripeApi
+from services.payouts.processor.bank_payouts import BankPayouts
 from services.payouts.processor.pace import Pace
+from services.payouts.processor.transfers import Transfer, Transfers
 from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
 from tallystick.payouts.v1 import reconciliation_service_pb2 as pb
 from tests.integration.payouts.world import USD, World
 from tests.support.ledger_server import LedgerServer
-from tests.support.payouts_server import running_payouts
+from tests.support.payouts_server import MovedClock, PayoutsServer, running_payouts
 from tests.support.rpc_errors import refusal
 from tests.support.waiting import eventually
 
@@ -25,6 +31,7 @@ COMPLETED = payout_pb2.PAYOUT_STATE_COMPLETED
 DONE = pb.PROCESSOR_EVENT_STATE_DONE
 IGNORED = pb.PROCESSOR_EVENT_STATE_IGNORED
 QUARANTINED = pb.PROCESSOR_EVENT_STATE_QUARANTINED
+PENDING_EVENT = pb.PROCESSOR_EVENT_STATE_PENDING
 FAILING = pb.PROCESSOR_EVENT_STATE_FAILING
 
 
@@ -289,7 +296,7 @@ async def test_a_transfer_of_another_amount_or_destination_completes_nothing(wor
     other = _account(world, "org_other")
     metadata = {"metadata[payout_id]": requested.payout_id}
     world.payouts.stripe.control.run("faults clear")
-    world.payouts.query_write("UPDATE payouts.payout SET next_attempt_time = NULL")
+    world.payouts.query_write("UPDATE payouts.payout SET next_attempt_time = NULL, version = version + 1")
     for amount, destination in ((4001, account), (4000, other)):
         transfer = _stripe(
             world, "POST", "/v1/transfers", amount=amount, currency="usd", destination=destination, **metadata
@@ -364,6 +371,101 @@ async def test_what_cannot_be_read_now_is_tried_until_it_can(world: World) -> No
     assert world.payouts.query(
         f"SELECT attempt_count FROM payouts.processor_event WHERE event_id = '{event.event_id}'"
     ) == [(4,)]
+
+
+async def test_an_event_that_takes_long_holds_up_no_other(world: World) -> None:
+    payout = await _paid_out(world)
+    world.payouts.stripe.control.fault("slow", "transfers.retrieve", ms=3000)
+    described = {"description": "changed"}
+    _stripe(world, "POST", f"/v1/transfers/{payout.transfer_id}", **described)
+    await _run(world, "webhooks settle")
+    await _run(world, "payout submit", payout=payout.bank_payout_id)
+    await _event(world, "payout.updated", DONE)
+    assert (await _event(world, "transfer.updated", PENDING_EVENT)).object_id == payout.transfer_id
+    await _event(world, "transfer.updated", DONE)
+
+
+async def test_two_processes_share_the_inbox_and_one_takes_over_from_the_other(
+    database_url: str, ledger: LedgerServer, stripe: StripeStandIn
+) -> None:
+    clock = MovedClock()
+    async with (
+        running_payouts(database_url, ledger, stripe, clock=clock) as one,
+        running_payouts(database_url, ledger, stripe, clock=clock),
+    ):
+        world = World(one)
+        for number in range(5):
+            await _paid_out(world, 5, f"number-{number}")
+        attempts = "SELECT max(attempt_count) FROM payouts.processor_event"
+        # Each event came to both, and was handled by one.
+        assert one.query(attempts) == [(1,)]
+        # A process that took an event and was killed.
+        one.query_write(
+            "UPDATE payouts.processor_event SET state = 'pending',"
+            " next_attempt_time = now() + interval '90 s' WHERE type = 'transfer.created'"
+        )
+        clock.advance(LEASE)
+        await _settled(world)
+        assert one.query(attempts) == [(2,)]
+        steps = one.query("SELECT payout_id, state, bank_status FROM payouts.payout_transition")
+        assert len(steps) == len(set(steps)) == 20
+        assert await world.available("org_lark") == 75 * USD
+
+
+async def test_what_was_read_at_stripe_is_not_written_over_what_somebody_wrote_since(
+    database_url: str, ledger: LedgerServer, stripe: StripeStandIn
+) -> None:
+    async with running_payouts(
+        database_url, ledger, stripe, webhooks=False, catch_up_interval=timedelta(days=1)
+    ) as payouts:
+        world = World(payouts)
+        await world.organization("org_lark", 100)
+        stripe.control.fault("cut", "transfers.create", count=1000)
+        requested = (await world.request("org_lark", 40)).payout
+        await world.until(
+            requested.payout_id, lambda payout: payout.state == payout_pb2.PAYOUT_STATE_PROCESSING
+        )
+        payouts.query_write("UPDATE payouts.payout SET next_attempt_time = NULL, version = version + 1")
+        stripe.control.run("faults clear")
+        named = {"metadata[payout_id]": requested.payout_id}
+        transfer = _stripe(
+            world, "POST", "/v1/transfers", amount=4000, currency="usd", destination=_account(world), **named
+        )
+        writer = Database(database_url, role="payouts_writer", schema="payouts")
+        api = StripeApi(stripe.api_key, base_url=stripe.url, pace=Pace(1000))
+        reading = _Interrupted(api, payouts)
+        handler = PayoutEvents(
+            writer=writer, transfers=reading, bank_payouts=BankPayouts(api), clock=payouts.clock
+        )
+        now = payouts.clock.now()
+        event = ProcessorEvent(
+            "evt_1", "transfer.created", "", transfer["id"], False, False, create_time=now, receive_time=now
+        )
+        try:
+            assert (await handler.transfer(event)).state is EventState.DONE
+        finally:
+            await api.close()
+            await writer.close()
+        # To learn whose it is; read in vain; read again.
+        assert reading.count == 3
+        done = await world.until(requested.payout_id, lambda payout: payout.bank_status == PENDING)
+        assert [step.method for step in done.transitions if step.actor == "stripe"] == ["evt_1"]
+
+
+class _Interrupted(Transfers):
+    """Somebody changes the payout while its transfer is read for the second time."""
+
+    def __init__(self, api: StripeApi, payouts: PayoutsServer) -> None:
+        super().__init__(api)
+        self._payouts = payouts
+        self.count = 0
+
+    async def get(self, transfer_id: str) -> Transfer:
+        found = await super().get(transfer_id)
+        self.count += 1
+        if self.count == 2:
+            self._payouts.query_write("UPDATE payouts.payout SET version = version + 1")
+        return found
 
 
 async def test_accounts_are_read_when_something_about_them_changed(

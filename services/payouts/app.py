@@ -116,11 +116,10 @@ async def open_app(
                     ReconciliationService(writer=writer, reader=reader, reconciler=reconciler, clock=clock),
                 )
             )
-        by_prefix = {
-            **PayoutEvents(
-                writer=writer, transfers=transfers, bank_payouts=bank_payouts, clock=clock
-            ).handlers()
-        }
+        payout_events = PayoutEvents(
+            writer=writer, transfers=transfers, bank_payouts=bank_payouts, clock=clock
+        )
+        by_prefix = dict(payout_events.handlers())
         if accounts is not None:
             by_prefix |= AccountEvents(writer=writer, reader=accounts, clock=clock).handlers()
         handlers = Handlers(by_prefix)

@@ -26,8 +26,8 @@ KEPT: Final = timedelta(days=30)
 OVERLAP: Final = timedelta(minutes=10)
 ON_ITS_WAY_PAUSE: Final = timedelta(hours=1)
 AT_REST_PAUSE: Final = timedelta(days=1)
-# Longer than reading some lists takes, even after days.
-_LEASE: Final = timedelta(minutes=15)
+# Longer than reading some lists takes. If not, somebody else reads the same, which does no harm.
+_LEASE: Final = timedelta(minutes=5)
 _LEASED_AT_ONCE: Final = 20
 # Lists that one round reads at most: the calls are wanted for payouts too.
 _ROUND: Final = 500

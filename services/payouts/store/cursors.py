@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import and_, func, literal, select, update
+from sqlalchemy import case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -95,12 +95,16 @@ async def lease(connection: AsyncConnection, now: datetime, until: datetime, lim
 async def advance(
     connection: AsyncConnection, leased: EventCursor, read_until: datetime, next_read_time: datetime
 ) -> None:
-    """A list was read. Never goes back, and says when it is read next only while the lease is held."""
+    """A list was read until then; the cursor never goes back. Unless the lease was lost meanwhile, it is read
+    next at `next_read_time`.
+    """
     held = event_cursor.c.next_read_time == leased.next_read_time
     await connection.execute(
         update(event_cursor)
-        .where(and_(event_cursor.c.stripe_account_id == leased.stripe_account_id, held))
+        .where(event_cursor.c.stripe_account_id == leased.stripe_account_id)
         .values(
-            read_until=func.greatest(event_cursor.c.read_until, read_until), next_read_time=next_read_time
+            # Also without the lease: it was read, and a list that takes longer than that must not begin again.
+            read_until=func.greatest(event_cursor.c.read_until, read_until),
+            next_read_time=case((held, next_read_time), else_=event_cursor.c.next_read_time),
         )
     )

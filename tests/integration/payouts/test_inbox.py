@@ -1,6 +1,8 @@
 """What becomes of events: what is there now is taken over, once, however and whenever they come."""
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -513,6 +515,13 @@ async def test_operators_page_through_events_by_state(world: World) -> None:
         if not token:
             break
     assert seen == everything
+    first = await reconciliation.ListProcessorEvents(pb.ListProcessorEventsRequest(page_size=1))
+    padded = first.next_page_token + "=" * (-len(first.next_page_token) % 4)
+    told = json.loads(base64.urlsafe_b64decode(padded))
+    for forged in ("yesterday", "0001-01-01T00:00:00+14:00", ""):
+        text = json.dumps({**told, "k": [forged, "evt_1"]}).encode()
+        request = pb.ListProcessorEventsRequest(page_token=base64.urlsafe_b64encode(text).decode())
+        assert (await refusal(reconciliation.ListProcessorEvents(request))).reason == "INVALID_PAGE_TOKEN"
     assert [one.receive_time.ToDatetime() for one in seen] == sorted(
         (one.receive_time.ToDatetime() for one in seen), reverse=True
     )

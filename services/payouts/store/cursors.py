@@ -103,7 +103,7 @@ async def advance(
         update(event_cursor)
         .where(event_cursor.c.stripe_account_id == leased.stripe_account_id)
         .values(
-            # Also without the lease: it was read, and a list that takes longer than that must not begin again.
+            # Also without the lease: a list that takes longer than that must not begin anew for ever.
             read_until=func.greatest(event_cursor.c.read_until, read_until),
             next_read_time=case((held, next_read_time), else_=event_cursor.c.next_read_time),
         )

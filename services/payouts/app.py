@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from starlette.routing import Route
-
 from services.kit.auth import Authenticator, CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
@@ -13,30 +11,48 @@ from services.kit.db import Database
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
+from services.payouts.account_events import AccountEvents
 from services.payouts.accounts import Accounts, OnboardingUrls
+from services.payouts.catch_up import CatchUp
 from services.payouts.clock import FollowedClock
 from services.payouts.config import PayoutsConfig, StripeConfig
+from services.payouts.domain.event import Handlers
 from services.payouts.domain.minimums import parse_minimums
 from services.payouts.executor import Executor
+from services.payouts.inbox import Inbox
+from services.payouts.intake import Intake
+from services.payouts.payout_events import PayoutEvents
 from services.payouts.processor.accounts import ProcessorAccounts
 from services.payouts.processor.api import StripeApi
+from services.payouts.processor.balance import Balance
 from services.payouts.processor.bank_payouts import BankPayouts
+from services.payouts.processor.events import Events
 from services.payouts.processor.pace import Pace
 from services.payouts.processor.transfers import Transfers
+from services.payouts.reconciler import Reconciler
 from services.payouts.rpc.connect import ConnectService
 from services.payouts.rpc.ledger import Ledger
 from services.payouts.rpc.payouts import PayoutService
+from services.payouts.rpc.reconciliation import ReconciliationService
 from services.payouts.rpc.schedules import ScheduleService
 from services.payouts.scheduler import Scheduler
+from services.payouts.web.app import make_app
 from services.payouts.web.onboarding import onboarding_routes
+from services.payouts.web.server import WebServer
+from services.payouts.web.webhooks import WebhookReceiver
 from tallystick.payouts.v1 import (
     connect_service_pb2,
     connect_service_pb2_grpc,
     payout_service_pb2,
     payout_service_pb2_grpc,
+    reconciliation_service_pb2,
+    reconciliation_service_pb2_grpc,
     schedule_service_pb2,
     schedule_service_pb2_grpc,
 )
+
+# When a webhook was signed is told by the clock of machines, whatever clock a sandbox goes by.
+_MACHINE_CLOCK = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +61,18 @@ class App:
 
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
+    # The web server is one of them.
     workers: Sequence[Worker]
+    web: WebServer
     executor: Executor
-    # What is served over HTTP.
-    routes: Sequence[Route]
 
 
 @asynccontextmanager
 async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> AsyncIterator[App]:
     """Open database pools, the channel to the ledger and the client of Stripe, and put the services on top of
     them; all of these may still be away. `clock` is the one to go by, if not that of the configuration.
+
+    Raises StartupError if the address of the web server is taken.
     """
     async with AsyncExitStack() as cleanup:
         writer, reader = _database(config, "payouts_writer"), _database(config, "payouts_reader")
@@ -74,6 +92,9 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
         workers: list[Worker] = []
         if clock is None:
             clock = await _open_clock(config, workers, cleanup)
+        minimums = parse_minimums(config.minimums)
+
+        # Money that leaves.
         transfers, bank_payouts = Transfers(api), BankPayouts(api)
         executor = Executor(
             writer=writer,
@@ -83,50 +104,71 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             concurrency=config.concurrency,
         )
-        workers.append(executor.worker(config.executor_interval))
-        minimums = parse_minimums(config.minimums)
         scheduler = Scheduler(writer=writer, ledger=ledger, minimums=minimums, clock=clock)
-        workers.append(scheduler.worker(config.schedule_interval))
         accounts = Accounts(
             writer=writer,
             processor=ProcessorAccounts(api),
             urls=OnboardingUrls(config.public_url),
             clock=clock,
         )
-        workers.append(accounts.worker())
-        payouts = PayoutService(
+
+        # What Stripe tells.
+        payout_events = PayoutEvents(
+            writer=writer, transfers=transfers, bank_payouts=bank_payouts, clock=clock
+        )
+        account_events = AccountEvents(writer=writer, reader=accounts, clock=clock)
+        handlers = Handlers({**payout_events.handlers(), **account_events.handlers()})
+        intake = Intake(writer=writer, handlers=handlers, livemode=api.livemode, clock=clock)
+        inbox = Inbox(
             writer=writer,
-            reader=reader,
-            executor=executor,
-            transfers=transfers,
-            minimums=minimums,
+            handlers=handlers,
             clock=clock,
+            concurrency=config.inbox_concurrency,
+            interval=config.inbox_interval,
         )
-        schedules = ScheduleService(
-            writer=writer, reader=reader, scheduler=scheduler, ledger=ledger, clock=clock
+        catch_up = CatchUp(writer=writer, events=Events(api), intake=intake, clock=clock)
+        receiver = WebhookReceiver(
+            intake=intake,
+            secrets=config.secrets,
+            tolerance=config.webhook_tolerance,
+            clock=_MACHINE_CLOCK,
         )
+        web = WebServer(make_app([*receiver.routes(), *onboarding_routes(accounts)]), config.web_address)
+        cleanup.callback(web.close)
+
+        workers += [
+            web,
+            executor.worker(config.executor_interval),
+            scheduler.worker(config.schedule_interval),
+            accounts.worker(),
+            inbox,
+            catch_up.worker(config.catch_up_interval),
+        ]
         yield App(
-            services=(
-                bind(
-                    payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"],
-                    payout_service_pb2_grpc.add_PayoutServiceServicer_to_server,
-                    payouts,
+            services=_bindings(
+                PayoutService(
+                    writer=writer,
+                    reader=reader,
+                    executor=executor,
+                    transfers=transfers,
+                    minimums=minimums,
+                    clock=clock,
                 ),
-                bind(
-                    schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
-                    schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server,
-                    schedules,
+                ScheduleService(
+                    writer=writer, reader=reader, scheduler=scheduler, ledger=ledger, clock=clock
                 ),
-                bind(
-                    connect_service_pb2.DESCRIPTOR.services_by_name["ConnectService"],
-                    connect_service_pb2_grpc.add_ConnectServiceServicer_to_server,
-                    ConnectService(accounts=accounts, ledger=ledger, reader=reader),
+                ConnectService(accounts=accounts, ledger=ledger, reader=reader),
+                ReconciliationService(
+                    writer=writer,
+                    reader=reader,
+                    reconciler=Reconciler(ledger=ledger, balance=Balance(api), clock=clock),
+                    clock=clock,
                 ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
+            web=web,
             executor=executor,
-            routes=onboarding_routes(accounts),
         )
 
 
@@ -153,3 +195,33 @@ async def _open_clock(config: PayoutsConfig, workers: list[Worker], cleanup: Asy
 
 def _database(config: PayoutsConfig, role: str) -> Database:
     return Database(config.database_url, role=role, schema="payouts", pool_size=config.pool_size)
+
+
+def _bindings(
+    payouts: PayoutService,
+    schedules: ScheduleService,
+    connected: ConnectService,
+    reconciliation: ReconciliationService,
+) -> tuple[ServiceBinding, ...]:
+    return (
+        bind(
+            payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"],
+            payout_service_pb2_grpc.add_PayoutServiceServicer_to_server,
+            payouts,
+        ),
+        bind(
+            schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
+            schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server,
+            schedules,
+        ),
+        bind(
+            connect_service_pb2.DESCRIPTOR.services_by_name["ConnectService"],
+            connect_service_pb2_grpc.add_ConnectServiceServicer_to_server,
+            connected,
+        ),
+        bind(
+            reconciliation_service_pb2.DESCRIPTOR.services_by_name["ReconciliationService"],
+            reconciliation_service_pb2_grpc.add_ReconciliationServiceServicer_to_server,
+            reconciliation,
+        ),
+    )

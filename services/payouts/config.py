@@ -91,6 +91,9 @@ class PayoutsConfig(ServerConfig, StripeConfig):
     concurrency: int = field(
         default=8, metadata=setting("organizations that are paid at once by this process", minimum=1)
     )
+    inbox_concurrency: int = field(
+        default=8, metadata=setting("events that are handled at once by this process", minimum=1)
+    )
     executor_interval: timedelta = field(
         default=timedelta(seconds=1), metadata=setting("pause between two searches for payouts, in seconds")
     )

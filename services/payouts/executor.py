@@ -338,11 +338,11 @@ class Executor:
                 if found is None:
                     raise LookupError(f"payout {payout.payout_id} is gone")
                 return found
-        _tell_operators(payout, saved)
+        tell_operators(payout, saved)
         return saved
 
 
-def _tell_operators(before: Payout, after: Payout) -> None:
+def tell_operators(before: Payout, after: Payout) -> None:
     """Log and count what is news."""
     about = {
         "payout_id": after.payout_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import psycopg
 
+from sandbox.stripe.calling import call
 from sandbox.stripe.server import StripeStandIn
 from services.kit.auth import CachedAuthenticator
 from services.kit.client import connect
@@ -18,8 +20,10 @@ from services.kit.keys import LedgerKeys
 from services.kit.server import build_server
 from services.payouts.app import App, open_app
 from services.payouts.config import PayoutsConfig
+from services.payouts.web.webhooks import PATH as WEBHOOK_PATH
 from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
+from tallystick.payouts.v1.reconciliation_service_pb2_grpc import ReconciliationServiceStub
 from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from tests.support.ledger_server import LedgerServer
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     # Known to type checkers only.
     from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceAsyncStub
     from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceAsyncStub
+    from tallystick.payouts.v1.reconciliation_service_pb2_grpc import ReconciliationServiceAsyncStub
     from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
 
 WEBHOOK_SECRET = "whsec_platform"
@@ -61,6 +66,7 @@ class Caller:
     payouts: PayoutServiceAsyncStub
     schedules: ScheduleServiceAsyncStub
     connect: ConnectServiceAsyncStub
+    reconciliation: ReconciliationServiceAsyncStub
 
 
 @dataclass
@@ -75,20 +81,31 @@ class PayoutsServer:
     app: App
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
 
+    @property
+    def web_url(self) -> str:
+        """Where it serves HTTP."""
+        return f"http://{self.app.web.address}"
+
     def caller(self, key: str) -> Caller:
         """The services as the bearer of this key reaches them."""
         channel = connect(self.address, key)
         self._channels.append(channel)
-        return Caller(PayoutServiceStub(channel), ScheduleServiceStub(channel), ConnectServiceStub(channel))
+        return Caller(
+            PayoutServiceStub(channel),
+            ScheduleServiceStub(channel),
+            ConnectServiceStub(channel),
+            ReconciliationServiceStub(channel),
+        )
 
     @property
     def operator(self) -> Caller:
         return self.caller(self.ledger.operator.key)
 
-    def advance(self, by: timedelta) -> None:
+    async def advance(self, by: timedelta) -> None:
         """Let time pass, here and at Stripe."""
         self.clock.advance(by)
-        self.stripe.control.advance(int(by.total_seconds()))
+        # In a thread: Stripe answers when its webhooks were answered, by this event loop.
+        await asyncio.to_thread(self.stripe.control.advance, int(by.total_seconds()))
 
     def query(self, statement: str) -> list[tuple[object, ...]]:
         """Rows, as the superuser sees them."""
@@ -133,12 +150,14 @@ async def running_payouts(
     ledger_address: str | None = None,
     clock: MovedClock | None = None,
     workers: bool = True,
+    webhooks: bool = True,
     **settings: Any,
 ) -> AsyncIterator[PayoutsServer]:
     """Serve payouts on this database until the end of the `async with`, with its workers.
 
-    `ledger_address` is where it finds the ledger, if not where the ledger says; `settings` are fields of its
-    configuration. Keys are remembered for an hour, so that tests may take the ledger away.
+    It serves webhooks in any case; with `webhooks`, the stand-in sends them. `ledger_address` is where it
+    finds the ledger, if not where the ledger says; `settings` are fields of its configuration. Keys are
+    remembered for an hour, so that tests may take the ledger away.
     """
     config = payouts_config(
         database_url, ledger_address or ledger.address, ledger.service.key, standin, **settings
@@ -149,15 +168,33 @@ async def running_payouts(
         server = build_server(services=app.services, authenticator=authenticator)
         address = server.listen("127.0.0.1:0")
         await server.start()
-        running = app.workers if workers else ()
+        running = app.workers if workers else (app.web,)
         for worker in running:
             worker.start()
         payouts = PayoutsServer(address, database_url, ledger, standin, moved, app)
+        endpoints = _add_endpoints(standin, f"{payouts.web_url}{WEBHOOK_PATH}") if webhooks else []
         try:
             yield payouts
         finally:
+            for endpoint in endpoints:
+                _remove_endpoint(standin, endpoint)
             for caller_channel in payouts._channels:
                 await caller_channel.close()
             await server.stop(timedelta(seconds=2))
             for worker in running:
                 await worker.stop(timedelta(seconds=2))
+
+
+def _add_endpoints(standin: StripeStandIn, url: str) -> list[str]:
+    """Have the stand-in send events to `url`, the platform's and those of connected accounts."""
+    return [
+        str(standin.control.run("webhooks add", url=url, secret=secret, connect=connect)["id"])
+        for secret, connect in ((WEBHOOK_SECRET, False), (CONNECT_SECRET, True))
+    ]
+
+
+def _remove_endpoint(standin: StripeStandIn, endpoint: str) -> None:
+    address = standin.url.removeprefix("http://")
+    status, answer = call(address, "DELETE", f"/v1/webhook_endpoints/{endpoint}", [], key=standin.api_key)
+    # A test may have revoked the key; then the endpoint goes with the stand-in.
+    assert status in (200, 401), answer

@@ -237,6 +237,24 @@ def transferred(payout: Payout, transfer_id: str, step: Step, now: datetime) -> 
     return Change(after, step)
 
 
+def transfer_contradiction(
+    payout: Payout, transfer_id: str, stripe_account_id: str, amount: Money
+) -> str | None:
+    """Why a transfer that exists, and names this payout, cannot be the one that pays it; None if it is. Then
+    money moved of which our books know nothing.
+    """
+    if payout.state not in (PayoutState.PROCESSING, PayoutState.COMPLETED):
+        return f"the payout {payout.payout_id} is {payout.state}, and there is a transfer of it"
+    if payout.transfer_id not in (None, transfer_id):
+        return f"the payout {payout.payout_id} was paid by {payout.transfer_id}, and this is another transfer"
+    if (stripe_account_id, amount) != (payout.stripe_account_id, payout.money):
+        return (
+            f"the transfer has {amount} for {stripe_account_id}, and the payout {payout.payout_id}"
+            f" {payout.money} for {payout.stripe_account_id}"
+        )
+    return None
+
+
 def transfer_refused(payout: Payout, code: str, reason: str, step: Step, now: datetime) -> Change:
     """The transfer was certainly not made, and never will be: the money goes back."""
     after = _free(
@@ -312,14 +330,18 @@ def at_bank(payout: Payout, bank: BankPayout, step: Step) -> Change | None:
     """The bank payout as it was read; None if that says nothing new, or is about an attempt that is over."""
     if payout.state is not PayoutState.COMPLETED or bank.attempt != payout.bank_number:
         return None
+    # It is to be sent again: late news of the attempt before must not end that.
+    if payout.bank_call is None:
+        return None
     after = _free(
         payout,
         bank_status=bank.status,
         bank_payout_id=bank.bank_payout_id,
         bank_failure_code=bank.failure_code,
         bank_arrival_time=bank.arrival_time,
-        # What the ledger is owed is not forgotten over news from the bank.
-        next_attempt_time=payout.next_attempt_time if payout.owed else None,
+        # What the ledger is to be told, of the end or of what came back, is not forgotten over news from the
+        # bank.
+        next_attempt_time=payout.next_attempt_time if payout.owed or payout.reversed_micros else None,
     )
     if after == payout:
         return None

@@ -63,7 +63,12 @@ class Difference:
     ledger: Movement | None
 
     @property
+    def currency_code(self) -> str:
+        return _either(self.processor, self.ledger).key.currency_code
+
+    @property
     def time(self) -> datetime:
+        """When it happened: as the processor has it, if it does."""
         return _either(self.processor, self.ledger).time
 
     @property
@@ -122,6 +127,14 @@ class Total:
     processor_micros: int = 0
     ledger_micros: int = 0
     matched: int = 0
+
+    def processor(self, currency_code: str) -> Money:
+        """What the processor's movements add up to."""
+        return Money(currency_code, self.processor_micros)
+
+    def ledger(self, currency_code: str) -> Money:
+        """What the ledger's movements add up to."""
+        return Money(currency_code, self.ledger_micros)
 
 
 @dataclass(slots=True)

@@ -46,6 +46,20 @@ async def find(connection: AsyncConnection, payout_id: str) -> Payout | None:
     return None if row is None else _payout(row)
 
 
+async def find_by_transfer(connection: AsyncConnection, transfer_id: str) -> Payout | None:
+    """The payout that this transfer paid, if the connection's tenants may see it."""
+    row = (await connection.execute(select(payout).where(payout.c.transfer_id == transfer_id))).one_or_none()
+    return None if row is None else _payout(row)
+
+
+async def find_by_bank_payout(connection: AsyncConnection, bank_payout_id: str) -> Payout | None:
+    """The payout that was last sent to the bank by this one, if the connection's tenants may see it."""
+    row = (
+        await connection.execute(select(payout).where(payout.c.bank_payout_id == bank_payout_id))
+    ).one_or_none()
+    return None if row is None else _payout(row)
+
+
 async def find_seen(connection: AsyncConnection, payout_id: str) -> Payout | None:
     """A payout that people may know of, if the connection's tenants may see it."""
     found = await find(connection, payout_id)

@@ -160,6 +160,6 @@ event_cursor = Table(
     "event_cursor",
     metadata,
     Column("stripe_account_id", Text, primary_key=True),
-    Column("event_id", Text, nullable=False),
-    _time("read_time"),
+    _time("read_until"),
+    _time("next_read_time"),
 )

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import grpc
 import httpx
 import pytest
-from starlette.applications import Starlette
 
 from sandbox.stripe.calling import call
 from sandbox.stripe.server import StripeStandIn
@@ -46,10 +45,7 @@ async def owner(still_world: World) -> Caller:
 @pytest.fixture
 async def browser(still_world: World) -> AsyncIterator[httpx.AsyncClient]:
     """Somebody who opens our pages."""
-    app = Starlette(routes=list(still_world.payouts.app.routes))
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8053"
-    ) as client:
+    async with httpx.AsyncClient(base_url=still_world.payouts.web_url) as client:
         yield client
 
 
@@ -191,7 +187,7 @@ async def test_an_expired_link_leads_to_a_new_one(
     still_world: World, owner: Caller, browser: httpx.AsyncClient
 ) -> None:
     first = (await link(owner)).url
-    still_world.payouts.advance(timedelta(minutes=6))
+    await still_world.payouts.advance(timedelta(minutes=6))
     status, location = await visit(first)
     assert status == 302
     fresh = (await browser.get(path(location))).headers["Location"]
@@ -246,7 +242,7 @@ async def test_a_way_back_ends(still_world: World, owner: Caller, browser: httpx
     assert (await browser.get(refresh)).status_code == 410
 
     payouts.query_write("UPDATE payouts.onboarding_session SET use_count = 0")
-    payouts.advance(timedelta(hours=4))
+    await payouts.advance(timedelta(hours=4))
     seen = len(payouts.stripe.control.requests())
     for ended in (location, refresh):
         page = await browser.get(ended)
@@ -303,7 +299,7 @@ async def test_an_account_that_was_not_written_down_is_found_again(
     payouts.query_write(
         "UPDATE payouts.connected_account SET stripe_account_id = NULL, version = 0, refresh_time = NULL"
     )
-    payouts.advance(pause)
+    await payouts.advance(pause)
     assert (await link(owner)).account.stripe_account_id == made
     assert accounts_made(payouts.stripe) == [made]
     assert len(payouts.stripe.control.requests("accounts.create")) == posts
@@ -313,7 +309,7 @@ async def test_what_was_never_made_is_made_under_a_new_key(still_world: World, o
     payouts = still_world.payouts
     payouts.stripe.control.fault("cut", "accounts.create")
     await refusal(link(owner))
-    payouts.advance(DAY)
+    await payouts.advance(DAY)
     made = await link(owner)
     assert accounts_made(payouts.stripe) == [made.account.stripe_account_id]
     keys = [seen["idempotency_key"] for seen in payouts.stripe.control.requests("accounts.create")]
@@ -331,7 +327,7 @@ async def test_a_server_error_that_its_key_keeps_does_not_block_for_a_day(
             assert (await refusal(link(owner))).code is grpc.StatusCode.UNAVAILABLE
         # Meanwhile it was only looked for: another request could be late, and make a second one.
         assert len(payouts.stripe.control.requests("accounts.create")) == 1
-        payouts.advance(timedelta(minutes=6))
+        await payouts.advance(timedelta(minutes=6))
     made = await link(owner)
     assert accounts_made(payouts.stripe) == [made.account.stripe_account_id]
 
@@ -347,7 +343,7 @@ async def test_a_key_that_went_with_something_else_is_given_up(still_world: Worl
         idempotency_key=f"tallystick-account-{ORG}-1",
     )
     assert (await refusal(link(owner))).code is grpc.StatusCode.UNAVAILABLE
-    payouts.advance(timedelta(minutes=6))
+    await payouts.advance(timedelta(minutes=6))
     made = await link(owner)
     assert accounts_made(payouts.stripe) == [made.account.stripe_account_id]
 
@@ -487,7 +483,7 @@ async def test_accounts_that_nobody_speaks_of_are_read_once_a_day(
         stripe.control.run("account capability", account=lost)
         gone = (await known(world.owners["org_wren"], "org_wren")).stripe_account_id
         stripe.control.run("account deauthorize", account=gone)
-        payouts.advance(timedelta(days=3))
+        await payouts.advance(timedelta(days=3))
     async with running_payouts(database_url, ledger, stripe, clock=clock) as payouts:
         operator = payouts.operator
 

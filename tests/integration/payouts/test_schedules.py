@@ -61,7 +61,7 @@ async def test_who_set_no_schedule_is_paid_on_wednesdays(world: World) -> None:
     schedule = await scheduled(world, "org_lark")
     assert schedule.interval == payout_schedule_pb2.PAYOUT_INTERVAL_WEEKLY
     assert schedule.next_run_time.ToDatetime().weekday() == 2
-    world.payouts.advance(TWO_WEEKS)
+    await world.payouts.advance(TWO_WEEKS)
     (payout,) = await until_paid(world, "org_lark", 1)
     assert payout.amount.amount_micros == 100 * USD
     assert payout.origin == payout_pb2.PAYOUT_ORIGIN_SCHEDULE
@@ -87,7 +87,7 @@ async def test_several_processes_and_several_looks_make_one_payout(
             return bool(first.query("SELECT FROM payouts.payout_schedule"))
 
         await eventually(planned)
-        world.payouts.advance(TWO_WEEKS)
+        await world.payouts.advance(TWO_WEEKS)
         await until_paid(world, "org_lark", 1)
         await asyncio.sleep(0.3)
         assert len(transfers(world)) == 1
@@ -127,7 +127,7 @@ async def test_small_amounts_and_who_cannot_be_paid_wait(world: World) -> None:
         directory_service_pb2.FreezePayoutsRequest(organization_id="org_frozen", reason="an investigation")
     )
     await scheduled(world, "org_lark")
-    world.payouts.advance(TWO_WEEKS)
+    await world.payouts.advance(TWO_WEEKS)
     await until_paid(world, "org_lark", 1)
 
     async def all_ran() -> bool:
@@ -143,7 +143,7 @@ async def test_small_amounts_and_who_cannot_be_paid_wait(world: World) -> None:
         100 * USD,
     ]
     await world.earn("org_small", 5)
-    world.payouts.advance(TWO_WEEKS)
+    await world.payouts.advance(TWO_WEEKS)
     (payout,) = await until_paid(world, "org_small", 1)
     assert payout.amount.amount_micros == 15 * USD
     await prove(world)
@@ -162,7 +162,7 @@ async def test_the_preview_says_what_would_be_paid_and_why_not_more(still_world:
         return only
 
     # In a month today's earnings are old enough for every interval.
-    world.payouts.advance(timedelta(days=31))
+    await world.payouts.advance(timedelta(days=31))
     for interval in ("DAILY", "WEEKLY", "MONTHLY"):
         await set_schedule(world, "org_lark", interval)
         found = await preview()

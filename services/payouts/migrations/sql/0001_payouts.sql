@@ -128,6 +128,8 @@ CREATE TABLE payouts.payout (
 CREATE INDEX payout_by_organization ON payouts.payout (organization_id, create_time, payout_id);
 CREATE INDEX payout_by_time ON payouts.payout (create_time, payout_id);
 CREATE INDEX payout_due ON payouts.payout (organization_id, next_attempt_time) WHERE next_attempt_time IS NOT NULL;
+-- Whose money is on its way to a bank: that account's events are looked for more often.
+CREATE INDEX payout_at_bank ON payouts.payout (stripe_account_id) WHERE bank_status IN ('pending', 'in_transit');
 CREATE INDEX payout_held ON payouts.payout (create_time, payout_id) WHERE hold <> '';
 
 -- Each step of a payout. Append-only.
@@ -214,14 +216,19 @@ CREATE TABLE payouts.processor_event (
 CREATE INDEX processor_event_next_attempt_time ON payouts.processor_event (next_attempt_time)
     WHERE next_attempt_time IS NOT NULL;
 CREATE INDEX processor_event_by_time ON payouts.processor_event (receive_time, event_id);
+-- The few that an operator looks for among the many.
+CREATE INDEX processor_event_in_trouble ON payouts.processor_event (receive_time, event_id)
+    WHERE state IN ('quarantined', 'failing');
 
 -- How far the payment processor's list of events was read, per account ('' for the platform).
 CREATE TABLE payouts.event_cursor (
     stripe_account_id text COLLATE "C" PRIMARY KEY,
-    -- The newest event that was seen there.
-    event_id text COLLATE "C" NOT NULL,
-    read_time timestamptz NOT NULL
+    -- When the newest event was made that was read there, by the payment processor's clock.
+    read_until timestamptz NOT NULL,
+    -- When it is read next. Also its lease: who takes it moves it ahead.
+    next_read_time timestamptz NOT NULL
 );
+CREATE INDEX event_cursor_next_read_time ON payouts.event_cursor (next_read_time);
 
 
 -- Tenants see what is theirs; the service's own tables are the platform's.

@@ -135,7 +135,8 @@ def payouts_config(
             "web_address": "127.0.0.1:0",
             "executor_interval": timedelta(milliseconds=20),
             "inbox_interval": timedelta(milliseconds=20),
-            "schedule_interval": timedelta(milliseconds=50),
+            # Else time that passes for another reason pays organizations by their schedule.
+            "schedule_interval": timedelta(hours=1),
             **settings,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,6 +21,14 @@ from tests.support.waiting import eventually
 
 COMPLETED = payout_pb2.PAYOUT_STATE_COMPLETED
 TWO_WEEKS = timedelta(days=14)
+SOON = timedelta(milliseconds=50)
+
+
+@pytest.fixture
+async def world(database_url: str, ledger: LedgerServer, stripe: StripeStandIn) -> AsyncIterator[World]:
+    """Payouts that looks at schedules all the time."""
+    async with running_payouts(database_url, ledger, stripe, schedule_interval=SOON) as running:
+        yield World(running)
 
 
 async def payouts_of(world: World, organization_id: str) -> list[payout_pb2.Payout]:
@@ -76,9 +85,9 @@ async def test_several_processes_and_several_looks_make_one_payout(
 ) -> None:
     clock = MovedClock()
     async with (
-        running_payouts(database_url, ledger, stripe, clock=clock) as first,
-        running_payouts(database_url, ledger, stripe, clock=clock),
-        running_payouts(database_url, ledger, stripe, clock=clock),
+        running_payouts(database_url, ledger, stripe, clock=clock, schedule_interval=SOON) as first,
+        running_payouts(database_url, ledger, stripe, clock=clock, schedule_interval=SOON),
+        running_payouts(database_url, ledger, stripe, clock=clock, schedule_interval=SOON),
     ):
         world = World(first)
         await world.organization("org_lark", 100)
@@ -98,7 +107,7 @@ async def test_after_an_outage_of_weeks_one_run_pays_for_all(
     database_url: str, ledger: LedgerServer, stripe: StripeStandIn
 ) -> None:
     clock = MovedClock()
-    async with running_payouts(database_url, ledger, stripe, clock=clock) as running:
+    async with running_payouts(database_url, ledger, stripe, clock=clock, schedule_interval=SOON) as running:
         await World(running).organization("org_lark", 100)
 
         async def planned() -> bool:
@@ -107,7 +116,7 @@ async def test_after_an_outage_of_weeks_one_run_pays_for_all(
         await eventually(planned)
     clock.advance(timedelta(days=60))
     stripe.control.advance(60 * 86_400)
-    async with running_payouts(database_url, ledger, stripe, clock=clock) as running:
+    async with running_payouts(database_url, ledger, stripe, clock=clock, schedule_interval=SOON) as running:
         world = World(running)
         (payout,) = await until_paid(world, "org_lark", 1)
         age = clock.now() - datetime.fromisoformat(payout.earned_before).replace(tzinfo=UTC)

@@ -14,6 +14,7 @@ from services.ledger.config import LedgerConfig
 from services.ledger.rpc.credits import CreditService
 from services.ledger.rpc.directory import DirectoryService
 from services.ledger.rpc.earnings import EarningsService
+from services.ledger.rpc.funding import FundingService
 from services.ledger.rpc.ledger import LedgerService
 from services.ledger.store.api_keys import DatabaseKeyResolver
 from tallystick.ledger.v1 import (
@@ -23,6 +24,8 @@ from tallystick.ledger.v1 import (
     directory_service_pb2_grpc,
     earnings_service_pb2,
     earnings_service_pb2_grpc,
+    funding_service_pb2,
+    funding_service_pb2_grpc,
     ledger_service_pb2,
     ledger_service_pb2_grpc,
 )
@@ -72,6 +75,11 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
                     earnings_service_pb2.DESCRIPTOR.services_by_name["EarningsService"],
                     earnings_service_pb2_grpc.add_EarningsServiceServicer_to_server,
                     EarningsService(writer, reader),
+                ),
+                bind(
+                    funding_service_pb2.DESCRIPTOR.services_by_name["FundingService"],
+                    funding_service_pb2_grpc.add_FundingServiceServicer_to_server,
+                    FundingService(writer, reader),
                 ),
                 bind(
                     directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"],

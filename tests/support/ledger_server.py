@@ -22,6 +22,7 @@ from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceStub
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceStub
+from tallystick.ledger.v1.funding_service_pb2_grpc import FundingServiceStub
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceAsyncStub
     from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceAsyncStub
     from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceAsyncStub
+    from tallystick.ledger.v1.funding_service_pb2_grpc import FundingServiceAsyncStub
     from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
 
 
@@ -41,6 +43,7 @@ class Caller:
     directory: DirectoryServiceAsyncStub
     credits: CreditServiceAsyncStub
     earnings: EarningsServiceAsyncStub
+    funding: FundingServiceAsyncStub
 
 
 def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
@@ -50,6 +53,7 @@ def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
         DirectoryServiceStub(channel),
         CreditServiceStub(channel),
         EarningsServiceStub(channel),
+        FundingServiceStub(channel),
     )
 
 

@@ -22,6 +22,8 @@ class AccountKind(StrEnum):
     PROMOTIONS = "promotions"
     ADJUSTMENTS = "adjustments"
     PAYOUTS_IN_TRANSIT = "payouts_in_transit"
+    CUSTOMER_CHARGEBACKS = "customer_chargebacks"
+    STRIPE_FEES = "stripe_fees"
 
 
 # Who may own an account of each kind, by the prefix of the id.
@@ -37,6 +39,8 @@ OWNER_PREFIX = {
     AccountKind.PROMOTIONS: PLATFORM_OWNER,
     AccountKind.ADJUSTMENTS: PLATFORM_OWNER,
     AccountKind.PAYOUTS_IN_TRANSIT: "org",
+    AccountKind.CUSTOMER_CHARGEBACKS: "cus",
+    AccountKind.STRIPE_FEES: PLATFORM_OWNER,
 }
 
 
@@ -52,6 +56,10 @@ class TransactionType(StrEnum):
     PAYOUT_COMPLETION = "payout_completion"
     PAYOUT_RETURN = "payout_return"
     PAYOUT_REVERSAL = "payout_reversal"
+    PURCHASE_REFUND = "purchase_refund"
+    PURCHASE_CHARGEBACK = "purchase_chargeback"
+    PURCHASE_REINSTATEMENT = "purchase_reinstatement"
+    PROCESSOR_FEE = "processor_fee"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +104,10 @@ class CustomerBalance:
     unpaid: int = 0
     credit_limit: int = 0
     held_receivable: int = 0
+    chargebacks: int = 0
     # Not every answer says so much.
     held_credits: HeldCredits | None = None
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,7 @@ class Transaction:
     type: TransactionType
     charge_id: str
     payout_id: str
+    external_id: str
     occur_time: datetime
     create_time: datetime
     reason: str

@@ -10,13 +10,14 @@ from services.ledger.domain.violations import Violations
 MAX_POSTINGS = 100
 MIN_REASON_LENGTH = 10
 
-# These follow from open charges and payouts, row by row; moving their total alone would contradict the
-# rows.
+# These follow from open charges, payouts and reversals, row by row; moving their total alone would
+# contradict the rows.
 _NOT_ADJUSTABLE = {
     AccountKind.CUSTOMER_RECEIVABLE,
     AccountKind.CUSTOMER_UNPAID,
     AccountKind.UNPAID_OFFSET,
     AccountKind.PAYOUTS_IN_TRANSIT,
+    AccountKind.CUSTOMER_CHARGEBACKS,
 }
 
 

@@ -86,11 +86,12 @@ class CreditLease:
 
 @dataclass(frozen=True, slots=True)
 class GrantedLease:
-    """A lease, and what the customer could spend beside it."""
+    """A lease, and what the customer could spend beside it; nothing of either, if it is frozen."""
 
     lease: CreditLease
     available: int
     credit_room: int
+    frozen: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from services.kit.money import MAX_AMOUNT_MICROS, Money, check_currency
 from services.ledger.domain.violations import Violations
 
 MAX_TEXT_LENGTH = 200
+MAX_REASON_LENGTH = 500
 MAX_AGENT_VERSION_LENGTH = 64
 MAX_IDEMPOTENCY_KEY_LENGTH = 128
 MAX_FEE_BPS = 10_000
@@ -35,12 +36,22 @@ _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 
 
 @dataclass(frozen=True, slots=True)
+class Freeze:
+    """Since when somebody is frozen, and why."""
+
+    reason: str
+    freeze_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Organization:
     """Builds agents and earns from them."""
 
     organization_id: str
     display_name: str
     create_time: datetime
+    # None unless its payouts are frozen.
+    payouts_freeze: Freeze | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,7 @@ class Customer:
     customer_id: str
     create_time: datetime
     credit_limits: tuple[Money, ...] = ()
+    freeze: Freeze | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,10 @@ def check_optional_id(violations: Violations, value: str, prefix: str, field: st
 
 def check_idempotency_key(violations: Violations, key: str) -> None:
     check_text(violations, key, "idempotency_key", shortest=1, longest=MAX_IDEMPOTENCY_KEY_LENGTH)
+
+
+def check_reason(violations: Violations, reason: str) -> None:
+    check_text(violations, reason, "reason", shortest=1, longest=MAX_REASON_LENGTH)
 
 
 def check_terms(

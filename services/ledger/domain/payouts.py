@@ -16,7 +16,10 @@ class PayoutDebitState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PayoutDebit:
-    """What one payout took. `available` is what could have been paid when it was asked for."""
+    """What one payout took. `available` is what could have been paid when it was asked for.
+
+    `freeze_reason`: why payouts were frozen, if it was refused for that.
+    """
 
     organization_id: str
     payout_id: str
@@ -29,3 +32,13 @@ class PayoutDebit:
     end_transaction_id: str
     create_time: datetime
     end_time: datetime | None
+    freeze_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PayableEarnings:
+    """What an organization could be paid now in one currency, and the part that was earned before a date."""
+
+    currency_code: str
+    payable: int
+    available: int

@@ -11,6 +11,7 @@ _FILES: Final = (
     "common",
     "charges",
     "claims",
+    "funding",
     "leases",
     "holds",
     "movements",

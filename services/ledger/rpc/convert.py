@@ -55,6 +55,11 @@ def type_from_proto(number: int, field: str) -> TransactionType:
     return _TYPE_FROM_PROTO[number]
 
 
+def type_to_proto(type: TransactionType) -> transaction_pb2.TransactionType.ValueType:
+    """A type as it travels."""
+    return _TYPE_TO_PROTO[type]
+
+
 def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
     """An intent as it was sent; domain.charges.check judges what needs no contract to be judged."""
     if message.component not in _COMPONENTS:
@@ -197,6 +202,7 @@ def transaction_to_proto(transaction: Transaction, *, show_actor: bool) -> trans
         type=_TYPE_TO_PROTO[transaction.type],
         charge_id=transaction.charge_id,
         payout_id=transaction.payout_id,
+        external_id=transaction.external_id,
         partition_id=transaction.partition_id,
         entries=[entry_to_proto(entry) for entry in transaction.entries],
         occur_time=timestamp(transaction.occur_time),

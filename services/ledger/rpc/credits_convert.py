@@ -116,6 +116,7 @@ def granted_to_proto(granted: GrantedLease) -> credit_service_pb2.GrantedLease:
         lease=lease_to_proto(granted.lease),
         available=_money(currency, granted.available),
         credit_room=_money(currency, granted.credit_room),
+        customer_frozen=granted.frozen,
     )
 
 
@@ -179,6 +180,8 @@ def customer_balance_to_proto(balance: CustomerBalance) -> account_pb2.CustomerB
             outcomes=_money(currency, held.outcomes),
         ),
         held_receivable=_money(currency, balance.held_receivable),
+        chargebacks=_money(currency, balance.chargebacks),
+        frozen=balance.frozen,
     )
 
 

@@ -8,7 +8,6 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.auth import Role
-from services.kit.errors import FieldViolation, InvalidArgument
 from services.ledger.domain.directory import (
     Agent,
     AgentVersion,
@@ -41,18 +40,6 @@ def time_from_proto(violations: Violations, time: Timestamp, field: str) -> date
         return None
 
 
-def time_from_page_key(part: str | int) -> datetime:
-    """The time in a page token. Raises InvalidArgument for what is none."""
-    try:
-        return datetime.fromisoformat(str(part)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument(
-            "page_token is damaged",
-            reason="INVALID_PAGE_TOKEN",
-            field_violations=[FieldViolation("page_token", "is damaged")],
-        ) from None
-
-
 def _timestamp(time: datetime | None) -> Timestamp | None:
     """A time for a field, None for one that stays unset."""
     return None if time is None else timestamp(time)
@@ -79,10 +66,14 @@ def create_customer_hash(request: directory_service_pb2.CreateCustomerRequest) -
 
 
 def organization_to_proto(organization: Organization) -> directory_pb2.Organization:
+    freeze = organization.payouts_freeze
     return directory_pb2.Organization(
         organization_id=organization.organization_id,
         display_name=organization.display_name,
         create_time=_timestamp(organization.create_time),
+        payouts_frozen=freeze is not None,
+        payouts_freeze_reason="" if freeze is None else freeze.reason,
+        payouts_freeze_time=None if freeze is None else timestamp(freeze.freeze_time),
     )
 
 
@@ -98,6 +89,7 @@ def agreement_to_proto(agreement: RevenueShareAgreement) -> directory_pb2.Revenu
 
 
 def customer_to_proto(customer: Customer) -> directory_pb2.Customer:
+    freeze = customer.freeze
     return directory_pb2.Customer(
         customer_id=customer.customer_id,
         create_time=_timestamp(customer.create_time),
@@ -105,6 +97,9 @@ def customer_to_proto(customer: Customer) -> directory_pb2.Customer:
             money_pb2.Money(currency_code=limit.currency_code, amount_micros=limit.amount_micros)
             for limit in customer.credit_limits
         ],
+        frozen=freeze is not None,
+        freeze_reason="" if freeze is None else freeze.reason,
+        freeze_time=None if freeze is None else timestamp(freeze.freeze_time),
     )
 
 

@@ -7,6 +7,7 @@ from services.ledger.domain.directory import Organization, RevenueShareAgreement
 from services.ledger.domain.violations import Violations
 from services.ledger.rpc import directory_convert as convert
 from services.ledger.rpc.directory_base import Context, DirectoryBase, after, key_owner, page_of
+from services.ledger.rpc.times import time_from_page_key
 from services.ledger.store import idempotency, organizations
 from services.ledger.store.directory_rows import Connection
 from tallystick.ledger.v1 import directory_service_pb2 as pb
@@ -65,6 +66,36 @@ class OrganizationRpcs(DirectoryBase):
         shown, next_page_token = page.cut(found, lambda one: (one.organization_id,))
         return pb.ListOrganizationsResponse(
             organizations=map(convert.organization_to_proto, shown), next_page_token=next_page_token
+        )
+
+    async def FreezePayouts(
+        self, request: pb.FreezePayoutsRequest, context: Context
+    ) -> pb.FreezePayoutsResponse:
+        organization = await self._freeze_payouts(request, frozen=True)
+        return pb.FreezePayoutsResponse(organization=convert.organization_to_proto(organization))
+
+    async def UnfreezePayouts(
+        self, request: pb.UnfreezePayoutsRequest, context: Context
+    ) -> pb.UnfreezePayoutsResponse:
+        organization = await self._freeze_payouts(request, frozen=False)
+        return pb.UnfreezePayoutsResponse(organization=convert.organization_to_proto(organization))
+
+    async def _freeze_payouts(
+        self, request: pb.FreezePayoutsRequest | pb.UnfreezePayoutsRequest, *, frozen: bool
+    ) -> Organization:
+        violations = Violations()
+        rules.check_id(violations, request.organization_id, ids.ORGANIZATION, "organization_id")
+        rules.check_reason(violations, request.reason)
+        violations.raise_if_any()
+        actor = current_principal().api_key_id
+        return await self._write(
+            lambda connection: organizations.freeze_payouts(
+                connection,
+                request.organization_id,
+                frozen=frozen,
+                reason=request.reason,
+                actor_api_key_id=actor,
+            )
         )
 
     async def CreateRevenueShareAgreement(
@@ -126,7 +157,7 @@ class OrganizationRpcs(DirectoryBase):
         violations = Violations()
         rules.check_id(violations, request.organization_id, ids.ORGANIZATION, "organization_id")
         page = page_of(request, violations, organization_id=request.organization_id)
-        before = None if page.after is None else convert.time_from_page_key(page.after[0])
+        before = None if page.after is None else time_from_page_key(page.after[0])
         async with self._read() as connection:
             await organizations.get_organization(connection, request.organization_id)
             found = await organizations.list_agreements(

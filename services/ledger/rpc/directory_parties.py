@@ -68,6 +68,36 @@ class PartyRpcs(DirectoryBase):
         )
         return pb.SetCreditLimitResponse(customer=convert.customer_to_proto(customer))
 
+    async def FreezeCustomer(
+        self, request: pb.FreezeCustomerRequest, context: Context
+    ) -> pb.FreezeCustomerResponse:
+        customer = await self._freeze_customer(request, frozen=True)
+        return pb.FreezeCustomerResponse(customer=convert.customer_to_proto(customer))
+
+    async def UnfreezeCustomer(
+        self, request: pb.UnfreezeCustomerRequest, context: Context
+    ) -> pb.UnfreezeCustomerResponse:
+        customer = await self._freeze_customer(request, frozen=False)
+        return pb.UnfreezeCustomerResponse(customer=convert.customer_to_proto(customer))
+
+    async def _freeze_customer(
+        self, request: pb.FreezeCustomerRequest | pb.UnfreezeCustomerRequest, *, frozen: bool
+    ) -> Customer:
+        violations = Violations()
+        rules.check_id(violations, request.customer_id, ids.CUSTOMER, "customer_id")
+        rules.check_reason(violations, request.reason)
+        violations.raise_if_any()
+        actor = current_principal().api_key_id
+        return await self._write(
+            lambda connection: customers.freeze(
+                connection,
+                request.customer_id,
+                frozen=frozen,
+                reason=request.reason,
+                actor_api_key_id=actor,
+            )
+        )
+
     async def CreateAgent(self, request: pb.CreateAgentRequest, context: Context) -> pb.CreateAgentResponse:
         violations = Violations()
         rules.check_optional_id(violations, request.agent_id, ids.AGENT, "agent_id")

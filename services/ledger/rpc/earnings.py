@@ -1,6 +1,7 @@
 """EarningsService: what is paid out of organizations' earnings, over gRPC. One transaction per call."""
 
 import hashlib
+from datetime import date
 from typing import Any, Final
 
 import grpc
@@ -13,11 +14,11 @@ from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.tenancy import PLATFORM, scope, tenants_of
 from services.kit.text import check_text
-from services.ledger.domain.payouts import PayoutDebit, PayoutDebitState
+from services.ledger.domain.payouts import PayableEarnings, PayoutDebit, PayoutDebitState
 from services.ledger.rpc.convert import earnings_balance_to_proto
 from services.ledger.rpc.times import timestamp
-from services.ledger.store import balances, payouts
-from tallystick.common.v1 import money_pb2
+from services.ledger.store import balances, organizations, payouts
+from tallystick.common.v1 import error_reason_pb2, money_pb2
 from tallystick.ledger.v1 import account_pb2, earnings_service_pb2_grpc, payout_debit_pb2
 from tallystick.ledger.v1 import earnings_service_pb2 as pb
 
@@ -60,7 +61,7 @@ class EarningsService(earnings_service_pb2_grpc.EarningsServiceServicer):
 
         answered = await retry_transaction(debit, idempotent=True)
         if answered.debit.state is PayoutDebitState.REFUSED:
-            raise _insufficient(answered.debit)
+            raise _refused(answered.debit)
         return pb.DebitPayoutResponse(
             debit=debit_to_proto(answered.debit),
             balance=await self._balance(organization_id, currency),
@@ -138,8 +139,34 @@ class EarningsService(earnings_service_pb2_grpc.EarningsServiceServicer):
     ) -> pb.GetPayoutDebitResponse:
         organization_id, payout_id = _payout(request.organization_id, request.payout_id)
         debit = await self._debit(organization_id, payout_id)
+        async with self._reader.begin() as connection:
+            await scope(connection, PLATFORM)
+            freeze = (await organizations.get_organization(connection, organization_id)).payouts_freeze
         return pb.GetPayoutDebitResponse(
-            debit=debit_to_proto(debit), balance=await self._balance(organization_id, debit.currency_code)
+            debit=debit_to_proto(debit),
+            balance=await self._balance(organization_id, debit.currency_code),
+            payouts_frozen=freeze is not None,
+            payouts_freeze_reason="" if freeze is None else freeze.reason,
+        )
+
+    async def ListPayableEarnings(
+        self, request: pb.ListPayableEarningsRequest, context: Context
+    ) -> pb.ListPayableEarningsResponse:
+        organization_id = ids.check_id(request.organization_id, ids.ORGANIZATION, field="organization_id")
+        earned_before = _date(request.earned_before, "earned_before") if request.earned_before else None
+        page = Page.parse(
+            request.page_size,
+            request.page_token,
+            key_types=(str,),
+            filter={"organization_id": organization_id, "earned_before": request.earned_before},
+        )
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            await balances.check_owner(connection, organization_id)
+            found = await payouts.list_payable_earnings(connection, organization_id, earned_before, page)
+        shown, next_page_token = page.cut(found, lambda one: (one.currency_code,))
+        return pb.ListPayableEarningsResponse(
+            earnings=[_payable_to_proto(one) for one in shown], next_page_token=next_page_token
         )
 
     async def ListPayoutDebits(
@@ -195,7 +222,27 @@ def debit_to_proto(debit: PayoutDebit) -> payout_debit_pb2.PayoutDebit:
         end_transaction_id=debit.end_transaction_id,
         create_time=timestamp(debit.create_time),
         end_time=None if debit.end_time is None else timestamp(debit.end_time),
+        refuse_reason=_refuse_reason(debit),
     )
+
+
+def _payable_to_proto(earnings: PayableEarnings) -> pb.PayableEarnings:
+    def money(amount: int) -> money_pb2.Money:
+        return money_pb2.Money(currency_code=earnings.currency_code, amount_micros=amount)
+
+    return pb.PayableEarnings(payable=money(earnings.payable), available=money(earnings.available))
+
+
+def _date(text: str, field: str) -> date:
+    """A date as the contract spells it; raises InvalidArgument naming the field."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        day = None
+    # Python reads other forms of ISO 8601 too.
+    if day is None or day.isoformat() != text:
+        raise InvalidArgument.of(field, 'must be a date, "YYYY-MM-DD"')
+    return day
 
 
 def _payout(organization_id: str, payout_id: str) -> tuple[str, str]:
@@ -212,7 +259,26 @@ def _positive(amount: int) -> int:
     return amount
 
 
-def _insufficient(debit: PayoutDebit) -> FailedPrecondition:
+def _refuse_reason(debit: PayoutDebit) -> error_reason_pb2.ErrorReason.ValueType:
+    if debit.state is not PayoutDebitState.REFUSED:
+        return error_reason_pb2.ERROR_REASON_UNSPECIFIED
+    if debit.freeze_reason is not None:
+        return error_reason_pb2.ERROR_REASON_PAYOUTS_FROZEN
+    return error_reason_pb2.ERROR_REASON_INSUFFICIENT_EARNINGS
+
+
+def _refused(debit: PayoutDebit) -> FailedPrecondition:
+    """The error for a debit that was refused, now or before."""
+    if debit.freeze_reason is not None:
+        return FailedPrecondition(
+            "the organization's payouts are frozen",
+            reason="PAYOUTS_FROZEN",
+            metadata={
+                "organization_id": debit.organization_id,
+                "payout_id": debit.payout_id,
+                "freeze_reason": debit.freeze_reason,
+            },
+        )
     return FailedPrecondition(
         "the available earnings do not cover the payout",
         reason="INSUFFICIENT_EARNINGS",

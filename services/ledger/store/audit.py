@@ -11,17 +11,11 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.ledger.store import audit_funding
+from services.ledger.store.audit_check import Check
+
 # How many differences of one check are shown.
 SHOWN = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A promise, and the query for what breaks it."""
-
-    name: str
-    promise: str
-    query: str
 
 
 CHECKS = (
@@ -95,11 +89,12 @@ CHECKS = (
     ),
     Check(
         "nothing_overdrawn",
-        "no debit-limited account is below its bound",
+        "no debit-limited account is below its bound, and no debt is more than paid",
         """
-        SELECT owner_id, kind, currency_code, credits, debits, held, lower_bound
+        SELECT owner_id, kind, currency_code, credits, debits, held, lower_bound, upper_bound
         FROM ledger.account
-        WHERE credits - debits - held < lower_bound
+        WHERE credits - debits - held < lower_bound OR credits - debits > upper_bound
+           OR (kind = 'customer_chargebacks' AND upper_bound IS DISTINCT FROM 0)
            OR (kind = 'customer_credits' AND lower_bound IS DISTINCT FROM 0)
            OR (kind = 'customer_receivable' AND lower_bound IS NULL)
         """,
@@ -331,7 +326,8 @@ CHECKS = (
         SELECT n.transaction_id, n.entry_number, n.owner_id, t.partition_id
         FROM ledger.entry n JOIN ledger.transaction t USING (transaction_id, partition_id)
         WHERE t.type IN ('charge', 'collection') AND n.owner_id <> t.partition_id
-          AND n.kind IN ('customer_credits', 'customer_receivable', 'customer_unpaid', 'unpaid_offset')
+          AND n.kind IN ('customer_credits', 'customer_receivable', 'customer_unpaid', 'unpaid_offset',
+                         'customer_chargebacks')
         """,
     ),
     Check(
@@ -410,13 +406,14 @@ CHECKS = (
     ),
     Check(
         "idempotency_matches_journal",
-        "every charge, grant, adjustment and reversal has one key, and every key has one of these",
+        "every charge, grant, adjustment, reversal and fee has one key, and every key has one of these",
         """
         SELECT k.owner_id, k.key, k.outcome, t.transaction_id, t.type
         FROM (
             SELECT owner_id, key, outcome FROM ledger.idempotency
             WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
-               OR key LIKE 'reversal/%'
+               OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
+               OR key LIKE 'processor-fee/%'
         ) AS k
         -- Collections are what was open, and payouts are known by their debits.
         FULL JOIN (
@@ -431,7 +428,8 @@ CHECKS = (
         SELECT owner_id, min(key), outcome, NULL, NULL
         FROM ledger.idempotency
         WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
-               OR key LIKE 'reversal/%'
+               OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
+               OR key LIKE 'processor-fee/%'
         GROUP BY owner_id, outcome HAVING count(*) > 1
         """,
     ),
@@ -467,6 +465,7 @@ CHECKS = (
         WHERE t.transaction_id IS NULL OR s.places IS DISTINCT FROM 1
         """,
     ),
+    *audit_funding.CHECKS,
 )
 
 

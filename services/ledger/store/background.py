@@ -26,7 +26,13 @@ async def _count(connection: AsyncConnection[TupleRow], statement: str, limit: i
 
 _COLLECTABLE = text("""
     SELECT o.customer_id, o.currency_code
-    FROM (SELECT DISTINCT customer_id, currency_code FROM ledger.open_charge) AS o
+    FROM (
+        SELECT customer_id, currency_code FROM ledger.open_charge
+        UNION
+        -- Only chargebacks have an upper bound, which has an index.
+        SELECT owner_id, currency_code FROM ledger.account
+        WHERE upper_bound IS NOT NULL AND kind = 'customer_chargebacks' AND debits > credits
+    ) AS o
     JOIN ledger.account a
       ON a.owner_id = o.customer_id AND a.kind = 'customer_credits' AND a.currency_code = o.currency_code
     WHERE a.credits - a.debits - a.held > 0

@@ -40,6 +40,9 @@ _CUSTOMER_BALANCE = text("""
            coalesce(sum(debits - credits) FILTER (WHERE kind = 'customer_unpaid'), 0)::bigint AS unpaid,
            coalesce(sum(credit_limit) FILTER (WHERE kind = 'customer_receivable'), 0)::bigint AS credit_limit,
            coalesce(sum(held) FILTER (WHERE kind = 'customer_receivable'), 0)::bigint AS held_receivable,
+           coalesce(sum(debits - credits) FILTER (WHERE kind = 'customer_chargebacks'), 0)::bigint
+               AS chargebacks,
+           c.freeze_time IS NOT NULL AS frozen,
            l.leased, l.lease_epoch, l.draining, h.runs, h.outcomes
     FROM ledger.customer c
     LEFT JOIN ledger.account a ON a.owner_id = c.customer_id AND a.currency_code = :currency_code
@@ -79,6 +82,8 @@ async def customer_balance(
         unpaid=row.unpaid,
         credit_limit=row.credit_limit,
         held_receivable=row.held_receivable,
+        chargebacks=row.chargebacks,
+        frozen=row.frozen,
         held_credits=HeldCredits(row.leased, row.lease_epoch, row.draining, row.runs, row.outcomes),
     )
 

@@ -17,6 +17,7 @@ def balance(row: Any, customer_id: str, currency_code: str) -> CustomerBalance:
         unpaid=row.balance_unpaid,
         credit_limit=row.balance_credit_limit,
         held_receivable=row.balance_held_receivable,
+        chargebacks=row.balance_chargebacks,
     )
 
 

@@ -152,6 +152,12 @@ def _placed(request: HoldRequest, row: Any) -> PlacedHold | TallystickError:
                 reason="RESERVATION_ENDED",
                 metadata={"reservation_id": request.hold_id, "state": row.status},
             )
+        case "frozen":
+            return FailedPrecondition(
+                "the customer is frozen",
+                reason="CUSTOMER_FROZEN",
+                metadata={"customer_id": request.customer_id},
+            )
         case "insufficient":
             return FailedPrecondition(
                 "neither the credits nor the credit limit leave that much",
@@ -292,6 +298,7 @@ def _granted(row: Any, customer_id: str, currency_code: str) -> GrantedLease:
         ),
         available=row.available,
         credit_room=row.credit_room,
+        frozen=row.frozen,
     )
 
 

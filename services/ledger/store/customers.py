@@ -6,16 +6,19 @@ from typing import Any
 from sqlalchemy import RowMapping, Select, func, select, text
 
 from services.kit.money import Money
-from services.ledger.domain.directory import Customer, active_limits, not_found
+from services.ledger.domain.directory import Customer, Freeze, active_limits, not_found
 from services.ledger.store.directory_rows import Connection, insert_or_find, read_page
 from services.ledger.store.directory_tables import credit_limit, customer
 
 _SET_CREDIT_LIMIT = text("SELECT ledger.set_credit_limit(:customer_id, :currency_code, :limit_micros)")
+_FREEZE = text("SELECT ledger.freeze_customer(:customer_id, :frozen, :reason, :actor_api_key_id)")
 
 # The limits come in the same statement, so that they are of the same moment.
 _CUSTOMER: Select[Any] = select(
     customer.c.customer_id,
     customer.c.create_time,
+    customer.c.freeze_reason,
+    customer.c.freeze_time,
     select(func.jsonb_object_agg(credit_limit.c.currency_code, credit_limit.c.limit_micros))
     .where(credit_limit.c.customer_id == customer.c.customer_id)
     .scalar_subquery()
@@ -42,6 +45,23 @@ async def set_credit_limit(connection: Connection, customer_id: str, limit: Mone
     # Customers never go away: what is seen here still holds when the limit is set.
     await get_customer(connection, customer_id)
     await _set_credit_limit(connection, customer_id, limit)
+    return await get_customer(connection, customer_id)
+
+
+async def freeze(
+    connection: Connection, customer_id: str, *, frozen: bool, reason: str, actor_api_key_id: str
+) -> Customer:
+    """Freeze a customer or let it run again, unless that is so already. Raises NotFound."""
+    await get_customer(connection, customer_id)
+    await connection.execute(
+        _FREEZE,
+        {
+            "customer_id": customer_id,
+            "frozen": frozen,
+            "reason": reason,
+            "actor_api_key_id": actor_api_key_id,
+        },
+    )
     return await get_customer(connection, customer_id)
 
 
@@ -87,4 +107,5 @@ def _customer(row: RowMapping) -> Customer:
         customer_id=row["customer_id"],
         create_time=row["create_time"],
         credit_limits=active_limits(list((row["credit_limits"] or {}).items())),
+        freeze=None if row["freeze_time"] is None else Freeze(row["freeze_reason"], row["freeze_time"]),
     )

@@ -12,6 +12,8 @@ organization = Table(
     Column("display_name", Text, nullable=False),
     Column("request_hash", LargeBinary, nullable=False),
     Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("payouts_freeze_reason", Text, nullable=False),
+    Column("payouts_freeze_time", DateTime(timezone=True)),
 )
 
 revenue_share_agreement = Table(
@@ -34,6 +36,8 @@ customer = Table(
     Column("customer_id", Text, primary_key=True),
     Column("request_hash", LargeBinary, nullable=False),
     Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("freeze_reason", Text, nullable=False),
+    Column("freeze_time", DateTime(timezone=True)),
 )
 
 agent = Table(

@@ -3,12 +3,14 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, func, literal_column, select
+from sqlalchemy import ColumnElement, RowMapping, Select, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from services.ledger.domain.directory import Organization, RevenueShareAgreement, not_found
+from services.ledger.domain.directory import Freeze, Organization, RevenueShareAgreement, not_found
 from services.ledger.store.directory_rows import Connection, insert_or_find, read_page
 from services.ledger.store.directory_tables import organization, revenue_share_agreement
+
+_FREEZE_PAYOUTS = text("SELECT ledger.freeze_payouts(:organization_id, :frozen, :reason, :actor_api_key_id)")
 
 
 async def create_organization(
@@ -70,6 +72,24 @@ async def lock_organization(connection: Connection, organization_id: str) -> Non
         raise not_found("organization", organization_id)
 
 
+async def freeze_payouts(
+    connection: Connection, organization_id: str, *, frozen: bool, reason: str, actor_api_key_id: str
+) -> Organization:
+    """Freeze an organization's payouts or let them go on, unless that is so already. Raises NotFound."""
+    # Organizations never go away: what is seen here still holds when it is frozen.
+    await get_organization(connection, organization_id)
+    await connection.execute(
+        _FREEZE_PAYOUTS,
+        {
+            "organization_id": organization_id,
+            "frozen": frozen,
+            "reason": reason,
+            "actor_api_key_id": actor_api_key_id,
+        },
+    )
+    return await get_organization(connection, organization_id)
+
+
 # Python has no datetime for -infinity: it is spelled in SQL here, and None in the domain.
 _BEGINNING: ColumnElement[datetime] = literal_column("'-infinity'::timestamptz")
 _AGREEMENT: Select[Any] = select(
@@ -120,6 +140,9 @@ def _organization(row: RowMapping) -> Organization:
         organization_id=row["organization_id"],
         display_name=row["display_name"],
         create_time=row["create_time"],
+        payouts_freeze=None
+        if row["payouts_freeze_time"] is None
+        else Freeze(row["payouts_freeze_reason"], row["payouts_freeze_time"]),
     )
 
 

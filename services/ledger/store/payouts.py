@@ -4,6 +4,7 @@ Each movement is one call of a database function, which says its locks.
 """
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from psycopg import AsyncConnection as HotConnection
@@ -13,13 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kit.db import single
 from services.kit.pages import Page
-from services.ledger.domain.payouts import PayoutDebit, PayoutDebitState
+from services.ledger.domain.payouts import PayableEarnings, PayoutDebit, PayoutDebitState
 from services.ledger.store.refusals import refusals, unknown_payout
 
 # ruff: noqa: S608 - statements are built from this constant alone
 _COLUMNS = """
     organization_id, payout_id, currency_code, amount, state::text AS state, reversed, available,
-    transaction_id, end_transaction_id, create_time, end_time
+    transaction_id, end_transaction_id, create_time, end_time, freeze_reason
 """
 
 
@@ -155,6 +156,47 @@ async def list_payout_debits(
         },
     )
     return [_debit(row) for row in rows.mappings()]
+
+
+# As payouts count it: with what was posted an instant ago, folded or not.
+_PAYABLE = text("""
+    SELECT currency_code, sum(amount)::bigint AS available,
+           coalesce(sum(amount) FILTER (
+               WHERE CAST(:earned_before AS date) IS NULL OR earned_on < :earned_before), 0)::bigint
+               AS payable
+    FROM (
+        SELECT currency_code, earned_on, credits - debits AS amount FROM ledger.earnings_bucket
+        WHERE owner_id = :organization_id AND collected AND available_on <= ledger.today()
+        UNION ALL
+        SELECT currency_code, earned_on, credits - debits FROM ledger.balance_delta
+        WHERE owner_id = :organization_id AND kind = 'organization_payable' AND collected
+          AND available_on <= ledger.today()
+    ) AS part
+    WHERE currency_code > :after
+    GROUP BY currency_code
+    ORDER BY currency_code
+    LIMIT :limit
+""")
+
+
+async def list_payable_earnings(
+    connection: AsyncConnection, organization_id: str, earned_before: date | None, page: Page
+) -> list[PayableEarnings]:
+    """What could be paid out now of what was earned before a date, by currency, up to `page.limit`."""
+    rows = await connection.execute(
+        _PAYABLE,
+        {
+            "organization_id": organization_id,
+            "earned_before": earned_before,
+            "after": page.after[0] if page.after else "",
+            "limit": page.limit,
+        },
+    )
+    return [
+        # A later day may be short, after a clawback: then the earlier ones do not pay out in full either.
+        PayableEarnings(row.currency_code, max(min(row.payable, row.available), 0), row.available)
+        for row in rows
+    ]
 
 
 async def _answered(connection: HotConnection[TupleRow], statement: str, values: tuple[Any, ...]) -> Answered:

@@ -17,6 +17,9 @@ _INSUFFICIENT_BALANCE = "TL003"
 _PAYOUT_STATE = "TL004"
 _REVERSAL_TOO_LARGE = "TL005"
 _UNKNOWN_PAYOUT = "TL006"
+_UNKNOWN_PURCHASE = "TL007"
+_REVERSAL_EXCEEDS_PURCHASE = "TL008"
+_ALREADY_REINSTATED = "TL009"
 # How long metering needs to see that a lease is recalled, and to return it.
 _RECALL_TIME = timedelta(seconds=5)
 
@@ -52,12 +55,31 @@ def refusals(key: str = "") -> Iterator[None]:
             ) from None
         if error.sqlstate == _UNKNOWN_PAYOUT:
             raise unknown_payout(detail) from None
+        if error.sqlstate == _UNKNOWN_PURCHASE:
+            raise purchase_not_found(json.loads(detail)) from None
+        if error.sqlstate == _REVERSAL_EXCEEDS_PURCHASE:
+            raise FailedPrecondition(
+                "more would come back of the purchase than was paid",
+                reason="REVERSAL_EXCEEDS_PURCHASE",
+                metadata=json.loads(detail),
+            ) from None
+        if error.sqlstate == _ALREADY_REINSTATED:
+            raise FailedPrecondition(
+                "what was reversed has been reinstated before",
+                reason="PURCHASE_ALREADY_REINSTATED",
+                metadata=json.loads(detail),
+            ) from None
         raise
 
 
 def unknown_payout(payout_id: str) -> NotFound:
     """The error for a payout that is not there."""
     return NotFound("no such payout", reason="PAYOUT_NOT_FOUND", metadata={"payout_id": payout_id})
+
+
+def purchase_not_found(metadata: dict[str, str]) -> NotFound:
+    """The error for a purchase, or a reversal of one, that is not there; `metadata` names it."""
+    return NotFound("no such purchase of this customer", reason="PURCHASE_NOT_FOUND", metadata=metadata)
 
 
 def _insufficient(account: dict[str, str]) -> FailedPrecondition:

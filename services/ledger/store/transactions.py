@@ -22,7 +22,7 @@ from services.ledger.domain.accounts import (
 # ruff: noqa: S608 - statements are built from these constants alone
 _TRANSACTION_COLUMNS = """
     t.transaction_id, t.partition_id, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id,
-    coalesce(t.payout_id, '') AS payout_id,
+    coalesce(t.payout_id, '') AS payout_id, coalesce(t.external_id, '') AS external_id,
     t.occur_time, t.create_time, t.reason, t.actor_api_key_id
 """
 _ENTRY_COLUMNS = """
@@ -143,6 +143,7 @@ async def _with_entries(connection: AsyncConnection, transactions: Sequence[RowM
             type=TransactionType(row["type"]),
             charge_id=row["charge_id"],
             payout_id=row["payout_id"],
+            external_id=row["external_id"],
             occur_time=row["occur_time"],
             create_time=row["create_time"],
             reason=row["reason"],

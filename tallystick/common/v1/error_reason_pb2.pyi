@@ -139,6 +139,24 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
     `amount_micros`, `reversed_micros`, `requested_micros`.
     """
+    ERROR_REASON_PAYOUTS_FROZEN: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION. A payout was refused: the organization's payouts are frozen. It is final for this payout id.
+    Metadata: `organization_id`, `payout_id`, `freeze_reason`.
+    """
+    ERROR_REASON_REVERSAL_EXCEEDS_PURCHASE: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION. More would come back of a purchase than was paid. Nothing was changed. Metadata:
+    `purchase_key`, `amount_micros`, `reversed_micros`, `requested_micros`.
+    """
+    ERROR_REASON_PURCHASE_NOT_FOUND: _ErrorReason.ValueType  # 44
+    """NOT_FOUND. No purchase of this customer has this key, or no reversal this id. Metadata: `purchase_key` or
+    `reversal_id`.
+    """
+    ERROR_REASON_CUSTOMER_FROZEN: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION. The customer is frozen, so it starts no run. Metadata: `customer_id`."""
+    ERROR_REASON_PURCHASE_ALREADY_REINSTATED: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION. What was reversed of a purchase has been reinstated before, under another id. Nothing was
+    changed. Metadata: `reversal_id`, `reinstatement_id`.
+    """
     ERROR_REASON_PAYOUTS_NOT_ENABLED: _ErrorReason.ValueType  # 50
     """FAILED_PRECONDITION. The connected account of the organization cannot receive transfers now; nothing was asked of the
     payment processor. Metadata: `organization_id`, `account_state`, and `disabled_reason` if there is one.
@@ -288,6 +306,24 @@ ERROR_REASON_PAYOUT_STATE_CONFLICT: ErrorReason.ValueType  # 40
 ERROR_REASON_REVERSAL_EXCEEDS_PAYOUT: ErrorReason.ValueType  # 41
 """FAILED_PRECONDITION. More would come back of a payout than it paid. Nothing was changed. Metadata: `payout_id`,
 `amount_micros`, `reversed_micros`, `requested_micros`.
+"""
+ERROR_REASON_PAYOUTS_FROZEN: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION. A payout was refused: the organization's payouts are frozen. It is final for this payout id.
+Metadata: `organization_id`, `payout_id`, `freeze_reason`.
+"""
+ERROR_REASON_REVERSAL_EXCEEDS_PURCHASE: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION. More would come back of a purchase than was paid. Nothing was changed. Metadata:
+`purchase_key`, `amount_micros`, `reversed_micros`, `requested_micros`.
+"""
+ERROR_REASON_PURCHASE_NOT_FOUND: ErrorReason.ValueType  # 44
+"""NOT_FOUND. No purchase of this customer has this key, or no reversal this id. Metadata: `purchase_key` or
+`reversal_id`.
+"""
+ERROR_REASON_CUSTOMER_FROZEN: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION. The customer is frozen, so it starts no run. Metadata: `customer_id`."""
+ERROR_REASON_PURCHASE_ALREADY_REINSTATED: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION. What was reversed of a purchase has been reinstated before, under another id. Nothing was
+changed. Metadata: `reversal_id`, `reinstatement_id`.
 """
 ERROR_REASON_PAYOUTS_NOT_ENABLED: ErrorReason.ValueType  # 50
 """FAILED_PRECONDITION. The connected account of the organization cannot receive transfers now; nothing was asked of the

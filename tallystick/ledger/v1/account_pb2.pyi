@@ -54,6 +54,12 @@ class _AccountKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountKi
     """What payouts took from an organization's earnings and is not known to have left or not. Never below zero. Owner:
     the organization.
     """
+    ACCOUNT_KIND_CUSTOMER_CHARGEBACKS: _AccountKind.ValueType  # 12
+    """What a customer owes because money it had paid went back. Without a limit. Owner: the customer. Its balance is
+    zero or negative.
+    """
+    ACCOUNT_KIND_STRIPE_FEES: _AccountKind.ValueType  # 13
+    """What the payment processor takes for its service. Owner: the platform."""
 
 class AccountKind(_AccountKind, metaclass=_AccountKindEnumTypeWrapper):
     """AccountKind is the position of an account in the chart of accounts (docs/accounting.md). A positive
@@ -90,6 +96,12 @@ ACCOUNT_KIND_PAYOUTS_IN_TRANSIT: AccountKind.ValueType  # 11
 """What payouts took from an organization's earnings and is not known to have left or not. Never below zero. Owner:
 the organization.
 """
+ACCOUNT_KIND_CUSTOMER_CHARGEBACKS: AccountKind.ValueType  # 12
+"""What a customer owes because money it had paid went back. Without a limit. Owner: the customer. Its balance is
+zero or negative.
+"""
+ACCOUNT_KIND_STRIPE_FEES: AccountKind.ValueType  # 13
+"""What the payment processor takes for its service. Owner: the platform."""
 Global___AccountKind: _TypeAlias = AccountKind  # noqa: Y015
 
 @_typing.final
@@ -138,8 +150,12 @@ class CustomerBalance(_message.Message):
     CREDIT_LIMIT_FIELD_NUMBER: _builtins.int
     HELD_CREDITS_FIELD_NUMBER: _builtins.int
     HELD_RECEIVABLE_FIELD_NUMBER: _builtins.int
+    CHARGEBACKS_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
+    frozen: _builtins.bool
+    """Whether the customer is frozen, so that it runs nothing. Set by GetCustomerBalance and GrantCredits."""
     @_builtins.property
     def available(self) -> _money_pb2.Money:
         """Spendable now: credits minus debits minus held; never negative. Without what the current credit lease has free,
@@ -170,6 +186,10 @@ class CustomerBalance(_message.Message):
     def held_receivable(self) -> _money_pb2.Money:
         """What is held of the room under the credit limit."""
 
+    @_builtins.property
+    def chargebacks(self) -> _money_pb2.Money:
+        """Owed because money that the customer had paid went back. Not negative. Credits that come in pay it first."""
+
     def __init__(
         self,
         *,
@@ -181,10 +201,12 @@ class CustomerBalance(_message.Message):
         credit_limit: _money_pb2.Money | None = ...,
         held_credits: Global___HeldCredits | None = ...,
         held_receivable: _money_pb2.Money | None = ...,
+        chargebacks: _money_pb2.Money | None = ...,
+        frozen: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "held", b"held", "held_credits", b"held_credits", "held_receivable", b"held_receivable", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "chargebacks", b"chargebacks", "credit_limit", b"credit_limit", "held", b"held", "held_credits", b"held_credits", "held_receivable", b"held_receivable", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "customer_id", b"customer_id", "held", b"held", "held_credits", b"held_credits", "held_receivable", b"held_receivable", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "chargebacks", b"chargebacks", "credit_limit", b"credit_limit", "customer_id", b"customer_id", "frozen", b"frozen", "held", b"held", "held_credits", b"held_credits", "held_receivable", b"held_receivable", "receivable", b"receivable", "unpaid", b"unpaid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,6 +33,9 @@ class GrantedLease(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     CREDIT_ROOM_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FROZEN_FIELD_NUMBER: _builtins.int
+    customer_frozen: _builtins.bool
+    """Whether the customer is frozen, so that the lease gets nothing: nobody should allocate in it."""
     @_builtins.property
     def lease(self) -> _credit_pb2.CreditLease:
         """The current lease."""
@@ -51,10 +54,11 @@ class GrantedLease(_message.Message):
         lease: _credit_pb2.CreditLease | None = ...,
         available: _money_pb2.Money | None = ...,
         credit_room: _money_pb2.Money | None = ...,
+        customer_frozen: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_room", b"credit_room", "lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_room", b"credit_room", "lease", b"lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_room", b"credit_room", "customer_frozen", b"customer_frozen", "lease", b"lease"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

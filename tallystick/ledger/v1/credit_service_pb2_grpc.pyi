@@ -51,7 +51,8 @@ class CreditServiceStub:
     """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
     amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
     available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
-    id, unless it was to take over an allocation, which then goes on in its lease.
+    id, unless it was to take over an allocation, which then goes on in its lease. For the run of a frozen customer
+    nothing is taken beyond what is set aside for it (CUSTOMER_FROZEN), which is not final.
     """
     ReleaseReservations: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ReleaseReservationsRequest, _credit_service_pb2.ReleaseReservationsResponse]
     """Ends up to 1,000 reservations for which no charge comes, with a verdict for each. One that ended before
@@ -85,7 +86,8 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
     amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
     available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
-    id, unless it was to take over an allocation, which then goes on in its lease.
+    id, unless it was to take over an allocation, which then goes on in its lease. For the run of a frozen customer
+    nothing is taken beyond what is set aside for it (CUSTOMER_FROZEN), which is not final.
     """
     ReleaseReservations: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ReleaseReservationsRequest, _credit_service_pb2.ReleaseReservationsResponse]  # type: ignore[assignment]
     """Ends up to 1,000 reservations for which no charge comes, with a verdict for each. One that ended before
@@ -140,7 +142,8 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
         amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
         available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
-        id, unless it was to take over an allocation, which then goes on in its lease.
+        id, unless it was to take over an allocation, which then goes on in its lease. For the run of a frozen customer
+        nothing is taken beyond what is set aside for it (CUSTOMER_FROZEN), which is not final.
         """
 
     @_abc_1.abstractmethod

@@ -27,25 +27,25 @@ from tallystick.common.v1 import access_pb2 as tallystick_dot_common_dot_v1_dot_
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tallystick/ledger/v1/directory.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a tallystick/common/v1/money.proto\"n\n\x0cOrganization\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe9\x01\n\x15RevenueShareAgreement\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x18\n\x10platform_fee_bps\x18\x02 \x01(\x05\x12\x1a\n\x12processing_fee_bps\x18\x03 \x01(\x05\x12\x1c\n\x14settlement_hold_days\x18\x04 \x01(\x05\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x01\n\x08\x43ustomer\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\rcredit_limits\x18\x03 \x03(\x0b\x32\x1b.tallystick.common.v1.Money\"y\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x0c\x41gentVersion\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc0\x01\n\x06Member\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12(\n\x04role\x18\x03 \x01(\x0e\x32\x1a.tallystick.common.v1.Role\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf0\x02\n\x06\x41piKey\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x16\n\x0evisible_prefix\x18\x02 \x01(\t\x12(\n\x04role\x18\x03 \x01(\x0e\x32\x1a.tallystick.common.v1.Role\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x05 \x01(\t\x12\x11\n\tmember_id\x18\x06 \x01(\t\x12\x11\n\tagent_ids\x18\x07 \x03(\t\x12\x14\n\x0c\x63ustomer_ids\x18\x08 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tallystick/ledger/v1/directory.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a tallystick/common/v1/money.proto\"\xde\x01\n\x0cOrganization\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0epayouts_frozen\x18\x04 \x01(\x08\x12\x1d\n\x15payouts_freeze_reason\x18\x05 \x01(\t\x12\x37\n\x13payouts_freeze_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe9\x01\n\x15RevenueShareAgreement\x12\x17\n\x0forganization_id\x18\x01 \x01(\t\x12\x18\n\x10platform_fee_bps\x18\x02 \x01(\x05\x12\x1a\n\x12processing_fee_bps\x18\x03 \x01(\x05\x12\x1c\n\x14settlement_hold_days\x18\x04 \x01(\x05\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdc\x01\n\x08\x43ustomer\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\rcredit_limits\x18\x03 \x03(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0e\n\x06\x66rozen\x18\x04 \x01(\x08\x12\x15\n\rfreeze_reason\x18\x05 \x01(\t\x12/\n\x0b\x66reeze_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"y\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x0c\x41gentVersion\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc0\x01\n\x06Member\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12(\n\x04role\x18\x03 \x01(\x0e\x32\x1a.tallystick.common.v1.Role\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf0\x02\n\x06\x41piKey\x12\x12\n\napi_key_id\x18\x01 \x01(\t\x12\x16\n\x0evisible_prefix\x18\x02 \x01(\t\x12(\n\x04role\x18\x03 \x01(\x0e\x32\x1a.tallystick.common.v1.Role\x12\x17\n\x0forganization_id\x18\x04 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x05 \x01(\t\x12\x11\n\tmember_id\x18\x06 \x01(\t\x12\x11\n\tagent_ids\x18\x07 \x03(\t\x12\x14\n\x0c\x63ustomer_ids\x18\x08 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.ledger.v1.directory_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ORGANIZATION']._serialized_start=164
-  _globals['_ORGANIZATION']._serialized_end=274
-  _globals['_REVENUESHAREAGREEMENT']._serialized_start=277
-  _globals['_REVENUESHAREAGREEMENT']._serialized_end=510
-  _globals['_CUSTOMER']._serialized_start=513
-  _globals['_CUSTOMER']._serialized_end=645
-  _globals['_AGENT']._serialized_start=647
-  _globals['_AGENT']._serialized_end=768
-  _globals['_AGENTVERSION']._serialized_start=770
-  _globals['_AGENTVERSION']._serialized_end=874
-  _globals['_MEMBER']._serialized_start=877
-  _globals['_MEMBER']._serialized_end=1069
-  _globals['_APIKEY']._serialized_start=1072
-  _globals['_APIKEY']._serialized_end=1440
+  _globals['_ORGANIZATION']._serialized_start=165
+  _globals['_ORGANIZATION']._serialized_end=387
+  _globals['_REVENUESHAREAGREEMENT']._serialized_start=390
+  _globals['_REVENUESHAREAGREEMENT']._serialized_end=623
+  _globals['_CUSTOMER']._serialized_start=626
+  _globals['_CUSTOMER']._serialized_end=846
+  _globals['_AGENT']._serialized_start=848
+  _globals['_AGENT']._serialized_end=969
+  _globals['_AGENTVERSION']._serialized_start=971
+  _globals['_AGENTVERSION']._serialized_end=1075
+  _globals['_MEMBER']._serialized_start=1078
+  _globals['_MEMBER']._serialized_end=1270
+  _globals['_APIKEY']._serialized_start=1273
+  _globals['_APIKEY']._serialized_end=1641
 # @@protoc_insertion_point(module_scope)

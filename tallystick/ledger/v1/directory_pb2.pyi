@@ -30,13 +30,24 @@ class Organization(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PAYOUTS_FROZEN_FIELD_NUMBER: _builtins.int
+    PAYOUTS_FREEZE_REASON_FIELD_NUMBER: _builtins.int
+    PAYOUTS_FREEZE_TIME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """"org_…"."""
     display_name: _builtins.str
     """Name for people, up to 200 characters. Of the organization, never of a person."""
+    payouts_frozen: _builtins.bool
+    """Whether its payouts are frozen: what it earns stays where it is."""
+    payouts_freeze_reason: _builtins.str
+    """Why they are frozen, in words. Empty unless they are."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
+
+    @_builtins.property
+    def payouts_freeze_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when they are frozen. Unset unless they are."""
 
     def __init__(
         self,
@@ -44,10 +55,13 @@ class Organization(_message.Message):
         organization_id: _builtins.str = ...,
         display_name: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        payouts_frozen: _builtins.bool = ...,
+        payouts_freeze_reason: _builtins.str = ...,
+        payouts_freeze_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "payouts_freeze_time", b"payouts_freeze_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "organization_id", b"organization_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "organization_id", b"organization_id", "payouts_freeze_reason", b"payouts_freeze_reason", "payouts_freeze_time", b"payouts_freeze_time", "payouts_frozen", b"payouts_frozen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,8 +126,15 @@ class Customer(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CREDIT_LIMITS_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    FREEZE_REASON_FIELD_NUMBER: _builtins.int
+    FREEZE_TIME_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """"cus_…". A pseudonym: never an e-mail address or a name."""
+    frozen: _builtins.bool
+    """Whether it is frozen: it starts no run. Finished work is still charged."""
+    freeze_reason: _builtins.str
+    """Why it is frozen, in words. Empty unless it is."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -122,16 +143,23 @@ class Customer(_message.Message):
     def credit_limits(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.Money]:
         """How much it may owe as receivable, at most one per currency. None means prepaid only."""
 
+    @_builtins.property
+    def freeze_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is frozen. Unset unless it is."""
+
     def __init__(
         self,
         *,
         customer_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         credit_limits: _abc.Iterable[_money_pb2.Money] | None = ...,
+        frozen: _builtins.bool = ...,
+        freeze_reason: _builtins.str = ...,
+        freeze_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "freeze_time", b"freeze_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "credit_limits", b"credit_limits", "customer_id", b"customer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "credit_limits", b"credit_limits", "customer_id", b"customer_id", "freeze_reason", b"freeze_reason", "freeze_time", b"freeze_time", "frozen", b"frozen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -191,6 +191,106 @@ class ListOrganizationsResponse(_message.Message):
 Global___ListOrganizationsResponse: _TypeAlias = ListOrganizationsResponse  # noqa: Y015
 
 @_typing.final
+class FreezePayoutsRequest(_message.Message):
+    """FreezePayoutsRequest is the request of FreezePayouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """The organization."""
+    reason: _builtins.str
+    """Why, in words, 1 to 500 characters. No personal data."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezePayoutsRequest: _TypeAlias = FreezePayoutsRequest  # noqa: Y015
+
+@_typing.final
+class FreezePayoutsResponse(_message.Message):
+    """FreezePayoutsResponse is the response of FreezePayouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def organization(self) -> _directory_pb2.Organization:
+        """The organization as it is now."""
+
+    def __init__(
+        self,
+        *,
+        organization: _directory_pb2.Organization | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezePayoutsResponse: _TypeAlias = FreezePayoutsResponse  # noqa: Y015
+
+@_typing.final
+class UnfreezePayoutsRequest(_message.Message):
+    """UnfreezePayoutsRequest is the request of UnfreezePayouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """The organization."""
+    reason: _builtins.str
+    """Why, in words, 1 to 500 characters. No personal data."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfreezePayoutsRequest: _TypeAlias = UnfreezePayoutsRequest  # noqa: Y015
+
+@_typing.final
+class UnfreezePayoutsResponse(_message.Message):
+    """UnfreezePayoutsResponse is the response of UnfreezePayouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def organization(self) -> _directory_pb2.Organization:
+        """The organization as it is now."""
+
+    def __init__(
+        self,
+        *,
+        organization: _directory_pb2.Organization | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfreezePayoutsResponse: _TypeAlias = UnfreezePayoutsResponse  # noqa: Y015
+
+@_typing.final
 class CreateRevenueShareAgreementRequest(_message.Message):
     """CreateRevenueShareAgreementRequest is the request of CreateRevenueShareAgreement."""
 
@@ -521,6 +621,106 @@ class SetCreditLimitResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetCreditLimitResponse: _TypeAlias = SetCreditLimitResponse  # noqa: Y015
+
+@_typing.final
+class FreezeCustomerRequest(_message.Message):
+    """FreezeCustomerRequest is the request of FreezeCustomer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The customer."""
+    reason: _builtins.str
+    """Why, in words, 1 to 500 characters. No personal data."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeCustomerRequest: _TypeAlias = FreezeCustomerRequest  # noqa: Y015
+
+@_typing.final
+class FreezeCustomerResponse(_message.Message):
+    """FreezeCustomerResponse is the response of FreezeCustomer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def customer(self) -> _directory_pb2.Customer:
+        """The customer as it is now."""
+
+    def __init__(
+        self,
+        *,
+        customer: _directory_pb2.Customer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeCustomerResponse: _TypeAlias = FreezeCustomerResponse  # noqa: Y015
+
+@_typing.final
+class UnfreezeCustomerRequest(_message.Message):
+    """UnfreezeCustomerRequest is the request of UnfreezeCustomer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The customer."""
+    reason: _builtins.str
+    """Why, in words, 1 to 500 characters. No personal data."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfreezeCustomerRequest: _TypeAlias = UnfreezeCustomerRequest  # noqa: Y015
+
+@_typing.final
+class UnfreezeCustomerResponse(_message.Message):
+    """UnfreezeCustomerResponse is the response of UnfreezeCustomer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def customer(self) -> _directory_pb2.Customer:
+        """The customer as it is now."""
+
+    def __init__(
+        self,
+        *,
+        customer: _directory_pb2.Customer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfreezeCustomerResponse: _TypeAlias = UnfreezeCustomerResponse  # noqa: Y015
 
 @_typing.final
 class CreateAgentRequest(_message.Message):

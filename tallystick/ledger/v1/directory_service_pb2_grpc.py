@@ -51,6 +51,16 @@ class DirectoryServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.ListOrganizationsRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.ListOrganizationsResponse.FromString,
                 _registered_method=True)
+        self.FreezePayouts = channel.unary_unary(
+                '/tallystick.ledger.v1.DirectoryService/FreezePayouts',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezePayoutsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezePayoutsResponse.FromString,
+                _registered_method=True)
+        self.UnfreezePayouts = channel.unary_unary(
+                '/tallystick.ledger.v1.DirectoryService/UnfreezePayouts',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezePayoutsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezePayoutsResponse.FromString,
+                _registered_method=True)
         self.CreateRevenueShareAgreement = channel.unary_unary(
                 '/tallystick.ledger.v1.DirectoryService/CreateRevenueShareAgreement',
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.CreateRevenueShareAgreementRequest.SerializeToString,
@@ -80,6 +90,16 @@ class DirectoryServiceStub(object):
                 '/tallystick.ledger.v1.DirectoryService/SetCreditLimit',
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.SetCreditLimitRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.SetCreditLimitResponse.FromString,
+                _registered_method=True)
+        self.FreezeCustomer = channel.unary_unary(
+                '/tallystick.ledger.v1.DirectoryService/FreezeCustomer',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezeCustomerRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezeCustomerResponse.FromString,
+                _registered_method=True)
+        self.UnfreezeCustomer = channel.unary_unary(
+                '/tallystick.ledger.v1.DirectoryService/UnfreezeCustomer',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezeCustomerRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezeCustomerResponse.FromString,
                 _registered_method=True)
         self.CreateAgent = channel.unary_unary(
                 '/tallystick.ledger.v1.DirectoryService/CreateAgent',
@@ -175,6 +195,21 @@ class DirectoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FreezePayouts(self, request, context):
+        """Stops the payouts of an organization: none is taken from its earnings any more. Those under way are for whoever
+        moves the money to stop. Freezing what is frozen changes nothing, and keeps the reason that it has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfreezePayouts(self, request, context):
+        """Lets an organization be paid out again. Payouts that were refused stay so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateRevenueShareAgreement(self, request, context):
         """Records a new agreement. It applies from its effective time on, which must not be before now nor before
         that of the newest agreement: what was charged stays as it was.
@@ -214,6 +249,22 @@ class DirectoryServiceServicer(object):
 
     def SetCreditLimit(self, request, context):
         """Sets how much a customer may owe in one currency. Setting it below what is already owed only stops more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeCustomer(self, request, context):
+        """Stops a customer: it starts no run any more, and what its credit lease has free is asked back. Work that is done is
+        still charged. Freezing who is frozen changes nothing, and keeps the reason that it has. A chargeback of one of its
+        purchases freezes a customer too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfreezeCustomer(self, request, context):
+        """Lets a customer run again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -332,6 +383,16 @@ def add_DirectoryServiceServicer_to_server(servicer, server):
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.ListOrganizationsRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.ListOrganizationsResponse.SerializeToString,
             ),
+            'FreezePayouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezePayouts,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezePayoutsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezePayoutsResponse.SerializeToString,
+            ),
+            'UnfreezePayouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfreezePayouts,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezePayoutsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezePayoutsResponse.SerializeToString,
+            ),
             'CreateRevenueShareAgreement': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateRevenueShareAgreement,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.CreateRevenueShareAgreementRequest.FromString,
@@ -361,6 +422,16 @@ def add_DirectoryServiceServicer_to_server(servicer, server):
                     servicer.SetCreditLimit,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.SetCreditLimitRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.SetCreditLimitResponse.SerializeToString,
+            ),
+            'FreezeCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeCustomer,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezeCustomerRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezeCustomerResponse.SerializeToString,
+            ),
+            'UnfreezeCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfreezeCustomer,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezeCustomerRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezeCustomerResponse.SerializeToString,
             ),
             'CreateAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateAgent,
@@ -511,6 +582,60 @@ class DirectoryService(object):
             '/tallystick.ledger.v1.DirectoryService/ListOrganizations',
             tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.ListOrganizationsRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.ListOrganizationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezePayouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.DirectoryService/FreezePayouts',
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezePayoutsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezePayoutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfreezePayouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.DirectoryService/UnfreezePayouts',
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezePayoutsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezePayoutsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -673,6 +798,60 @@ class DirectoryService(object):
             '/tallystick.ledger.v1.DirectoryService/SetCreditLimit',
             tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.SetCreditLimitRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.SetCreditLimitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.DirectoryService/FreezeCustomer',
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezeCustomerRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.FreezeCustomerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfreezeCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.DirectoryService/UnfreezeCustomer',
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezeCustomerRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.UnfreezeCustomerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,12 @@ class DirectoryServiceStub:
     """Answers one organization."""
     ListOrganizations: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.ListOrganizationsRequest, _directory_service_pb2.ListOrganizationsResponse]
     """Lists the organizations that the caller may see, by id."""
+    FreezePayouts: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.FreezePayoutsRequest, _directory_service_pb2.FreezePayoutsResponse]
+    """Stops the payouts of an organization: none is taken from its earnings any more. Those under way are for whoever
+    moves the money to stop. Freezing what is frozen changes nothing, and keeps the reason that it has.
+    """
+    UnfreezePayouts: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.UnfreezePayoutsRequest, _directory_service_pb2.UnfreezePayoutsResponse]
+    """Lets an organization be paid out again. Payouts that were refused stay so."""
     CreateRevenueShareAgreement: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.CreateRevenueShareAgreementRequest, _directory_service_pb2.CreateRevenueShareAgreementResponse]
     """Records a new agreement. It applies from its effective time on, which must not be before now nor before
     that of the newest agreement: what was charged stays as it was.
@@ -59,6 +65,13 @@ class DirectoryServiceStub:
     """Lists the customers that the caller may see, by id."""
     SetCreditLimit: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.SetCreditLimitRequest, _directory_service_pb2.SetCreditLimitResponse]
     """Sets how much a customer may owe in one currency. Setting it below what is already owed only stops more."""
+    FreezeCustomer: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.FreezeCustomerRequest, _directory_service_pb2.FreezeCustomerResponse]
+    """Stops a customer: it starts no run any more, and what its credit lease has free is asked back. Work that is done is
+    still charged. Freezing who is frozen changes nothing, and keeps the reason that it has. A chargeback of one of its
+    purchases freezes a customer too.
+    """
+    UnfreezeCustomer: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.UnfreezeCustomerRequest, _directory_service_pb2.UnfreezeCustomerResponse]
+    """Lets a customer run again."""
     CreateAgent: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.CreateAgentRequest, _directory_service_pb2.CreateAgentResponse]
     """Creates an agent. Repeating the request with the same `agent_id` answers the agent that exists; with other
     content, ALREADY_EXISTS.
@@ -109,6 +122,12 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     """Answers one organization."""
     ListOrganizations: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.ListOrganizationsRequest, _directory_service_pb2.ListOrganizationsResponse]  # type: ignore[assignment]
     """Lists the organizations that the caller may see, by id."""
+    FreezePayouts: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.FreezePayoutsRequest, _directory_service_pb2.FreezePayoutsResponse]  # type: ignore[assignment]
+    """Stops the payouts of an organization: none is taken from its earnings any more. Those under way are for whoever
+    moves the money to stop. Freezing what is frozen changes nothing, and keeps the reason that it has.
+    """
+    UnfreezePayouts: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.UnfreezePayoutsRequest, _directory_service_pb2.UnfreezePayoutsResponse]  # type: ignore[assignment]
+    """Lets an organization be paid out again. Payouts that were refused stay so."""
     CreateRevenueShareAgreement: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.CreateRevenueShareAgreementRequest, _directory_service_pb2.CreateRevenueShareAgreementResponse]  # type: ignore[assignment]
     """Records a new agreement. It applies from its effective time on, which must not be before now nor before
     that of the newest agreement: what was charged stays as it was.
@@ -125,6 +144,13 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     """Lists the customers that the caller may see, by id."""
     SetCreditLimit: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.SetCreditLimitRequest, _directory_service_pb2.SetCreditLimitResponse]  # type: ignore[assignment]
     """Sets how much a customer may owe in one currency. Setting it below what is already owed only stops more."""
+    FreezeCustomer: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.FreezeCustomerRequest, _directory_service_pb2.FreezeCustomerResponse]  # type: ignore[assignment]
+    """Stops a customer: it starts no run any more, and what its credit lease has free is asked back. Work that is done is
+    still charged. Freezing who is frozen changes nothing, and keeps the reason that it has. A chargeback of one of its
+    purchases freezes a customer too.
+    """
+    UnfreezeCustomer: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.UnfreezeCustomerRequest, _directory_service_pb2.UnfreezeCustomerResponse]  # type: ignore[assignment]
+    """Lets a customer run again."""
     CreateAgent: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.CreateAgentRequest, _directory_service_pb2.CreateAgentResponse]  # type: ignore[assignment]
     """Creates an agent. Repeating the request with the same `agent_id` answers the agent that exists; with other
     content, ALREADY_EXISTS.
@@ -192,6 +218,24 @@ class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the organizations that the caller may see, by id."""
 
     @_abc_1.abstractmethod
+    def FreezePayouts(
+        self,
+        request: _directory_service_pb2.FreezePayoutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_service_pb2.FreezePayoutsResponse, _abc.Awaitable[_directory_service_pb2.FreezePayoutsResponse]]:
+        """Stops the payouts of an organization: none is taken from its earnings any more. Those under way are for whoever
+        moves the money to stop. Freezing what is frozen changes nothing, and keeps the reason that it has.
+        """
+
+    @_abc_1.abstractmethod
+    def UnfreezePayouts(
+        self,
+        request: _directory_service_pb2.UnfreezePayoutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_service_pb2.UnfreezePayoutsResponse, _abc.Awaitable[_directory_service_pb2.UnfreezePayoutsResponse]]:
+        """Lets an organization be paid out again. Payouts that were refused stay so."""
+
+    @_abc_1.abstractmethod
     def CreateRevenueShareAgreement(
         self,
         request: _directory_service_pb2.CreateRevenueShareAgreementRequest,
@@ -242,6 +286,25 @@ class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_directory_service_pb2.SetCreditLimitResponse, _abc.Awaitable[_directory_service_pb2.SetCreditLimitResponse]]:
         """Sets how much a customer may owe in one currency. Setting it below what is already owed only stops more."""
+
+    @_abc_1.abstractmethod
+    def FreezeCustomer(
+        self,
+        request: _directory_service_pb2.FreezeCustomerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_service_pb2.FreezeCustomerResponse, _abc.Awaitable[_directory_service_pb2.FreezeCustomerResponse]]:
+        """Stops a customer: it starts no run any more, and what its credit lease has free is asked back. Work that is done is
+        still charged. Freezing who is frozen changes nothing, and keeps the reason that it has. A chargeback of one of its
+        purchases freezes a customer too.
+        """
+
+    @_abc_1.abstractmethod
+    def UnfreezeCustomer(
+        self,
+        request: _directory_service_pb2.UnfreezeCustomerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_service_pb2.UnfreezeCustomerResponse, _abc.Awaitable[_directory_service_pb2.UnfreezeCustomerResponse]]:
+        """Lets a customer run again."""
 
     @_abc_1.abstractmethod
     def CreateAgent(

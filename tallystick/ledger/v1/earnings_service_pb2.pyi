@@ -307,6 +307,12 @@ class GetPayoutDebitResponse(_message.Message):
 
     DEBIT_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
+    PAYOUTS_FROZEN_FIELD_NUMBER: _builtins.int
+    PAYOUTS_FREEZE_REASON_FIELD_NUMBER: _builtins.int
+    payouts_frozen: _builtins.bool
+    """Whether the organization's payouts are frozen now, so that no money should leave."""
+    payouts_freeze_reason: _builtins.str
+    """Why, in words. Empty unless they are."""
     @_builtins.property
     def debit(self) -> _payout_debit_pb2.PayoutDebit:
         """The debit as it stands."""
@@ -320,14 +326,112 @@ class GetPayoutDebitResponse(_message.Message):
         *,
         debit: _payout_debit_pb2.PayoutDebit | None = ...,
         balance: _account_pb2.EarningsBalance | None = ...,
+        payouts_frozen: _builtins.bool = ...,
+        payouts_freeze_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "debit", b"debit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "debit", b"debit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "debit", b"debit", "payouts_freeze_reason", b"payouts_freeze_reason", "payouts_frozen", b"payouts_frozen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPayoutDebitResponse: _TypeAlias = GetPayoutDebitResponse  # noqa: Y015
+
+@_typing.final
+class ListPayableEarningsRequest(_message.Message):
+    """ListPayableEarningsRequest is the request of ListPayableEarnings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    EARNED_BEFORE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 50 when zero, never more than 1,000."""
+    page_token: _builtins.str
+    """From `next_page_token` of the page before; the other fields must stay the same."""
+    organization_id: _builtins.str
+    """The organization."""
+    earned_before: _builtins.str
+    """Only for work that was done before this UTC date, "YYYY-MM-DD"; empty for all."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        organization_id: _builtins.str = ...,
+        earned_before: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earned_before", b"earned_before", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPayableEarningsRequest: _TypeAlias = ListPayableEarningsRequest  # noqa: Y015
+
+@_typing.final
+class ListPayableEarningsResponse(_message.Message):
+    """ListPayableEarningsResponse is the response of ListPayableEarnings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EARNINGS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def earnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayableEarnings]:
+        """One page, by currency. A currency in which nothing was ever earned and collected is missing."""
+
+    def __init__(
+        self,
+        *,
+        earnings: _abc.Iterable[Global___PayableEarnings] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earnings", b"earnings", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPayableEarningsResponse: _TypeAlias = ListPayableEarningsResponse  # noqa: Y015
+
+@_typing.final
+class PayableEarnings(_message.Message):
+    """PayableEarnings is what an organization could be paid in one currency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYABLE_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payable(self) -> _money_pb2.Money:
+        """Collected, past every hold, and earned before the date that was asked for. Never negative, and never more than
+        `available`, unless that is negative.
+        """
+
+    @_builtins.property
+    def available(self) -> _money_pb2.Money:
+        """All that a payout could take now, whenever it was earned, with what was posted an instant ago. Negative only after
+        a clawback.
+        """
+
+    def __init__(
+        self,
+        *,
+        payable: _money_pb2.Money | None = ...,
+        available: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "payable", b"payable"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "payable", b"payable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PayableEarnings: _TypeAlias = PayableEarnings  # noqa: Y015
 
 @_typing.final
 class ListPayoutDebitsRequest(_message.Message):

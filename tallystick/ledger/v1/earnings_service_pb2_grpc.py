@@ -62,6 +62,11 @@ class EarningsServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.GetPayoutDebitRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.GetPayoutDebitResponse.FromString,
                 _registered_method=True)
+        self.ListPayableEarnings = channel.unary_unary(
+                '/tallystick.ledger.v1.EarningsService/ListPayableEarnings',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.ListPayableEarningsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.ListPayableEarningsResponse.FromString,
+                _registered_method=True)
         self.ListPayoutDebits = channel.unary_unary(
                 '/tallystick.ledger.v1.EarningsService/ListPayoutDebits',
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.ListPayoutDebitsRequest.SerializeToString,
@@ -76,8 +81,8 @@ class EarningsServiceServicer(object):
     """
 
     def DebitPayout(self, request, context):
-        """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. A refusal
-        is final for its id: a new attempt is a new payout.
+        """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. It is
+        refused while the organization's payouts are frozen. A refusal is final for its id: a new attempt is a new payout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +113,14 @@ class EarningsServiceServicer(object):
 
     def GetPayoutDebit(self, request, context):
         """Answers a debit as it stands, with the earnings of its organization: what a payout is checked by before money moves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPayableEarnings(self, request, context):
+        """Answers, for each currency, how much of what an organization earned before a date could be paid out now: what a
+        scheduled payout asks for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +160,11 @@ def add_EarningsServiceServicer_to_server(servicer, server):
                     servicer.GetPayoutDebit,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.GetPayoutDebitRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.GetPayoutDebitResponse.SerializeToString,
+            ),
+            'ListPayableEarnings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPayableEarnings,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.ListPayableEarningsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.ListPayableEarningsResponse.SerializeToString,
             ),
             'ListPayoutDebits': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPayoutDebits,
@@ -292,6 +310,33 @@ class EarningsService(object):
             '/tallystick.ledger.v1.EarningsService/GetPayoutDebit',
             tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.GetPayoutDebitRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.GetPayoutDebitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPayableEarnings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.EarningsService/ListPayableEarnings',
+            tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.ListPayableEarningsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_earnings__service__pb2.ListPayableEarningsResponse.FromString,
             options,
             channel_credentials,
             insecure,

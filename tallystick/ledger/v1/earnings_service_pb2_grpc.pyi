@@ -37,8 +37,8 @@ class EarningsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EarningsServiceAsyncStub: ...
     DebitPayout: _grpc.UnaryUnaryMultiCallable[_earnings_service_pb2.DebitPayoutRequest, _earnings_service_pb2.DebitPayoutResponse]
-    """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. A refusal
-    is final for its id: a new attempt is a new payout.
+    """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. It is
+    refused while the organization's payouts are frozen. A refusal is final for its id: a new attempt is a new payout.
     """
     CompletePayout: _grpc.UnaryUnaryMultiCallable[_earnings_service_pb2.CompletePayoutRequest, _earnings_service_pb2.CompletePayoutResponse]
     """Records that the money of a payout left the platform. A payout ends once: one that was returned is not completed."""
@@ -52,6 +52,10 @@ class EarningsServiceStub:
     """
     GetPayoutDebit: _grpc.UnaryUnaryMultiCallable[_earnings_service_pb2.GetPayoutDebitRequest, _earnings_service_pb2.GetPayoutDebitResponse]
     """Answers a debit as it stands, with the earnings of its organization: what a payout is checked by before money moves."""
+    ListPayableEarnings: _grpc.UnaryUnaryMultiCallable[_earnings_service_pb2.ListPayableEarningsRequest, _earnings_service_pb2.ListPayableEarningsResponse]
+    """Answers, for each currency, how much of what an organization earned before a date could be paid out now: what a
+    scheduled payout asks for.
+    """
     ListPayoutDebits: _grpc.UnaryUnaryMultiCallable[_earnings_service_pb2.ListPayoutDebitsRequest, _earnings_service_pb2.ListPayoutDebitsResponse]
     """Lists debits by organization and payout id."""
 
@@ -64,8 +68,8 @@ class EarningsServiceAsyncStub(EarningsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     DebitPayout: _aio.UnaryUnaryMultiCallable[_earnings_service_pb2.DebitPayoutRequest, _earnings_service_pb2.DebitPayoutResponse]  # type: ignore[assignment]
-    """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. A refusal
-    is final for its id: a new attempt is a new payout.
+    """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. It is
+    refused while the organization's payouts are frozen. A refusal is final for its id: a new attempt is a new payout.
     """
     CompletePayout: _aio.UnaryUnaryMultiCallable[_earnings_service_pb2.CompletePayoutRequest, _earnings_service_pb2.CompletePayoutResponse]  # type: ignore[assignment]
     """Records that the money of a payout left the platform. A payout ends once: one that was returned is not completed."""
@@ -79,6 +83,10 @@ class EarningsServiceAsyncStub(EarningsServiceStub):
     """
     GetPayoutDebit: _aio.UnaryUnaryMultiCallable[_earnings_service_pb2.GetPayoutDebitRequest, _earnings_service_pb2.GetPayoutDebitResponse]  # type: ignore[assignment]
     """Answers a debit as it stands, with the earnings of its organization: what a payout is checked by before money moves."""
+    ListPayableEarnings: _aio.UnaryUnaryMultiCallable[_earnings_service_pb2.ListPayableEarningsRequest, _earnings_service_pb2.ListPayableEarningsResponse]  # type: ignore[assignment]
+    """Answers, for each currency, how much of what an organization earned before a date could be paid out now: what a
+    scheduled payout asks for.
+    """
     ListPayoutDebits: _aio.UnaryUnaryMultiCallable[_earnings_service_pb2.ListPayoutDebitsRequest, _earnings_service_pb2.ListPayoutDebitsResponse]  # type: ignore[assignment]
     """Lists debits by organization and payout id."""
 
@@ -94,8 +102,8 @@ class EarningsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _earnings_service_pb2.DebitPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_earnings_service_pb2.DebitPayoutResponse, _abc.Awaitable[_earnings_service_pb2.DebitPayoutResponse]]:
-        """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. A refusal
-        is final for its id: a new attempt is a new payout.
+        """Takes an amount from the available earnings of an organization, once per payout id, whole or not at all. It is
+        refused while the organization's payouts are frozen. A refusal is final for its id: a new attempt is a new payout.
         """
 
     @_abc_1.abstractmethod
@@ -133,6 +141,16 @@ class EarningsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_earnings_service_pb2.GetPayoutDebitResponse, _abc.Awaitable[_earnings_service_pb2.GetPayoutDebitResponse]]:
         """Answers a debit as it stands, with the earnings of its organization: what a payout is checked by before money moves."""
+
+    @_abc_1.abstractmethod
+    def ListPayableEarnings(
+        self,
+        request: _earnings_service_pb2.ListPayableEarningsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_earnings_service_pb2.ListPayableEarningsResponse, _abc.Awaitable[_earnings_service_pb2.ListPayableEarningsResponse]]:
+        """Answers, for each currency, how much of what an organization earned before a date could be paid out now: what a
+        scheduled payout asks for.
+        """
 
     @_abc_1.abstractmethod
     def ListPayoutDebits(

@@ -23,18 +23,19 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tallystick.common.v1 import error_reason_pb2 as tallystick_dot_common_dot_v1_dot_error__reason__pb2
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/ledger/v1/payout_debit.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\"\xdf\x02\n\x0bPayoutDebit\x12\x11\n\tpayout_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12+\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.tallystick.ledger.v1.PayoutDebitState\x12-\n\x08reversed\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0etransaction_id\x18\x06 \x01(\t\x12\x1a\n\x12\x65nd_transaction_id\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xbc\x01\n\x10PayoutDebitState\x12\"\n\x1ePAYOUT_DEBIT_STATE_UNSPECIFIED\x10\x00\x12!\n\x1dPAYOUT_DEBIT_STATE_IN_TRANSIT\x10\x01\x12 \n\x1cPAYOUT_DEBIT_STATE_COMPLETED\x10\x02\x12\x1f\n\x1bPAYOUT_DEBIT_STATE_RETURNED\x10\x03\x12\x1e\n\x1aPAYOUT_DEBIT_STATE_REFUSED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/ledger/v1/payout_debit.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'tallystick/common/v1/error_reason.proto\x1a tallystick/common/v1/money.proto\"\x99\x03\n\x0bPayoutDebit\x12\x11\n\tpayout_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12+\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.tallystick.ledger.v1.PayoutDebitState\x12-\n\x08reversed\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0etransaction_id\x18\x06 \x01(\t\x12\x1a\n\x12\x65nd_transaction_id\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\rrefuse_reason\x18\n \x01(\x0e\x32!.tallystick.common.v1.ErrorReason*\xbc\x01\n\x10PayoutDebitState\x12\"\n\x1ePAYOUT_DEBIT_STATE_UNSPECIFIED\x10\x00\x12!\n\x1dPAYOUT_DEBIT_STATE_IN_TRANSIT\x10\x01\x12 \n\x1cPAYOUT_DEBIT_STATE_COMPLETED\x10\x02\x12\x1f\n\x1bPAYOUT_DEBIT_STATE_RETURNED\x10\x03\x12\x1e\n\x1aPAYOUT_DEBIT_STATE_REFUSED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.ledger.v1.payout_debit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYOUTDEBITSTATE']._serialized_start=487
-  _globals['_PAYOUTDEBITSTATE']._serialized_end=675
-  _globals['_PAYOUTDEBIT']._serialized_start=133
-  _globals['_PAYOUTDEBIT']._serialized_end=484
+  _globals['_PAYOUTDEBITSTATE']._serialized_start=586
+  _globals['_PAYOUTDEBITSTATE']._serialized_end=774
+  _globals['_PAYOUTDEBIT']._serialized_start=174
+  _globals['_PAYOUTDEBIT']._serialized_end=583
 # @@protoc_insertion_point(module_scope)

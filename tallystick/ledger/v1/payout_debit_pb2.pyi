@@ -7,6 +7,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tallystick.common.v1 import error_reason_pb2 as _error_reason_pb2
 from tallystick.common.v1 import money_pb2 as _money_pb2
 import builtins as _builtins
 import sys
@@ -34,7 +35,7 @@ class _PayoutDebitStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payo
     PAYOUT_DEBIT_STATE_RETURNED: _PayoutDebitState.ValueType  # 3
     """The money did not leave, and is earnings again."""
     PAYOUT_DEBIT_STATE_REFUSED: _PayoutDebitState.ValueType  # 4
-    """The earnings did not cover it: nothing was taken, and nothing ever is under this id."""
+    """The earnings did not cover it, or payouts were frozen: nothing was taken, and nothing ever is under this id."""
 
 class PayoutDebitState(_PayoutDebitState, metaclass=_PayoutDebitStateEnumTypeWrapper):
     """PayoutDebitState says what became of a debit. It ends once, completed or returned."""
@@ -48,7 +49,7 @@ PAYOUT_DEBIT_STATE_COMPLETED: PayoutDebitState.ValueType  # 2
 PAYOUT_DEBIT_STATE_RETURNED: PayoutDebitState.ValueType  # 3
 """The money did not leave, and is earnings again."""
 PAYOUT_DEBIT_STATE_REFUSED: PayoutDebitState.ValueType  # 4
-"""The earnings did not cover it: nothing was taken, and nothing ever is under this id."""
+"""The earnings did not cover it, or payouts were frozen: nothing was taken, and nothing ever is under this id."""
 Global___PayoutDebitState: _TypeAlias = PayoutDebitState  # noqa: Y015
 
 @_typing.final
@@ -66,6 +67,7 @@ class PayoutDebit(_message.Message):
     END_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    REFUSE_REASON_FIELD_NUMBER: _builtins.int
     payout_id: _builtins.str
     """"po_…", chosen by who pays out; names the debit within its organization."""
     organization_id: _builtins.str
@@ -76,6 +78,8 @@ class PayoutDebit(_message.Message):
     """The transaction that took it. Empty if it was refused."""
     end_transaction_id: _builtins.str
     """The transaction that ended it. Empty while it is in transit."""
+    refuse_reason: _error_reason_pb2.ErrorReason.ValueType
+    """Why it was refused: INSUFFICIENT_EARNINGS or PAYOUTS_FROZEN. Unspecified if it was not."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """How much was taken."""
@@ -104,10 +108,11 @@ class PayoutDebit(_message.Message):
         end_transaction_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        refuse_reason: _error_reason_pb2.ErrorReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "end_time", b"end_time", "reversed", b"reversed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "end_time", b"end_time", "end_transaction_id", b"end_transaction_id", "organization_id", b"organization_id", "payout_id", b"payout_id", "reversed", b"reversed", "state", b"state", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "end_time", b"end_time", "end_transaction_id", b"end_transaction_id", "organization_id", b"organization_id", "payout_id", b"payout_id", "refuse_reason", b"refuse_reason", "reversed", b"reversed", "state", b"state", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,7 +33,9 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     TRANSACTION_TYPE_CHARGE: _TransactionType.ValueType  # 1
     """A charge was posted."""
     TRANSACTION_TYPE_COLLECTION: _TransactionType.ValueType  # 2
-    """A top-up collected a charge that was receivable or unpaid, in whole or in part."""
+    """Credits paid what a customer owed, in whole or in part: a charge that was receivable or unpaid, or, without a
+    charge, what it owed for purchases that had come back.
+    """
     TRANSACTION_TYPE_PURCHASE: _TransactionType.ValueType  # 3
     """A customer bought credits."""
     TRANSACTION_TYPE_PROMOTION: _TransactionType.ValueType  # 4
@@ -48,6 +50,14 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """The money of a payout did not leave, and is earnings again."""
     TRANSACTION_TYPE_PAYOUT_REVERSAL: _TransactionType.ValueType  # 9
     """Money of a completed payout came back."""
+    TRANSACTION_TYPE_PURCHASE_REFUND: _TransactionType.ValueType  # 10
+    """Money of a purchase went back to the customer because it was refunded."""
+    TRANSACTION_TYPE_PURCHASE_CHARGEBACK: _TransactionType.ValueType  # 11
+    """Money of a purchase went back to the customer because it disputed the payment."""
+    TRANSACTION_TYPE_PURCHASE_REINSTATEMENT: _TransactionType.ValueType  # 12
+    """Money of a purchase that had gone back came again: a dispute was won."""
+    TRANSACTION_TYPE_PROCESSOR_FEE: _TransactionType.ValueType  # 13
+    """The payment processor took a fee, or gave one back."""
 
 class TransactionType(_TransactionType, metaclass=_TransactionTypeEnumTypeWrapper):
     """TransactionType says what happened. Each has a worked example in docs/accounting.md."""
@@ -57,7 +67,9 @@ TRANSACTION_TYPE_UNSPECIFIED: TransactionType.ValueType  # 0
 TRANSACTION_TYPE_CHARGE: TransactionType.ValueType  # 1
 """A charge was posted."""
 TRANSACTION_TYPE_COLLECTION: TransactionType.ValueType  # 2
-"""A top-up collected a charge that was receivable or unpaid, in whole or in part."""
+"""Credits paid what a customer owed, in whole or in part: a charge that was receivable or unpaid, or, without a
+charge, what it owed for purchases that had come back.
+"""
 TRANSACTION_TYPE_PURCHASE: TransactionType.ValueType  # 3
 """A customer bought credits."""
 TRANSACTION_TYPE_PROMOTION: TransactionType.ValueType  # 4
@@ -72,6 +84,14 @@ TRANSACTION_TYPE_PAYOUT_RETURN: TransactionType.ValueType  # 8
 """The money of a payout did not leave, and is earnings again."""
 TRANSACTION_TYPE_PAYOUT_REVERSAL: TransactionType.ValueType  # 9
 """Money of a completed payout came back."""
+TRANSACTION_TYPE_PURCHASE_REFUND: TransactionType.ValueType  # 10
+"""Money of a purchase went back to the customer because it was refunded."""
+TRANSACTION_TYPE_PURCHASE_CHARGEBACK: TransactionType.ValueType  # 11
+"""Money of a purchase went back to the customer because it disputed the payment."""
+TRANSACTION_TYPE_PURCHASE_REINSTATEMENT: TransactionType.ValueType  # 12
+"""Money of a purchase that had gone back came again: a dispute was won."""
+TRANSACTION_TYPE_PROCESSOR_FEE: TransactionType.ValueType  # 13
+"""The payment processor took a fee, or gave one back."""
 Global___TransactionType: _TypeAlias = TransactionType  # noqa: Y015
 
 @_typing.final
@@ -166,6 +186,7 @@ class Transaction(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ACTOR_API_KEY_ID_FIELD_NUMBER: _builtins.int
     PAYOUT_ID_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"txn_…"."""
     type: Global___TransactionType.ValueType
@@ -175,11 +196,15 @@ class Transaction(_message.Message):
     partition_id: _builtins.str
     """The customer or organization in whose partition it was written, or "platform"."""
     reason: _builtins.str
-    """Why, in words, for grants and adjustments. Operators must not put personal data here."""
+    """Why, in words, for grants, adjustments, and what came back. Nobody may put personal data here."""
     actor_api_key_id: _builtins.str
     """The API key that asked for it."""
     payout_id: _builtins.str
     """The payout whose money it moves, or empty."""
+    external_id: _builtins.str
+    """What it is known by outside: of a purchase the idempotency key that it was granted with, of a refund, chargeback,
+    reinstatement, fee or payout reversal the payment processor's own id. Empty for others.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries. A caller that belongs to an organization or customer sees its own only."""
@@ -205,10 +230,11 @@ class Transaction(_message.Message):
         reason: _builtins.str = ...,
         actor_api_key_id: _builtins.str = ...,
         payout_id: _builtins.str = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "create_time", b"create_time", "entries", b"entries", "occur_time", b"occur_time", "partition_id", b"partition_id", "payout_id", b"payout_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "create_time", b"create_time", "entries", b"entries", "external_id", b"external_id", "occur_time", b"occur_time", "partition_id", b"partition_id", "payout_id", b"payout_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,7 @@ class Balance(_message.Message):
     UNPAID_FIELD_NUMBER: _builtins.int
     CREDIT_LIMIT_FIELD_NUMBER: _builtins.int
     CREDIT_ROOM_FIELD_NUMBER: _builtins.int
+    CHARGEBACKS_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     @_builtins.property
@@ -120,6 +121,10 @@ class Balance(_message.Message):
     def credit_room(self) -> _money_pb2.Money:
         """What the credit limit still leaves for new runs: not owed, and not reserved or held either."""
 
+    @_builtins.property
+    def chargebacks(self) -> _money_pb2.Money:
+        """Owed because money that the customer had paid went back. Credits that come in pay it first."""
+
     def __init__(
         self,
         *,
@@ -132,10 +137,11 @@ class Balance(_message.Message):
         unpaid: _money_pb2.Money | None = ...,
         credit_limit: _money_pb2.Money | None = ...,
         credit_room: _money_pb2.Money | None = ...,
+        chargebacks: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "credit_room", b"credit_room", "credits", b"credits", "held", b"held", "receivable", b"receivable", "reserved", b"reserved", "unpaid", b"unpaid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "chargebacks", b"chargebacks", "credit_limit", b"credit_limit", "credit_room", b"credit_room", "credits", b"credits", "held", b"held", "receivable", b"receivable", "reserved", b"reserved", "unpaid", b"unpaid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "credit_limit", b"credit_limit", "credit_room", b"credit_room", "credits", b"credits", "customer_id", b"customer_id", "held", b"held", "receivable", b"receivable", "reserved", b"reserved", "unpaid", b"unpaid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "chargebacks", b"chargebacks", "credit_limit", b"credit_limit", "credit_room", b"credit_room", "credits", b"credits", "customer_id", b"customer_id", "held", b"held", "receivable", b"receivable", "reserved", b"reserved", "unpaid", b"unpaid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Payouts: what they take from organizations' earnings; and the functions that move money.
+"""Payouts: what they take from organizations' earnings.
 
 Revision ID: 0004
 Revises: 0003
@@ -9,7 +9,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0004"
 down_revision = "0003"
@@ -21,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0004_payouts_tables.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

@@ -77,7 +77,8 @@ CREATE FUNCTION ledger.post_charges(
     balance_receivable bigint,
     balance_held_receivable bigint,
     balance_unpaid bigint,
-    balance_credit_limit bigint
+    balance_credit_limit bigint,
+    balance_chargebacks bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -296,7 +297,8 @@ BEGIN
            l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.create_time,
            h.state::text, h.purpose::text, h.credits, h.receivable, h.captured_credits, h.captured_receivable,
            h.charge_id, h.expire_time, h.create_time, h.end_time,
-           a.credits - a.debits - a.held, a.held, r.debits - r.credits, r.held, u.debits - u.credits, r.credit_limit
+           a.credits - a.debits - a.held, a.held, r.debits - r.credits, r.held, u.debits - u.credits, r.credit_limit,
+           coalesce(b.debits - b.credits, 0)
     FROM unnest(
         customer_ids, charge_ids, currency_codes, content_hashes, unknown_ids, is_fresh,
         reservation_states, lease_epochs, outcome_hold_ids
@@ -316,6 +318,8 @@ BEGIN
         ON (r.owner_id, r.kind, r.currency_code) = (i.customer_id, 'customer_receivable', i.currency_code)
     LEFT JOIN ledger.account u
         ON (u.owner_id, u.kind, u.currency_code) = (i.customer_id, 'customer_unpaid', i.currency_code)
+    LEFT JOIN ledger.account b
+        ON (b.owner_id, b.kind, b.currency_code) = (i.customer_id, 'customer_chargebacks', i.currency_code)
     ORDER BY i.number;
 END
 $$;

@@ -1,9 +1,9 @@
 -- Every movement of money is one call of one of these functions. They are VOLATILE PL/pgSQL on purpose: each
 -- statement inside sees what the locks taken before it waited for, which a single statement would not.
 --
--- Lock order, everywhere: idempotency keys (sorted) -> organization rows -> customer accounts (ascending; the row
--- of customer_credits stands for all money of that customer and currency) -> balance_delta -> folded accounts
--- (ascending) -> earnings buckets (ascending) -> inserts.
+-- Lock order, everywhere: idempotency keys (sorted) -> organization rows -> customer rows -> customer accounts
+-- (ascending; the row of customer_credits stands for all money of that customer and currency) -> balance_delta ->
+-- folded accounts (ascending) -> earnings buckets (ascending) -> inserts.
 --
 -- force_generic_plan: the plans do not depend on what is in the arrays, but the planner, seeing their lengths, would
 -- make a new one for every call. Keeping them is 2.5 times as fast for single charges and for batches of 16.

@@ -29,10 +29,10 @@ $$;
 -- needs changes from the lease to the hold, the rest stays in the lease.
 --
 -- One row per hold comes back, in order. status: 'placed', 'insufficient' (final if the hold is new and was not
--- allocated in a lease; spendable says what it could have been at most), 'reused' (the id came before with other
--- content), 'settled', 'released' or 'expired' (there is nothing to raise, or to convert, any more), or 'unknown' for a
--- customer that does not exist. Then the hold, the lease that it came from if that is current, and the customer's
--- balance behind the whole batch.
+-- allocated in a lease; spendable says what it could have been at most), 'frozen' (the customer is frozen and its run
+-- lacks something, of which nothing is kept), 'reused' (the id came before with other content), 'settled', 'released' or
+-- 'expired' (there is nothing to raise, or to convert, any more), or 'unknown' for a customer that does not exist. Then
+-- the hold, the lease that it came from if that is current, and the customer's balance behind the whole batch.
 CREATE FUNCTION ledger.place_holds(
     customer_ids text[],
     hold_ids text[],
@@ -71,7 +71,8 @@ CREATE FUNCTION ledger.place_holds(
     balance_receivable bigint,
     balance_held_receivable bigint,
     balance_unpaid bigint,
-    balance_credit_limit bigint
+    balance_credit_limit bigint,
+    balance_chargebacks bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
@@ -98,7 +99,7 @@ BEGIN
     moment := clock_timestamp();
 
     FOR item IN
-        SELECT i.*, c.customer_id IS NOT NULL AS is_known
+        SELECT i.*, c.customer_id IS NOT NULL AS is_known, c.freeze_time IS NOT NULL AS is_frozen
         FROM unnest(
             customer_ids, hold_ids, purposes, currency_codes, amounts, expire_times, content_hashes,
             price_version_ids, from_epochs, from_amounts, from_expire_times
@@ -141,10 +142,11 @@ BEGIN
             verdict := ended_as;
         ELSIF known.hold_id IS NULL THEN
             lacking := item.amount - from_lease;
-            verdict := CASE WHEN item.purpose = 'outcome' OR lacking <= free.available + free.credit_room
+            verdict := CASE WHEN item.purpose = 'run' AND item.is_frozen AND lacking > 0 THEN 'frozen'
+                            WHEN item.purpose = 'outcome' OR lacking <= free.available + free.credit_room
                             THEN 'placed' ELSE 'insufficient' END;
             -- What is allocated in a lease goes on there when it is refused more: that must not end it.
-            IF verdict = 'placed' OR item.from_epoch = 0 THEN
+            IF verdict = 'placed' OR (verdict = 'insufficient' AND item.from_epoch = 0) THEN
                 INSERT INTO ledger.hold (
                     customer_id, hold_id, currency_code, purpose, state, credits, receivable, content_hash,
                     price_version_id, expire_time, create_time, end_time)
@@ -163,7 +165,8 @@ BEGIN
             verdict := 'reused';
         ELSIF known.state = 'held' AND item.content_hash = '' THEN
             lacking := greatest(item.amount - known.credits - known.receivable, 0);
-            verdict := CASE WHEN item.purpose = 'outcome' OR lacking <= free.available + free.credit_room
+            verdict := CASE WHEN item.purpose = 'run' AND item.is_frozen AND lacking > 0 THEN 'frozen'
+                            WHEN item.purpose = 'outcome' OR lacking <= free.available + free.credit_room
                             THEN 'placed' ELSE 'insufficient' END;
         ELSE
             -- Asked for again, or ended: as it stands.
@@ -194,7 +197,7 @@ BEGIN
            h.captured_credits, h.captured_receivable, h.charge_id, h.price_version_id,
            h.expire_time, h.create_time, h.end_time,
            l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.create_time,
-           b.available, b.held, b.receivable, b.held_receivable, b.unpaid, b.credit_limit
+           b.available, b.held, b.receivable, b.held_receivable, b.unpaid, b.credit_limit, b.chargebacks
     FROM unnest(customer_ids, hold_ids, currency_codes, from_epochs, statuses, duplicates, spendables)
         WITH ORDINALITY AS i (
             customer_id, hold_id, currency_code, from_epoch, status, duplicate, spendable, number)
@@ -235,7 +238,8 @@ CREATE FUNCTION ledger.release_reservations(
     balance_receivable bigint,
     balance_held_receivable bigint,
     balance_unpaid bigint,
-    balance_credit_limit bigint
+    balance_credit_limit bigint,
+    balance_chargebacks bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
@@ -304,7 +308,7 @@ BEGIN
     RETURN QUERY
     SELECT i.state, i.captured_credits, i.captured_receivable,
            l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.create_time,
-           b.available, b.held, b.receivable, b.held_receivable, b.unpaid, b.credit_limit
+           b.available, b.held, b.receivable, b.held_receivable, b.unpaid, b.credit_limit, b.chargebacks
     FROM unnest(customer_ids, currency_codes, lease_epochs, states, from_credits, from_receivable)
         WITH ORDINALITY AS i (
             customer_id, currency_code, lease_epoch, state, captured_credits, captured_receivable, number)
@@ -361,9 +365,11 @@ CREATE FUNCTION ledger.balance(
     receivable bigint,
     held_receivable bigint,
     unpaid bigint,
-    credit_limit bigint
+    credit_limit bigint,
+    chargebacks bigint
 ) LANGUAGE sql STABLE AS $$
-    SELECT a.credits - a.debits - a.held, a.held, r.debits - r.credits, r.held, u.debits - u.credits, r.credit_limit
+    SELECT a.credits - a.debits - a.held, a.held, r.debits - r.credits, r.held, u.debits - u.credits, r.credit_limit,
+           ledger.chargebacks(p_customer_id, p_currency_code)
     FROM ledger.account a
     JOIN ledger.account r
         ON (r.owner_id, r.kind, r.currency_code) = (p_customer_id, 'customer_receivable', p_currency_code)

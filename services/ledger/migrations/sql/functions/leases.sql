@@ -24,6 +24,11 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     )) ELSE 0 END
 $$;
 
+-- Whether a customer runs nothing. Asked behind the lock on its money, for which a freeze waits too.
+CREATE FUNCTION ledger.is_frozen(p_customer_id text) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT freeze_time IS NOT NULL FROM ledger.customer WHERE customer_id = p_customer_id
+$$;
+
 -- Asks for the return of what a customer's current lease does not need.
 CREATE FUNCTION ledger.recall_lease(p_customer_id text, p_currency_code text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = ledger, pg_temp AS $$
@@ -53,7 +58,8 @@ CREATE FUNCTION ledger.open_lease(
     draining boolean,
     create_time timestamptz,
     available bigint,
-    credit_room bigint
+    credit_room bigint,
+    frozen boolean
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 AS $$
@@ -80,7 +86,8 @@ BEGIN
         -- Nothing that was allocated in it outlives it.
         SET draining = true, expire_time = least(l.expire_time, moment + p_drain)
         WHERE l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND NOT l.draining;
-        SELECT ledger.lease_grant(s.available, p_wanted, 0) INTO granted
+        SELECT CASE WHEN ledger.is_frozen(p_customer_id) THEN 0
+                    ELSE ledger.lease_grant(s.available, p_wanted, 0) END INTO granted
         FROM ledger.spendable(p_customer_id, p_currency_code) AS s;
         newest := p_seen_epoch + 1;
         INSERT INTO ledger.credit_lease (
@@ -92,7 +99,7 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT opened, l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.draining, l.create_time,
-           s.available, s.credit_room
+           s.available, s.credit_room, ledger.is_frozen(p_customer_id)
     FROM ledger.credit_lease l
     CROSS JOIN ledger.spendable(p_customer_id, p_currency_code) AS s
     WHERE (l.customer_id, l.currency_code, l.epoch) = (p_customer_id, p_currency_code, newest);
@@ -104,8 +111,9 @@ $$;
 -- customer and currency once. One row per lease comes back, in order; status: 'renewed', 'superseded' (another epoch
 -- is current, or this one is over), or 'unknown' for a customer that does not exist.
 --
--- What is recalled gets nothing until something was returned, or nothing is left to return. Where nothing is wanted or
--- recalled and most of the time is still to come, the lease is answered as it stands.
+-- What is recalled gets nothing until something was returned, or nothing is left to return; the lease of a frozen
+-- customer gets nothing at all. Where nothing is wanted or recalled and most of the time is still to come, the lease is
+-- answered as it stands.
 CREATE FUNCTION ledger.renew_leases(
     customer_ids text[],
     currency_codes text[],
@@ -122,7 +130,8 @@ CREATE FUNCTION ledger.renew_leases(
     draining boolean,
     create_time timestamptz,
     available bigint,
-    credit_room bigint
+    credit_room bigint,
+    frozen boolean
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
@@ -156,7 +165,7 @@ BEGIN
             version = l.version + (g.granted > 0)::integer, recall = l.recall AND l.remaining > 0
         FROM (
             SELECT k.customer_id, k.currency_code, k.epoch,
-                   CASE WHEN k.recall AND k.remaining > 0 THEN 0
+                   CASE WHEN (k.recall AND k.remaining > 0) OR ledger.is_frozen(k.customer_id) THEN 0
                         ELSE ledger.lease_grant(a.credits - a.debits - a.held, i.wanted, k.remaining) END AS granted
             FROM unnest(due_customers, due_currencies, due_epochs, due_amounts)
                 AS i (customer_id, currency_code, epoch, wanted)
@@ -177,13 +186,14 @@ BEGIN
     RETURN QUERY
     SELECT CASE WHEN c.customer_id IS NULL THEN 'unknown' WHEN l.epoch IS NULL THEN 'superseded' ELSE 'renewed' END,
            l.epoch, l.remaining, l.version, l.expire_time,
-           -- As long as the customer owes anything, what comes free in its lease is wanted for that.
-           l.recall OR (l.remaining > 0 AND EXISTS (
+           -- As long as the customer owes anything, what comes free in its lease is wanted for that; and as long as it
+           -- is frozen, nobody is to have it.
+           l.recall OR (l.remaining > 0 AND (c.freeze_time IS NOT NULL OR EXISTS (
                SELECT FROM ledger.open_charge o
                WHERE o.customer_id = i.customer_id AND o.currency_code = i.currency_code
-           )),
+           ) OR ledger.chargebacks(i.customer_id, i.currency_code) > 0)),
            l.draining, l.create_time,
-           s.available, s.credit_room
+           s.available, s.credit_room, c.freeze_time IS NOT NULL
     FROM unnest(customer_ids, currency_codes, epochs)
         WITH ORDINALITY AS i (customer_id, currency_code, epoch, number)
     LEFT JOIN ledger.customer c ON c.customer_id = i.customer_id
@@ -219,7 +229,8 @@ CREATE FUNCTION ledger.return_lease(
     draining boolean,
     create_time timestamptz,
     available bigint,
-    credit_room bigint
+    credit_room bigint,
+    frozen boolean
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 AS $$
@@ -251,7 +262,7 @@ BEGIN
     RETURN QUERY
     SELECT CASE WHEN l.epoch IS NULL THEN 'superseded' ELSE 'returned' END,
            l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.draining, l.create_time,
-           s.available, s.credit_room
+           s.available, s.credit_room, ledger.is_frozen(p_customer_id)
     FROM ledger.spendable(p_customer_id, p_currency_code) AS s
     LEFT JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (p_customer_id, p_currency_code, p_epoch) AND NOT l.closed;

@@ -40,8 +40,11 @@ BEGIN
     WHERE owner_id = p_customer_id AND kind = 'customer_credits' AND currency_code = p_currency_code
     RETURNING version INTO credits_version;
     INSERT INTO ledger.transaction (
-        transaction_id, partition_id, type, occur_time, create_time, reason, actor_api_key_id)
-    VALUES (transaction_id, p_customer_id, p_type, now(), now(), p_reason, p_actor_api_key_id);
+        transaction_id, partition_id, type, external_id, occur_time, create_time, reason, actor_api_key_id)
+    -- The key as the caller knows it is what a purchase is reversed and reconciled by.
+    VALUES (transaction_id, p_customer_id, p_type,
+            CASE p_type WHEN 'purchase' THEN substr(p_key, length('grant/') + 1) END, now(), now(), p_reason,
+            p_actor_api_key_id);
     INSERT INTO ledger.entry (
         transaction_id, entry_number, partition_id, owner_id, kind, currency_code, amount, account_version)
     VALUES
@@ -54,8 +57,8 @@ END
 $$;
 
 
--- Collects what a customer owes from its available credits: receivables before unpaid charges, oldest first, at
--- most p_limit charges. Answers how much was collected, and whether more could be.
+-- Collects what a customer owes from its available credits: chargebacks first, then receivables before unpaid charges,
+-- oldest first, at most p_limit charges. Answers how much was collected, and whether more could be.
 CREATE FUNCTION ledger.collect(
     p_customer_id text,
     p_currency_code text,
@@ -70,6 +73,7 @@ DECLARE
     available bigint;
     open record;
     amount bigint;
+    collected_chargebacks bigint;
     collected_receivable bigint := 0;
     collected_unpaid bigint := 0;
     credits_entries bigint := 0;
@@ -79,6 +83,8 @@ BEGIN
     more := false;
     -- The lock first: what is available, and what is open, is read behind it.
     PERFORM ledger.lock_customers(ARRAY[p_customer_id], ARRAY[p_currency_code]);
+    -- The platform has given that money back already; the charges may wait.
+    collected_chargebacks := ledger.collect_chargebacks(p_customer_id, p_currency_code, p_actor_api_key_id);
     SELECT * INTO credits FROM ledger.account a
     WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_credits', p_currency_code);
     SELECT * INTO receivable FROM ledger.account a
@@ -129,6 +135,7 @@ BEGIN
     ) AS m (kind, debits, credits, entries)
     WHERE a.owner_id = p_customer_id AND a.kind = m.kind AND a.currency_code = p_currency_code
       AND m.debits + m.credits > 0;
+    collected := collected + collected_chargebacks;
 END
 $$;
 
@@ -275,7 +282,8 @@ BEGIN
         GROUP BY p.owner_id, p.kind, p.currency_code HAVING count(*) > 1
     ) OR EXISTS (
         SELECT FROM unnest(p_kinds) AS kind
-        WHERE kind IN ('customer_receivable', 'customer_unpaid', 'unpaid_offset', 'payouts_in_transit')
+        WHERE kind IN ('customer_receivable', 'customer_unpaid', 'unpaid_offset', 'payouts_in_transit',
+                       'customer_chargebacks')
     ) THEN
         RAISE EXCEPTION 'not an adjustment that balances' USING ERRCODE = 'invalid_parameter_value';
     END IF;

@@ -3,7 +3,8 @@
 
 
 -- Takes an amount from the available earnings of an organization, whole or not at all: from the bucket that became
--- available first, then the next. A refusal stays: what was too much once is not paid later by a retry.
+-- available first, then the next. A refusal stays: what was too much once, or came while payouts were frozen, is not
+-- paid later by a retry.
 --
 -- duplicate: it had been asked for before, and `debit` is what became of it. SQLSTATE TL001 if that was for another
 -- amount.
@@ -18,6 +19,7 @@ CREATE FUNCTION ledger.debit_payout(
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     available bigint;
+    frozen_because text;
     payout_transaction_id text := ledger.new_transaction_id();
 BEGIN
     PERFORM ledger.lock_organization(p_organization_id);
@@ -33,10 +35,14 @@ BEGIN
 
     SELECT coalesce(sum(b.balance), 0) INTO available
     FROM ledger.payable_buckets(p_organization_id, p_currency_code) AS b;
-    IF p_amount > available THEN
+    -- Behind the lock, for which a freeze waits too: it is seen here, or comes after this payout.
+    SELECT nullif(o.payouts_freeze_reason, '') INTO frozen_because FROM ledger.organization o
+    WHERE o.organization_id = p_organization_id;
+    IF p_amount > available OR frozen_because IS NOT NULL THEN
         INSERT INTO ledger.payout_debit (
-            organization_id, payout_id, currency_code, amount, state, available, create_time, end_time)
-        VALUES (p_organization_id, p_payout_id, p_currency_code, p_amount, 'refused', available, now(), now())
+            organization_id, payout_id, currency_code, amount, state, available, freeze_reason, create_time, end_time)
+        VALUES (p_organization_id, p_payout_id, p_currency_code, p_amount, 'refused', available, frozen_because, now(),
+                now())
         RETURNING * INTO debit;
         RETURN;
     END IF;
@@ -152,8 +158,10 @@ BEGIN
             'reversed_micros', debit.reversed::text, 'requested_micros', p_amount::text)::text;
     END IF;
     INSERT INTO ledger.transaction (
-        transaction_id, partition_id, type, payout_id, occur_time, create_time, reason, actor_api_key_id)
-    VALUES (reversal_id, p_organization_id, 'payout_reversal', p_payout_id, now(), now(), p_reason, p_actor_api_key_id);
+        transaction_id, partition_id, type, payout_id, external_id, occur_time, create_time, reason, actor_api_key_id)
+    -- The key as the caller knows it: the processor's own id of the reversal.
+    VALUES (reversal_id, p_organization_id, 'payout_reversal', p_payout_id,
+            substr(p_key, length('reversal/' || p_payout_id || '/') + 1), now(), now(), p_reason, p_actor_api_key_id);
     PERFORM ledger.insert_returned_earnings(reversal_id, debit, debit.reversed, debit.reversed + p_amount);
     PERFORM ledger.insert_last_entry(
         reversal_id, p_organization_id, 'platform', 'stripe_clearing', debit.currency_code, -p_amount);

@@ -1,0 +1,28 @@
+"""Purchases that come back, processor fees, who is frozen; and the functions that move money.
+
+Revision ID: 0005
+Revises: 0004
+"""
+
+from pathlib import Path
+
+from alembic import op
+
+from services.kit.migrations import execute_sql_file
+from services.ledger.migrations.functions import replace_functions
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+_SQL = Path(__file__).parent.parent / "sql"
+
+
+def upgrade() -> None:
+    execute_sql_file(op, _SQL / "0005_funding_tables.sql")
+    replace_functions(op)
+
+
+def downgrade() -> None:
+    raise RuntimeError("what came back is never dropped: restore a backup instead")

@@ -15,13 +15,25 @@ from services.payouts.clock import FollowedClock
 from services.payouts.config import PayoutsConfig, StripeConfig
 from services.payouts.domain.minimums import parse_minimums
 from services.payouts.executor import Executor
+from services.payouts.payers import Payers
 from services.payouts.processor.api import StripeApi
 from services.payouts.processor.bank_payouts import BankPayouts
+from services.payouts.processor.customers import Customers
 from services.payouts.processor.pace import Pace
+from services.payouts.processor.payments import Payments
 from services.payouts.processor.transfers import Transfers
+from services.payouts.purchase_events import PurchaseEvents
+from services.payouts.purchaser import Purchaser
+from services.payouts.recharger import Recharger
 from services.payouts.rpc.ledger import Ledger
+from services.payouts.rpc.payments import PaymentService
 from services.payouts.rpc.payouts import PayoutService
-from tallystick.payouts.v1 import payout_service_pb2, payout_service_pb2_grpc
+from tallystick.payouts.v1 import (
+    payment_service_pb2,
+    payment_service_pb2_grpc,
+    payout_service_pb2,
+    payout_service_pb2_grpc,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +43,7 @@ class App:
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
     workers: Sequence[Worker]
+    purchase_events: PurchaseEvents
 
 
 @asynccontextmanager
@@ -74,6 +87,23 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             minimums=parse_minimums(config.minimums),
             clock=clock,
         )
+        payments = Payments(api)
+        purchaser = Purchaser(writer=writer, ledger=ledger, payments=payments, clock=clock)
+        workers.append(purchaser.worker(config.purchaser_interval))
+        return_url = config.purchase_return_url or config.public_url
+        payment = PaymentService(
+            writer=writer,
+            reader=reader,
+            ledger=ledger,
+            payments=payments,
+            payers=Payers(writer=writer, customers=Customers(api), clock=clock),
+            purchaser=purchaser,
+            recharger=Recharger(
+                writer=writer, ledger=ledger, purchaser=purchaser, clock=clock, return_url=return_url
+            ),
+            return_url=return_url,
+            clock=clock,
+        )
         yield App(
             services=(
                 bind(
@@ -81,9 +111,17 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
                     payout_service_pb2_grpc.add_PayoutServiceServicer_to_server,
                     payouts,
                 ),
+                bind(
+                    payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
+                    payment_service_pb2_grpc.add_PaymentServiceServicer_to_server,
+                    payment,
+                ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
+            purchase_events=PurchaseEvents(
+                writer=writer, purchaser=purchaser, payments=payments, clock=clock
+            ),
         )
 
 

@@ -16,13 +16,15 @@ from services.kit.auth import CachedAuthenticator
 from services.kit.client import connect
 from services.kit.keys import LedgerKeys
 from services.kit.server import build_server
-from services.payouts.app import open_app
+from services.payouts.app import App, open_app
 from services.payouts.config import PayoutsConfig
+from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
 from tests.support.ledger_server import LedgerServer
 
 if TYPE_CHECKING:
     # Known to type checkers only.
+    from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceAsyncStub
     from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceAsyncStub
 
 WEBHOOK_SECRET = "whsec_platform"
@@ -55,6 +57,7 @@ class Caller:
     """The services of payouts as one API key reaches them."""
 
     payouts: PayoutServiceAsyncStub
+    payments: PaymentServiceAsyncStub
 
 
 @dataclass
@@ -66,13 +69,14 @@ class PayoutsServer:
     ledger: LedgerServer
     stripe: StripeStandIn
     clock: MovedClock
+    app: App
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
 
     def caller(self, key: str) -> Caller:
         """The services as the bearer of this key reaches them."""
         channel = connect(self.address, key)
         self._channels.append(channel)
-        return Caller(PayoutServiceStub(channel))
+        return Caller(PayoutServiceStub(channel), PaymentServiceStub(channel))
 
     @property
     def operator(self) -> Caller:
@@ -123,6 +127,7 @@ async def running_payouts(
             "web_address": "127.0.0.1:0",
             "executor_interval": timedelta(milliseconds=20),
             "inbox_interval": timedelta(milliseconds=20),
+            "purchaser_interval": timedelta(milliseconds=20),
             **settings,
         }
     )
@@ -135,7 +140,7 @@ async def running_payouts(
         running = app.workers if workers else ()
         for worker in running:
             worker.start()
-        payouts = PayoutsServer(address, database_url, ledger, standin, moved)
+        payouts = PayoutsServer(address, database_url, ledger, standin, moved, app)
         try:
             yield payouts
         finally:

@@ -68,7 +68,7 @@ class Recharger:
         return available < seen.threshold_micros
 
     async def _begin(self, seen: AutoRecharge) -> Purchase | None:
-        """Write down a purchase, with the right to make it, in one transaction; None if it may not be made."""
+        """Write down a purchase and the right to it, in one transaction; None if it may not be made."""
         now = self._clock.now()
         number = seen.recharge_number + 1
         purchase_id = ids.derive_id(ids.PURCHASE, seen.customer_id, _REQUESTER, seen.currency_code, number)

@@ -79,11 +79,11 @@ class Payments:
         refunds = self._api.pages(
             "refunds.list",
             self._refunds.list_async,
-            params={**of_this, "expand": ["data.balance_transaction", "data.failure_balance_transaction"]},
+            params={**of_this, "expand": ["data.balance_transaction"]},
         )
         async for refund in refunds:
             reversals += _reversal_of_refund(refund)
-            fees += _fees(refund.balance_transaction, refund.failure_balance_transaction, reason="refund")
+            fees += _fees(refund.balance_transaction, reason="refund")
         async for dispute in self._api.pages("disputes.list", self._disputes.list_async, params=of_this):
             reversals += _reversal_of_dispute(dispute)
             fees += _fees(*dispute.balance_transactions, reason="dispute")
@@ -125,8 +125,7 @@ class Payments:
 
 
 def _intent(found: stripe.PaymentIntent) -> Intent:
-    error, action = found.last_payment_error, found.next_action
-    redirect = None if action is None else action.redirect_to_url
+    error = found.last_payment_error
     return Intent(
         payment_intent_id=found.id,
         purchase_id=metadata_of(found).get("purchase_id", ""),
@@ -135,10 +134,10 @@ def _intent(found: stripe.PaymentIntent) -> Intent:
         amount=from_minor(found.amount, found.currency),
         received=from_minor(found.amount_received, found.currency),
         fee=_charge_fee(found.latest_charge),
-        failure_code=(error.decline_code or error.code or "") if error is not None else "",
-        failure_reason=(error.message or "") if error is not None else "",
+        failure_code=_part(error, "decline_code") or _part(error, "code") or "",
+        failure_reason=_part(error, "message") or "",
         client_secret=found.client_secret or "",
-        action_url=(redirect.url or "") if redirect is not None else "",
+        action_url=_part(_part(found.next_action, "redirect_to_url"), "url") or "",
     )
 
 
@@ -174,9 +173,9 @@ def _reversal_of_refund(refund: stripe.Refund) -> list[Reversal]:
             amount_micros=amount,
             reason="refund",
             create_time=_time(refund.created),
-            reinstatement_id=(_id(refund.failure_balance_transaction) or f"{refund.id}_failed")
-            if failed
-            else "",
+            reinstatement_id=(
+                (_id(_part(refund, "failure_balance_transaction")) or f"{refund.id}_failed") if failed else ""
+            ),
             reinstated_micros=amount if failed else 0,
         )
     ]
@@ -208,6 +207,11 @@ def _returned(transaction: stripe.BalanceTransaction, disputed: Money) -> int:
     if returned.currency_code != disputed.currency_code:
         return disputed.amount_micros
     return min(returned.amount_micros, disputed.amount_micros)
+
+
+def _part(of: Any, name: str) -> Any:
+    """A part that Stripe may leave out, of what may itself be left out; the library raises for such."""
+    return None if of is None else getattr(of, name, None)
 
 
 def _id(value: Any) -> str:

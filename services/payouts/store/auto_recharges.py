@@ -86,7 +86,7 @@ async def take(
 
 
 async def count_again(connection: AsyncConnection, before: Purchase, after: Purchase) -> None:
-    """Keep what was bought true when a purchase ends unpaid, or is paid after all. One that failed stops it."""
+    """Keep what was bought true if a purchase ends unpaid, or is paid after all; one that failed stops it."""
     unpaid = (PurchaseState.FAILED, PurchaseState.CANCELLED)
     if (before.state in unpaid) == (after.state in unpaid):
         return

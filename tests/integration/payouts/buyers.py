@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from sandbox.stripe.calling import call
 from services.payouts.domain.event import ProcessorEvent
+from services.payouts.purchaser import Purchaser
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
 from tallystick.payouts.v1 import payment_service_pb2 as pb
@@ -30,6 +33,29 @@ CANCELLED = purchase_pb2.PURCHASE_STATE_CANCELLED
 
 def usd(units: int) -> money_pb2.Money:
     return money_pb2.Money(currency_code="USD", amount_micros=units * USD)
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, step: int, *, after_commit: bool) -> None:
+    """Let the process end when a purchase changes for the so-and-so-many-th time: the call to another system
+    is made, and its answer is written or not.
+    """
+    save, left = Purchaser._try_save, step
+
+    async def dying(self: Purchaser, *arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or (left == 0 and not after_commit):
+            raise Killed
+        saved = await save(self, *arguments)
+        if left == 0:
+            raise Killed
+        return saved
+
+    patch.setattr(Purchaser, "_try_save", dying)
 
 
 @dataclass

@@ -44,3 +44,14 @@ async def buyers(database_url: str, ledger: LedgerServer, stripe: StripeStandIn)
         found = Buyers(running)
         await found.customer()
         yield found
+
+
+@pytest.fixture
+async def still_buyers(
+    database_url: str, ledger: LedgerServer, stripe: StripeStandIn
+) -> AsyncIterator[Buyers]:
+    """The same, with nobody who works on what was left behind."""
+    async with running_payouts(database_url, ledger, stripe, workers=False) as running:
+        found = Buyers(running)
+        await found.customer()
+        yield found

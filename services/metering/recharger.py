@@ -27,7 +27,9 @@ _MAX_WAITING: Final = 1_000
 # Buying may take payouts a few calls to the payment processor.
 _TIMEOUT_SECONDS: Final = 60.0
 
-_ASKED: Final = Counter("tallystick_recharges_asked", "Times that payouts was asked to buy credits.", ["answer"])
+_ASKED: Final = Counter(
+    "tallystick_recharges_asked", "Times that payouts was asked to buy credits.", ["answer"]
+)
 _log = log.get_logger()
 
 
@@ -48,8 +50,8 @@ class _Known(NamedTuple):
 class Recharger:
     """Asks payouts to top up customers, each at most once at a time, and never while a caller waits.
 
-    What is lost with this process, or because too many wait, is asked for again when the customer's balance is
-    next seen.
+    What is lost with this process, or because too many wait, is asked for again when the customer's balance
+    is next seen.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Recharger:
         self._turns = asyncio.Semaphore(_MAX_UNDER_WAY)
 
     def seen(self, customer_id: str, currency_code: str, available_micros: int) -> None:
-        """The customer has so much left to spend: ask if that is too little, or if it is not known how much is."""
+        """A customer has so much left to spend: ask if that is too little, or if nothing is known of it."""
         key, now = _Key(customer_id, currency_code), self._monotonic()
         known = self._known.get(key)
         if known is not None and now < known.until:
@@ -98,14 +100,18 @@ class Recharger:
             try:
                 answer = await self._recharge(key)
             except (TallystickError, grpc.aio.AioRpcError) as error:
-                # Whoever sees the balance next asks again.
                 _ASKED.labels("failed").inc()
                 _log.warning("recharge.failed", customer_id=key.customer_id, detail=str(error))
+                # Not at once again, while payouts is away; then whoever sees the balance asks.
+                self._remember(key, None, _PAUSE_SECONDS)
                 return
         _ASKED.labels("bought" if answer.HasField("purchase") else "none").inc()
-        now = self._monotonic()
         threshold = answer.threshold.amount_micros if answer.enabled else None
-        self._known[key] = _Known(threshold, now + _PAUSE_SECONDS, now + _REMEMBERED_SECONDS)
+        self._remember(key, threshold, _REMEMBERED_SECONDS)
+
+    def _remember(self, key: _Key, threshold_micros: int | None, seconds: float) -> None:
+        now = self._monotonic()
+        self._known[key] = _Known(threshold_micros, now + _PAUSE_SECONDS, now + seconds)
         self._known.move_to_end(key)
         if len(self._known) > _MAX_REMEMBERED:
             self._known.popitem(last=False)

@@ -123,6 +123,26 @@ class Buyers:
             )
         )
 
+    async def adjust(self, units: int, customer_id: str = "cus_ada") -> None:
+        """Give credits, or take them as if they were spent."""
+
+        def posting(
+            owner_id: str, kind: account_pb2.AccountKind.ValueType, by: int
+        ) -> ledger_service_pb2.Posting:
+            account = account_pb2.AccountRef(owner_id=owner_id, kind=kind, currency_code="USD")
+            return ledger_service_pb2.Posting(account=account, amount=usd(by))
+
+        await self.payouts.ledger.operator.ledger.AdjustBalances(
+            ledger_service_pb2.AdjustBalancesRequest(
+                postings=[
+                    posting(customer_id, account_pb2.ACCOUNT_KIND_CUSTOMER_CREDITS, units),
+                    posting("platform", account_pb2.ACCOUNT_KIND_ADJUSTMENTS, -units),
+                ],
+                reason="a test wants it so",
+                idempotency_key=f"{customer_id} {units}",
+            )
+        )
+
     async def balance(self, customer_id: str = "cus_ada") -> account_pb2.CustomerBalance:
         answer = await self.payouts.ledger.operator.ledger.GetCustomerBalance(
             ledger_service_pb2.GetCustomerBalanceRequest(customer_id=customer_id)

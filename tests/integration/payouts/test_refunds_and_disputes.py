@@ -7,9 +7,8 @@ from datetime import timedelta
 import pytest
 
 from sandbox.stripe.server import StripeStandIn
-from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
 from tallystick.payouts.v1 import purchase_pb2
-from tests.integration.payouts.buyers import SUCCEEDED, USD, Buyers, kill_at, usd
+from tests.integration.payouts.buyers import SUCCEEDED, USD, Buyers, kill_at
 from tests.support.ledger_server import LedgerServer
 from tests.support.payouts_server import MovedClock, running_payouts
 from tests.support.rpc_errors import refusal
@@ -20,27 +19,6 @@ def _dispute(buyers: Buyers, purchase: purchase_pb2.Purchase) -> str:
     """The customer's bank takes the money back; the dispute's id."""
     made = buyers.payouts.stripe.control.run("charge dispute", charge=buyers.charge_of(purchase))
     return str(made["id"])
-
-
-async def _spend(buyers: Buyers, units: int) -> None:
-    """The customer spends what it bought."""
-
-    def posting(
-        owner_id: str, kind: account_pb2.AccountKind.ValueType, units: int
-    ) -> ledger_service_pb2.Posting:
-        account = account_pb2.AccountRef(owner_id=owner_id, kind=kind, currency_code="USD")
-        return ledger_service_pb2.Posting(account=account, amount=usd(units))
-
-    await buyers.payouts.ledger.operator.ledger.AdjustBalances(
-        ledger_service_pb2.AdjustBalancesRequest(
-            postings=[
-                posting("cus_ada", account_pb2.ACCOUNT_KIND_CUSTOMER_CREDITS, -units),
-                posting("platform", account_pb2.ACCOUNT_KIND_ADJUSTMENTS, units),
-            ],
-            reason="spent in a test",
-            idempotency_key="spent",
-        )
-    )
 
 
 async def test_a_refund_takes_the_credits_back(buyers: Buyers) -> None:
@@ -130,7 +108,7 @@ async def test_a_refund_from_the_dashboard_is_heard_of(buyers: Buyers, stripe: S
 
 async def test_refunding_what_was_spent_leaves_a_debt(buyers: Buyers) -> None:
     bought = (await buyers.buy(20)).purchase
-    await _spend(buyers, 18)
+    await buyers.adjust(-18)
     await buyers.refund(bought.purchase_id, 20)
     balance = await buyers.balance()
     assert (balance.available.amount_micros, balance.chargebacks.amount_micros) == (0, 18 * USD)
@@ -141,7 +119,7 @@ async def test_refunding_what_was_spent_leaves_a_debt(buyers: Buyers) -> None:
 
 async def test_a_lost_dispute_takes_credits_and_a_fee(buyers: Buyers, stripe: StripeStandIn) -> None:
     bought = (await buyers.buy(20)).purchase
-    await _spend(buyers, 15)
+    await buyers.adjust(-15)
     dispute = _dispute(buyers, bought)
     await buyers.hear()
     balance = await buyers.balance()

@@ -1,6 +1,7 @@
-"""Events of the payment processor about purchases: each has one read again, in whatever order they come."""
+"""What events about payments, refunds and disputes come to: their purchases, as they are now."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Final
 
 from services.kit import ids
@@ -9,31 +10,31 @@ from services.kit.db import Database
 from services.kit.errors import InvalidArgument
 from services.kit.tenancy import PLATFORM, scope
 from services.payouts.domain import purchase as rules
-from services.payouts.domain.event import ProcessorEvent, Quarantine
+from services.payouts.domain.event import DONE, Handler, Outcome, ProcessorEvent, ignored, quarantined
 from services.payouts.domain.payout import STRIPE, Step
-from services.payouts.domain.purchase import Change, Intent, Purchase, PurchaseState
-from services.payouts.processor.errors import Refused
+from services.payouts.domain.purchase import Change, Intent, Purchase
 from services.payouts.processor.payments import Payments
 from services.payouts.purchaser import Purchaser
 from services.payouts.store import purchases
 
-_OF_PAYMENT: Final = frozenset(
+Judge = Callable[[Purchase, Intent, Step, datetime], Change | None]
+
+_OF_PAYMENT: Final = tuple(
     f"payment_intent.{what}"
     for what in ("succeeded", "payment_failed", "canceled", "requires_action", "processing")
 )
-# `charge.updated` says, among other things, that a charge was settled, so that its fee is known.
-_OF_CHARGE: Final = frozenset({"charge.refunded", "charge.updated"})
-_OF_REFUND: Final = frozenset({"refund.created", "refund.updated", "refund.failed"})
-_OF_DISPUTE: Final = frozenset(
-    f"charge.dispute.{what}"
-    for what in ("created", "updated", "closed", "funds_withdrawn", "funds_reinstated")
-)
+# Says, among other things, that a charge was settled, so that its fee is known.
+_SETTLED: Final = "charge.updated"
 
 
 class PurchaseEvents:
-    """Handles events about payments, refunds and disputes of the platform."""
+    """Handles events about what customers pay to the platform.
 
-    TYPES: Final = _OF_PAYMENT | _OF_CHARGE | _OF_REFUND | _OF_DISPUTE
+    The payment is read again, and then judged by what the purchase is when that is written. A payment that
+    has succeeded or was cancelled stays so, and nothing else ends a purchase: it does no harm if another
+    event, or the purchaser, has read it later and was faster. What goes wrong once the purchase has changed
+    is in its own row, and tried again by the purchaser.
+    """
 
     def __init__(self, *, writer: Database, purchaser: Purchaser, payments: Payments, clock: Clock) -> None:
         self._writer = writer
@@ -41,56 +42,73 @@ class PurchaseEvents:
         self._payments = payments
         self._clock = clock
 
-    async def handle(self, event: ProcessorEvent) -> None:
-        """Read what the event is about, and take its purchase as far as that leads.
+    def handlers(self) -> Mapping[str, Handler]:
+        """Handlers by prefix of the type of event."""
+        return {
+            **dict.fromkeys(_OF_PAYMENT, self.payment),
+            "charge.refunded": self.charge,
+            _SETTLED: self.charge,
+            "refund.": self.refund,
+            "charge.dispute.": self.dispute,
+        }
 
-        Raises Quarantine if it is about no purchase, and ProcessorError if the processor does not say what it
-        is about: then the event is to be handled again. What goes wrong after that is in the purchase's row.
-        """
-        try:
-            intent = await self._payments.get(await self._payment_of(event))
-        except Refused as error:
-            raise Quarantine(f"{event.object_id}: {error.message}") from error
-        purchase = await self._purchase_of(intent)
-        step = Step(STRIPE, event.type)
+    async def payment(self, event: ProcessorEvent) -> Outcome:
+        """A payment was made, declined or cancelled, or waits."""
+        return await self._take_over(event, event.object_id, rules.observed)
 
-        def take_over(found: Purchase) -> Change | None:
-            now = self._clock.now()
-            change = rules.observed(found, intent, step, now)
-            if change is None and found.state is PurchaseState.SUCCEEDED and event.type not in _OF_PAYMENT:
-                return rules.woken(found, now)
-            return change
+    async def charge(self, event: ProcessorEvent) -> Outcome:
+        """A charge was refunded, or settled."""
+        if event.stripe_account_id:
+            return _of_others()
+        payment_intent_id = await self._payments.payment_of_charge(event.object_id)
+        # A charge changes for many reasons; what else moves money has events of its own.
+        judge = rules.settled if event.type == _SETTLED else rules.moved
+        return await self._take_over(event, payment_intent_id, judge)
 
-        await self._purchaser.take_further(await self._purchaser.change(purchase, take_over))
+    async def refund(self, event: ProcessorEvent) -> Outcome:
+        """A refund was made, or has failed."""
+        if event.stripe_account_id:
+            return _of_others()
+        payment_intent_id = await self._payments.payment_of_refund(event.object_id)
+        return await self._take_over(event, payment_intent_id, rules.moved)
 
-    async def _payment_of(self, event: ProcessorEvent) -> str:
-        if event.type in _OF_PAYMENT:
-            return event.object_id
-        find: Callable[[str], Awaitable[str]]
-        if event.type in _OF_CHARGE:
-            find = self._payments.payment_of_charge
-        elif event.type in _OF_REFUND:
-            find = self._payments.payment_of_refund
-        else:
-            find = self._payments.payment_of_dispute
-        payment_intent_id = await find(event.object_id)
+    async def dispute(self, event: ProcessorEvent) -> Outcome:
+        """A payment is disputed, or that was decided."""
+        if event.stripe_account_id:
+            return _of_others()
+        payment_intent_id = await self._payments.payment_of_dispute(event.object_id)
+        return await self._take_over(event, payment_intent_id, rules.moved)
+
+    async def _take_over(self, event: ProcessorEvent, payment_intent_id: str, judge: Judge) -> Outcome:
+        """Read a payment, and take its purchase as far as that leads."""
+        if event.stripe_account_id:
+            return _of_others()
         if not payment_intent_id:
-            raise Quarantine(f"{event.object_id} is of no payment")
-        return payment_intent_id
+            return quarantined(f"{event.object_id} is of no payment")
+        intent = await self._payments.get(payment_intent_id)
+        purchase = await self._purchase_of(intent)
+        if purchase is None:
+            return quarantined(f"{payment_intent_id} is the payment of no purchase: somebody made it by hand")
+        if not rules.is_payment_of(intent, purchase):
+            return quarantined(f"{payment_intent_id} names {purchase.purchase_id}, and is not its payment")
+        step = Step(STRIPE, event.event_id)
+        changed = await self._purchaser.change(
+            purchase, lambda found: judge(found, intent, step, self._clock.now())
+        )
+        await self._purchaser.take_further(changed)
+        return DONE
 
-    async def _purchase_of(self, intent: Intent) -> Purchase:
-        """The purchase that a payment is of. Raises Quarantine."""
-        payment_intent_id = intent.payment_intent_id
+    async def _purchase_of(self, intent: Intent) -> Purchase | None:
         async with self._writer.begin() as connection:
             await scope(connection, PLATFORM)
-            found = await purchases.find_by_payment(connection, payment_intent_id)
+            found = await purchases.find_by_payment(connection, intent.payment_intent_id)
             if found is None and _is_purchase_id(intent.purchase_id):
                 found = await purchases.find(connection, intent.purchase_id)
-        if found is None:
-            raise Quarantine(f"{payment_intent_id} is the payment of no purchase")
-        if not rules.is_payment_of(intent, found):
-            raise Quarantine(f"{payment_intent_id} is not the payment of {found.purchase_id}")
         return found
+
+
+def _of_others() -> Outcome:
+    return ignored("of a connected account's own customers")
 
 
 def _is_purchase_id(text: str) -> bool:

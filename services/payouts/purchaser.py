@@ -218,6 +218,10 @@ class Purchaser:
                 await scope(connection, PLATFORM)
                 await purchases.end_refund(connection, ended)
         found = await self._payments.movements(_payment_of(purchase))
+        if found.dead_refunds:
+            async with self._writer.begin() as connection:
+                await scope(connection, PLATFORM)
+                await purchases.end_dead_refunds(connection, purchase.purchase_id, found.dead_refunds)
         return await self._save(purchase, rules.looked(purchase, found, self._clock.now()))
 
     async def _refund(self, purchase: Purchase, request: RefundRequest) -> RefundRequest:

@@ -27,7 +27,7 @@ from services.payouts.domain.units import to_minor
 LOOK_PAUSE: Final = timedelta(hours=1)
 # A customer who is to confirm a payment has so long. After that it is cancelled.
 ACTION_LIFE: Final = timedelta(hours=23)
-# A call that was under way when a payment was cancelled has been carried out by then, or never will be.
+# A call that was under way has been carried out by then, or never will be.
 CALL_LIFE: Final = timedelta(minutes=15)
 
 
@@ -128,11 +128,15 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Movements:
-    """All that moved money of a payment. The fees are those of refunds and disputes, too."""
+    """All that moved money of a payment; `fees` are those of refunds and disputes.
+
+    `dead_refunds` are refunds that failed before they moved any.
+    """
 
     intent: Intent
     reversals: tuple[Reversal, ...]
     fees: tuple[Fee, ...]
+    dead_refunds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +235,27 @@ def observed(purchase: Purchase, intent: Intent, step: Step, now: datetime) -> C
         return None if ended else Change(_free(known, next_attempt_time=now))
     if intent.status is IntentStatus.CANCELED:
         return ended_unpaid(known, step)
-    if intent.status is IntentStatus.STALLED:
+    if intent.status is IntentStatus.STALLED and (intent.failure_code or _is_abandoned(purchase, now)):
         code = intent.failure_code or "payment_not_confirmed"
         return declined(purchase, intent.payment_intent_id, code, intent.failure_reason, step, now)
     if purchase.cancel_time is not None and intent.status is IntentStatus.REQUIRES_ACTION:
         return Change(_free(known, next_attempt_time=now))
     return _waiting(known, intent, step, now)
+
+
+def moved(purchase: Purchase, intent: Intent, step: Step, now: datetime) -> Change | None:
+    """The payment as it was read when something else happened to its money, which is to be read, too."""
+    change = observed(purchase, intent, step, now) or Change(purchase)
+    if change.purchase.state not in (PurchaseState.PAID, PurchaseState.SUCCEEDED):
+        return change if change.purchase is not purchase else None
+    woken = dataclasses.replace(change.purchase, look=True, next_attempt_time=now)
+    return dataclasses.replace(change, purchase=woken)
+
+
+def settled(purchase: Purchase, intent: Intent, step: Step, now: datetime) -> Change | None:
+    """The payment as it was read when its fee may have become known."""
+    judge = moved if purchase.fee_micros is None else observed
+    return judge(purchase, intent, step, now)
 
 
 def declined(
@@ -309,7 +328,7 @@ def granted(purchase: Purchase, transaction_id: str, now: datetime) -> Change:
         purchase,
         state=PurchaseState.SUCCEEDED,
         transaction_id=transaction_id,
-        look=purchase.fee_micros is None,
+        look=purchase.look or purchase.fee_micros is None,
         next_attempt_time=now,
     )
     return Change(after, Step(WORKER, "GrantCredits", stripe_id=purchase.payment_intent_id or ""))
@@ -461,6 +480,11 @@ def _paid(known: Purchase, intent: Intent, step: Step, now: datetime) -> Change:
         next_attempt_time=now,
     )
     return Change(after, step, fees=() if intent.fee is None else (intent.fee,))
+
+
+def _is_abandoned(purchase: Purchase, now: datetime) -> bool:
+    """Whether the call that makes the payment and confirms it cannot be between the two any more."""
+    return now - purchase.intent.time >= CALL_LIFE
 
 
 def _fee_micros(intent: Intent, currency_code: str) -> int | None:

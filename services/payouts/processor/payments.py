@@ -18,9 +18,10 @@ _STATUS: Final = {
     "succeeded": IntentStatus.SUCCEEDED,
     "canceled": IntentStatus.CANCELED,
 }
+_DEAD: Final = ("failed", "canceled")
 _WITH_FEE: Final = {"expand": ["latest_charge.balance_transaction"]}
-# Clocks differ.
-_SKEW_SECONDS: Final = 300
+# Far more than clocks differ: what is not found counts as never made.
+_SKEW_SECONDS: Final = 86_400
 
 
 class Payments:
@@ -75,6 +76,7 @@ class Payments:
         intent = await self.get(payment_intent_id)
         reversals: list[Reversal] = []
         fees: list[Fee] = []
+        dead: list[str] = []
         of_this = {"payment_intent": payment_intent_id}
         refunds = self._api.pages(
             "refunds.list",
@@ -83,6 +85,8 @@ class Payments:
         )
         async for refund in refunds:
             reversals += _reversal_of_refund(refund)
+            if refund.balance_transaction is None and refund.status in _DEAD:
+                dead.append(refund.id)
             fees += _fees(refund.balance_transaction, reason="refund")
         async for dispute in self._api.pages("disputes.list", self._disputes.list_async, params=of_this):
             reversals += _reversal_of_dispute(dispute)
@@ -91,6 +95,7 @@ class Payments:
             intent,
             tuple(sorted(reversals, key=lambda one: (one.create_time, one.reversal_id))),
             tuple(fees),
+            tuple(dead),
         )
 
     async def refund(self, body: Mapping[str, Any], key: str) -> str:
@@ -165,7 +170,7 @@ def _reversal_of_refund(refund: stripe.Refund) -> list[Reversal]:
     if refund.balance_transaction is None:
         return []
     amount = from_minor(refund.amount, refund.currency).amount_micros
-    failed = refund.status in ("failed", "canceled")
+    failed = refund.status in _DEAD
     return [
         Reversal(
             reversal_id=refund.id,

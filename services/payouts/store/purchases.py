@@ -212,6 +212,20 @@ async def end_refund(connection: AsyncConnection, ended: RefundRequest) -> None:
     )
 
 
+async def end_dead_refunds(connection: AsyncConnection, purchase_id: str, refund_ids: Sequence[str]) -> None:
+    """These refunds were made, and failed before they moved any money: it may be asked for again."""
+    await connection.execute(
+        update(refund_request)
+        .where(refund_request.c.purchase_id == purchase_id, refund_request.c.refund_id.in_(refund_ids))
+        .values(
+            state=RefundState.REFUSED,
+            refund_id=None,
+            failure_code="refund_failed",
+            failure_reason="the payment processor could not make the refund",
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class PurchaseFilter:
     """Which purchases a list has; what is empty does not restrict it."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandbox.stripe.calling import call
-from services.payouts.domain.event import ProcessorEvent
+from services.payouts.domain.event import EventState, Handlers, ProcessorEvent, parse_event
 from services.payouts.purchaser import Purchaser
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
@@ -171,23 +171,20 @@ class Buyers:
     def events(self, *types: str) -> list[ProcessorEvent]:
         """What Stripe has told about purchases until now, the oldest first."""
         found = self.stripe("GET", "/v1/events", limit=100)["data"]
-        wanted = types or self.payouts.app.purchase_events.TYPES
-        return [
-            ProcessorEvent(
-                one["id"],
-                one["type"],
-                "",
-                one["data"]["object"]["id"],
-                datetime.fromtimestamp(one["created"], UTC),
-            )
-            for one in reversed(found)
-            if one["type"] in wanted
-        ]
+        now = datetime.now(UTC)
+        told = [parse_event(one, now=now, caught_up=True) for one in reversed(found)]
+        handlers = Handlers(self.payouts.app.purchase_events.handlers())
+        return [one for one in told if handlers.find(one.type) and (not types or one.type in types)]
 
-    async def hear(self, *events: ProcessorEvent) -> None:
-        """Handle events in this order; without any, all that Stripe has told."""
+    async def hear(self, *events: ProcessorEvent) -> list[EventState]:
+        """Handle events in this order; without any, all that Stripe has told. What came of each."""
+        handlers = Handlers(self.payouts.app.purchase_events.handlers())
+        outcomes = []
         for event in events or self.events():
-            await self.payouts.app.purchase_events.handle(event)
+            handler = handlers.find(event.type)
+            assert handler is not None
+            outcomes.append((await handler(event)).state)
+        return outcomes
 
     async def check(self) -> None:
         """Every payment became credits once, and the ledger knows what is at Stripe."""

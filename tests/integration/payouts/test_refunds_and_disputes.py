@@ -156,6 +156,20 @@ async def test_a_card_whose_payments_are_disputed_at_once(buyers: Buyers) -> Non
     await buyers.check()
 
 
+@pytest.mark.parametrize("only", ["charge.dispute.created", "charge.dispute.funds_withdrawn"])
+async def test_a_dispute_that_is_heard_of_before_the_payment(
+    buyers: Buyers, stripe: StripeStandIn, only: str
+) -> None:
+    card = await buyers.add_card("pm_card_createDispute")
+    stripe.control.fault("server_error", "payment_intents.create", effect=True)
+    begun = (await buyers.buy(20, method=card)).purchase
+    await buyers.hear(*buyers.events(only))
+    disputed = await buyers.until(begun.purchase_id, lambda found: found.disputed.amount_micros > 0)
+    assert disputed.state == SUCCEEDED
+    assert await buyers.available() == 0
+    await buyers.check()
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_refunds_and_disputes_heard_of_in_any_order(
     buyers: Buyers, stripe: StripeStandIn, seed: int

@@ -18,6 +18,6 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 # Compiled here, because the account that runs it may not write.
 RUN python -m compileall -q tallystick services scripts
 USER 10001
-EXPOSE 50051 50052 9051 9052
+EXPOSE 50051 50052 50053 8053 9051 9052 9053
 ENTRYPOINT ["python", "-m"]
 CMD ["services.ledger", "serve"]

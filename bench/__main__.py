@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             signals_end_the_program(),
             tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
             stores() as found,
-            Stack(Path(folder), found) as stack,
+            # Nothing else, which would take CPU from what is measured.
+            Stack(Path(folder), found, services=("ledger", "metering")) as stack,
         ):
             results = asyncio.run(_run(arguments, stack, console))
     except (SandboxError, UnexpectedAnswerError, TimeoutError, grpc.aio.AioRpcError) as error:

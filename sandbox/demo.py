@@ -260,9 +260,10 @@ def _show_logs(stack: Stack) -> None:
 
 def _keep(stack: Stack, console: Console) -> None:
     """Leave the stack up until Ctrl-C."""
-    secrets = stack.operator_key.path.parent
+    ends, secrets = stack.endpoints, stack.operator_key.path.parent
     for line in (
-        f"ledger {stack.endpoints.ledger}, metering {stack.endpoints.metering}",
+        f"ledger {ends.ledger}, metering {ends.metering}, payouts {ends.payouts}",
+        f"payouts' web http://{ends.payouts_web}, Stripe {ends.stripe or 'itself'}",
         f"keys in {secrets}",
         f"a first call:\n\n  {first_call(stack)}\n",
         "Ctrl-C stops everything.",

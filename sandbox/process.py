@@ -91,7 +91,7 @@ class ChildProcess:
                 extra_groups=[] if self._user else None,
             )
         if self._pid_file is not None:
-            self._pid_file.write_text(str(self._popen.pid))
+            self._pid_file.write_text(f"{self._popen.pid}\n{' '.join(self._argv)}")
 
     def wait(self, seconds: float) -> int | None:
         """Wait at most `seconds` for the child to end; its exit status, or None while it still runs."""
@@ -154,10 +154,11 @@ class ChildProcess:
         """End what a killed runner left behind, as start() does; without a `pid_file` there is none."""
         if self._pid_file is None or not self._pid_file.exists():
             return
-        pid = int(self._pid_file.read_text())
+        number, _, command = self._pid_file.read_text().partition("\n")
+        pid = int(number)
         deadline = Deadline(LEFT_OVER_TIMEOUT_SECONDS)
-        # The number may long belong to somebody else: only the very same command line is ours to end.
-        while _command_line(pid) == " ".join(self._argv):
+        # The number may long belong to somebody else: only what was started then is ours to end.
+        while command and _command_line(pid) == command:
             os.kill(pid, signal.SIGKILL if deadline.passed else signal.SIGTERM)
             time.sleep(POLL_SECONDS)
 

@@ -26,11 +26,12 @@ from rich.table import Table
 
 from sandbox.process import ChildProcess, SandboxError, run, signals_end_the_program, signals_wait
 from sandbox.servers import Stores, stores
+from sandbox.stand_in import StandIn, stripe_itself
 from scripts.grpc_health import serving
 
-ServiceName = Literal["ledger", "metering"]
+ServiceName = Literal["ledger", "metering", "payouts"]
 # Callees first. They stop in the opposite order, so that nobody calls a service that has left.
-SERVICES: tuple[ServiceName, ...] = ("ledger", "metering")
+SERVICES: tuple[ServiceName, ...] = ("ledger", "metering", "payouts")
 ROOT = Path(__file__).resolve().parent.parent
 
 START_TIMEOUT_SECONDS = 60.0
@@ -40,12 +41,16 @@ STOP_TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the services listen on loopback."""
+    """Where the services, and the stand-in for Stripe, listen on loopback."""
 
     ledger: int = 50051
     metering: int = 50052
+    payouts: int = 50053
     ledger_metrics: int = 9051
     metering_metrics: int = 9052
+    payouts_metrics: int = 9053
+    payouts_web: int = 8053
+    stripe: int = 12111
 
     def with_free(self) -> Ports:
         """The same, with each 0 replaced by a port that is free now.
@@ -59,15 +64,10 @@ class Ports:
                 probe.bind(("127.0.0.1", 0))
                 return int(probe.getsockname()[1])
 
-            return Ports(
-                ledger=self.ledger or free(),
-                metering=self.metering or free(),
-                ledger_metrics=self.ledger_metrics or free(),
-                metering_metrics=self.metering_metrics or free(),
-            )
+            return Ports(**{name: port or free() for name, port in vars(self).items()})
 
-    def check_free(self, *services: ServiceName) -> None:
-        """Make sure that nobody else listens where these services will.
+    def check_free(self, *listeners: ServiceName | Literal["stripe"]) -> None:
+        """Make sure that nobody else listens where these will.
 
         Else the answers of the other would be taken for theirs.
 
@@ -75,8 +75,10 @@ class Ports:
             SandboxError: names the port, and the option that chooses another.
         """
         flags: dict[int, str] = {}
-        for name in (each for service in services for each in (service, f"{service}_metrics")):
-            port, flag = getattr(self, name), _flag(name)
+        for name, port in vars(self).items():
+            if name.partition("_")[0] not in listeners:
+                continue
+            flag = _flag(name)
             if port in flags:
                 raise SandboxError(f"{flags[port]} and {flag} are both {port}")
             flags[port] = flag
@@ -93,7 +95,7 @@ class Ports:
                     ) from None
 
 
-FREE_PORTS = Ports(0, 0, 0, 0)
+FREE_PORTS = Ports(**dict.fromkeys(vars(Ports()), 0))
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,13 @@ class Endpoints:
 
     ledger: str
     metering: str
+    payouts: str
     ledger_metrics: str
     metering_metrics: str
+    payouts_metrics: str
+    payouts_web: str
+    # The stand-in for Stripe. None where payouts calls Stripe itself.
+    stripe: str | None
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
 
@@ -121,10 +128,14 @@ class KeyFile:
 
 
 class Stack:
-    """Ledger and metering over the given stores; keys in `directory`/secrets, logs in `directory`/logs.
+    """The services over the given stores; keys in `directory`/secrets, logs in `directory`/logs.
 
-    `environment` adds settings of the services, such as {"METERING_LOG_LEVEL": "debug"}; `checkout` is the
-    folder that holds the package `services`.
+    With payouts comes the stand-in for Stripe, unless STRIPE_API_KEY is set. `services` are those to run, if
+    not all; `environment` adds settings of them, such as {"METERING_LOG_LEVEL": "debug"}; `checkout` is the
+    folder that holds the packages `services` and `sandbox`.
+
+    Raises:
+        SandboxError: STRIPE_API_KEY is a live key, or set without PAYOUTS_WEBHOOK_SECRETS.
     """
 
     def __init__(
@@ -132,29 +143,43 @@ class Stack:
         directory: Path,
         stores: Stores,
         *,
+        services: Sequence[ServiceName] = SERVICES,
         ports: Ports = FREE_PORTS,
         environment: Mapping[str, str] | None = None,
         checkout: Path = ROOT,
     ) -> None:
         self._ports = ports = ports.with_free()
         self._checkout = checkout
+        self._services = tuple(name for name in SERVICES if name in services)
         self.directory = directory.resolve()
+        given = {**os.environ, **(environment or {})}
+        self._stand_in: StandIn | None = None
+        if "payouts" in self._services and not stripe_itself(given):
+            self._stand_in = StandIn(ports.stripe, log_path=self._log("stripe"), env=given, cwd=checkout)
         self.endpoints = Endpoints(
             ledger=f"127.0.0.1:{ports.ledger}",
             metering=f"127.0.0.1:{ports.metering}",
+            payouts=f"127.0.0.1:{ports.payouts}",
             ledger_metrics=f"127.0.0.1:{ports.ledger_metrics}",
             metering_metrics=f"127.0.0.1:{ports.metering_metrics}",
+            payouts_metrics=f"127.0.0.1:{ports.payouts_metrics}",
+            payouts_web=f"127.0.0.1:{ports.payouts_web}",
+            stripe=self._stand_in.address if self._stand_in else None,
             database_url=stores.database_url,
             redis_url=stores.redis_url,
         )
         self._secrets = self.directory / "secrets"
         self.operator_key = KeyFile("operator", self._secrets / "operator.key")
         self.metering_key = KeyFile("service", self._secrets / "metering.key")
-        # Not an API key: what reservation tokens are signed with.
+        self.payouts_key = KeyFile("service", self._secrets / "payouts.key")
+        # Not API keys: what reservation tokens are signed with, and what the stand-in signs webhooks with.
         self._token_key = self._secrets / "token.key"
+        self._webhook_secrets = self._secrets / "webhook.secrets"
+        # Whether the database is that of an earlier start. Known once this one has its keys.
+        self.used_before = False
         self._stores = stores
         self._environment = {**os.environ, **self._settings(), **(environment or {})}
-        self._processes = {name: self._process(name) for name in SERVICES}
+        self._processes = {name: self._process(name) for name in self._services}
 
     def __enter__(self) -> Self:
         self.start()
@@ -166,33 +191,40 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Migrate, make the keys at first use, start every service and return when all of them are healthy.
+        """Migrate, make the keys at first use, start everything and return when all of it is healthy.
 
         Raises:
             SandboxError: with the end of the log of what did not start; all that did start is stopped again.
         """
-        for process in self._processes.values():
-            # What a killed runner left behind may hold a port, and is ours to end.
+        for process in reversed(self._everything()):
+            # What a killed runner left behind may hold a port, and is ours to end: callers first, as ever.
             process.end_left_over()
-        self._ports.check_free(*SERVICES)
+        self._ports.check_free(*self._services, *(("stripe",) if self._stand_in else ()))
         try:
+            if self._stand_in:
+                # It needs nothing of ours, and has until payouts starts to be ready.
+                self._stand_in.process.start()
             # A schema each, and safe side by side: what costs time is that each is a Python of its own.
-            _at_once([partial(self._command, name, "migrate") for name in SERVICES])
+            _at_once([partial(self._command, name, "migrate") for name in self._services])
+            self._make_secrets()
             self._make_keys()
+            if self._stand_in:
+                # Before payouts, which asks it for the time as it starts.
+                self._stand_in.wait_until_ready(self._webhook_url, self._webhook_secrets.read_text())
             for process in self._processes.values():
                 process.start()
-            for name in SERVICES:
+            for name in self._services:
                 self._wait_until_healthy(name)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop every service: each finishes its calls in flight first."""
+        """Stop every service: each finishes its calls in flight first. The stand-in for Stripe comes last."""
         # All of them: a signal that came between two would leave the rest behind.
         with signals_wait():
-            for name in reversed(SERVICES):
-                self._processes[name].stop(timeout=STOP_TIMEOUT_SECONDS)
+            for process in reversed(self._everything()):
+                process.stop(timeout=STOP_TIMEOUT_SECONDS)
 
     def kill(self, name: ServiceName) -> None:
         """SIGKILL one service, as a crash would. restart() brings it back on the same address."""
@@ -210,12 +242,14 @@ class Stack:
             raise
 
     def check(self) -> None:
-        """SandboxError when a service or an embedded store is not running, with the end of its log."""
+        """SandboxError when a service, the stand-in for Stripe or an embedded store is not running, with the
+        end of its log.
+        """
         # Stores first: a service that ends for want of one is not the cause.
         for server in (self._stores.postgres, self._stores.valkey):
             if server is not None:
                 server.check()
-        for process in self._processes.values():
+        for process in self._everything():
             process.check()
 
     def pid(self, name: ServiceName) -> int | None:
@@ -223,10 +257,21 @@ class Stack:
         return self._processes[name].pid
 
     def log_path(self, name: ServiceName) -> Path:
+        return self._log(name)
+
+    def _log(self, name: str) -> Path:
         return self.directory / "logs" / f"{name}.log"
 
+    def _everything(self) -> list[ChildProcess]:
+        """Every process, those that are called before those that call them."""
+        return [*([self._stand_in.process] if self._stand_in else ()), *self._processes.values()]
+
+    @property
+    def _webhook_url(self) -> str:
+        return f"http://{self.endpoints.payouts_web}/webhooks/stripe"
+
     def _settings(self) -> dict[str, str]:
-        return {
+        settings = {
             "DATABASE_URL": self.endpoints.database_url,
             "REDIS_URL": self.endpoints.redis_url,
             "LEDGER_LISTEN_ADDRESS": self.endpoints.ledger,
@@ -236,7 +281,21 @@ class Stack:
             "METERING_LEDGER_ADDRESS": self.endpoints.ledger,
             "METERING_LEDGER_API_KEY_FILE": str(self.metering_key.path),
             "METERING_TOKEN_KEYS_FILE": str(self._token_key),
+            "PAYOUTS_LISTEN_ADDRESS": self.endpoints.payouts,
+            "PAYOUTS_METRICS_ADDRESS": self.endpoints.payouts_metrics,
+            "PAYOUTS_WEB_ADDRESS": self.endpoints.payouts_web,
+            "PAYOUTS_PUBLIC_URL": f"http://{self.endpoints.payouts_web}",
+            "PAYOUTS_LEDGER_ADDRESS": self.endpoints.ledger,
+            "PAYOUTS_LEDGER_API_KEY_FILE": str(self.payouts_key.path),
         }
+        if self._stand_in:
+            settings |= self._stand_in.settings()
+            # Empty is as good as unset, and a secret is not taken from two places.
+            settings |= {
+                "PAYOUTS_WEBHOOK_SECRETS": "",
+                "PAYOUTS_WEBHOOK_SECRETS_FILE": str(self._webhook_secrets),
+            }
+        return settings
 
     def _process(self, name: ServiceName) -> ChildProcess:
         return ChildProcess(
@@ -258,29 +317,33 @@ class Stack:
         address = getattr(self.endpoints, name)
         self._processes[name].wait_until(lambda: serving(address), timeout=START_TIMEOUT_SECONDS)
 
+    def _make_secrets(self) -> None:
+        """What no database knows of: made once, and kept."""
+        self._secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_secret(self._token_key, secrets.token_urlsafe(48))
+        # The platform's, and that of connected accounts.
+        _make_secret(self._webhook_secrets, ",".join(f"whsec_{secrets.token_urlsafe(24)}" for _ in range(2)))
+
     def _make_keys(self) -> None:
         """Keys are rows of the ledger's database: files made for another database are made anew."""
-        self._secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._token_key.exists():
-            # Renamed into place when complete: tokens that were signed must stay readable.
-            new = self._token_key.with_suffix(".new")
-            new.touch(mode=0o600)
-            new.write_text(secrets.token_urlsafe(48))
-            new.rename(self._token_key)
         made_for = self._secrets / "made-for"
         database = database_identity(self.endpoints.database_url)
-        keys = (self.operator_key, self.metering_key)
-        known = made_for.read_text() if made_for.exists() else None
-        if known == database and all(key.path.exists() for key in keys):
+        self.used_before = made_for.exists() and made_for.read_text() == database
+        keys = (self.operator_key, self.metering_key, self.payouts_key)
+        missing = [key for key in keys if not (self.used_before and key.path.exists())]
+        if not missing:
             return
-        _at_once([partial(self._make_key, key) for key in keys])
-        # Written last: a start that was interrupted half way makes both again.
+        # Gone until all are made: what a start that was interrupted half way leaves behind is made again.
+        made_for.unlink(missing_ok=True)
+        for key in missing:
+            key.path.unlink(missing_ok=True)
+        arguments = [f"{key.role}={key.path}" for key in missing]
+        run(
+            [sys.executable, "-m", "sandbox.keys", *arguments],
+            env=self._environment,
+            cwd=self._checkout,
+        )
         made_for.write_text(database)
-
-    def _make_key(self, key: KeyFile) -> None:
-        key.path.unlink(missing_ok=True)
-        self._command("ledger", "create-key", "--role", key.role, "--out", str(key.path))
-        key.path.chmod(0o600)
 
 
 def database_identity(url: str) -> str:
@@ -294,6 +357,16 @@ def database_identity(url: str) -> str:
     except psycopg.Error as error:
         raise SandboxError(f"cannot ask the database which one it is: {error}") from error
     return "" if row is None else f"{row[0]}/{row[1]}"
+
+
+def _make_secret(path: Path, text: str) -> None:
+    """A file of mode 0600 that is there whole or not at all; one that exists stays as it is."""
+    if path.exists():
+        return
+    new = path.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.rename(path)
 
 
 def _at_once(steps: Sequence[Callable[[], None]]) -> None:
@@ -319,6 +392,12 @@ def audit_command(stack: Stack) -> str:
     return f"DATABASE_URL={database} {shlex.quote(_relative(Path(sys.executable)))} -m services.ledger audit"
 
 
+def failures_command(stack: Stack) -> str:
+    """A line that lists the failures that the stand-in for Stripe can be told to play."""
+    python = shlex.quote(_relative(Path(sys.executable)))
+    return f"STRIPE_STAND_IN={stack.endpoints.stripe} {python} -m sandbox.stripe faults kinds"
+
+
 def _flag(name: str) -> str:
     """The option that sets a field of Ports."""
     return f"--{name.replace('_', '-')}-port"
@@ -334,12 +413,17 @@ def _print_summary(stack: Stack) -> None:
     rows = {
         "ledger (gRPC)": stack.endpoints.ledger,
         "metering (gRPC)": stack.endpoints.metering,
+        "payouts (gRPC)": stack.endpoints.payouts,
+        "payouts web": f"http://{stack.endpoints.payouts_web}",
         "ledger metrics": f"http://{stack.endpoints.ledger_metrics}/metrics",
         "metering metrics": f"http://{stack.endpoints.metering_metrics}/metrics",
+        "payouts metrics": f"http://{stack.endpoints.payouts_metrics}/metrics",
+        "Stripe": f"http://{stack.endpoints.stripe}, a stand-in" if stack.endpoints.stripe else "itself",
         "PostgreSQL": stack.endpoints.database_url,
         "Valkey": stack.endpoints.redis_url,
         "operator key": _relative(stack.operator_key.path),
         "metering's key for the ledger": _relative(stack.metering_key.path),
+        "payouts' key for the ledger": _relative(stack.payouts_key.path),
         "logs": _relative(stack.directory / "logs"),
     }
     table = Table("what", "where", title="Tallystick is up")
@@ -349,7 +433,17 @@ def _print_summary(stack: Stack) -> None:
     width = 10 + max(map(len, rows)) + max(map(len, rows.values()))
     Console(width=max(width, Console().width)).print(table)
     print(f"A first call:\n\n  {first_call(stack)}\n")
-    print(f"An audit of the ledger:\n\n  {audit_command(stack)}\n\nCtrl-C stops everything.", flush=True)
+    print(f"An audit of the ledger:\n\n  {audit_command(stack)}\n")
+    if stack.endpoints.stripe:
+        print(
+            f"Failures of Stripe to play, as docs/stripe-stand-in.md tells:\n\n  {failures_command(stack)}\n"
+        )
+        if stack.used_before:
+            print(
+                "This stand-in is a new one: it does not know the connected accounts and transfers of an"
+                " earlier start,\nand its clock tells the time of this machine.\n"
+            )
+    print("Ctrl-C stops everything.", flush=True)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -83,7 +83,7 @@ def _service_problems(service: dict[str, Any], compose: dict[str, Any], root: Pa
         if volume.partition(":")[0] not in compose.get("volumes", {}):
             yield f"mounts {volume}, which is not a declared volume"
     for variable, value in service.get("environment", {}).items():
-        if re.search(r"PASSWORD$|SECRET$|_KEY$", variable) or re.search(r"://[^/]*:[^/]*@", str(value)):
+        if re.search(r"PASSWORD$|SECRETS?$|_KEYS?$", variable) or re.search(r"://[^/]*:[^/]*@", str(value)):
             yield f"holds a secret in {variable} rather than in a file"
     if "build" in service and not (root / service["build"] / "Dockerfile").exists():
         yield "builds from a folder without a Dockerfile"

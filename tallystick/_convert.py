@@ -252,6 +252,7 @@ def balance_from_proto(balance: reservation_pb2.Balance) -> Balance:
         unpaid=_money(balance.unpaid),
         credit_limit=_money(balance.credit_limit),
         credit_room=_money(balance.credit_room),
+        chargebacks=_money(balance.chargebacks),
     )
 
 

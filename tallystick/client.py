@@ -149,10 +149,10 @@ class Client:
         ...     run.succeed({"ticket": 4711})
 
         Entering reserves `max_cost` (a str, Decimal or Money, or an int of micros; never a float), or the
-        price of what is `expected`, and pins the price. It raises InsufficientCredits or BudgetExceeded
-        before any work is done. If the servers are away for `timeout` seconds (30 by default), it raises
-        their error; with `when_unavailable="run"` the run goes on without a reservation (after 5 seconds by
-        default), which no limit and no budget then bounds.
+        price of what is `expected`, and pins the price. It raises InsufficientCredits, BudgetExceeded or
+        CustomerFrozen before any work is done. If the servers are away for `timeout` seconds (30 by default),
+        it raises their error; with `when_unavailable="run"` the run goes on without a reservation (after 5
+        seconds by default), which no limit and no budget then bounds.
 
         Every call is a new attempt, unless you give it an `idempotency_key`, unique within the run: then an
         attempt whose process died is found again with its reservation; its refusal stands, and once its
@@ -199,9 +199,9 @@ class Client:
         """Reserve money for a run, and pin its price: what entering a `run` does, by itself.
 
         For runs that begin and end in different places. Keep the reservation's token with the run, and
-        `settle` or `release` it. Raises InsufficientCredits or BudgetExceeded, which stands for this
-        attempt: the next one needs another `idempotency_key`. An attempt that is repeated answers the same
-        reservation, or ReservationEnded.
+        `settle` or `release` it. Raises InsufficientCredits, BudgetExceeded or CustomerFrozen, which stands
+        for this attempt: the next one needs another `idempotency_key`. An attempt that is repeated answers
+        the same reservation, or ReservationEnded.
         """
         event = _requests.planned(work, WorkFields)
         request = _requests.authorize_request(max_cost, expected, ttl, idempotency_key, event)
@@ -220,7 +220,8 @@ class Client:
         `reservation` is what `authorize` answered, or its token. The answer's token replaces it. A
         leased one (`kind`), as those for up to 15 minutes usually are, is kept until 15 minutes from now at
         most, also with a longer `ttl`.
-        Raises InsufficientCredits, BudgetExceeded or ReservationEnded, and the reservation stays as it was.
+        Raises InsufficientCredits, BudgetExceeded, CustomerFrozen or ReservationEnded, and the reservation
+        stays as it was.
         """
         request = _requests.extend_request(reservation, max_cost, ttl)
         return self._drive(_operations.extend(request, self._retry, timeout))

@@ -13,6 +13,7 @@
     ├── FailedPrecondition         the present state forbids it
     │   ├── InsufficientCredits    the run was not authorized: the customer cannot pay it
     │   ├── BudgetExceeded         the run was not authorized: a budget has no room; says which
+    │   ├── CustomerFrozen         the run was not authorized: the customer is frozen
     │   ├── ReservationEnded       too late to extend it, or to begin this attempt again
     │   ├── OutcomeAlreadyResolved   it was resolved before, otherwise
     │   └── OutcomeExpired         it was resolved too late
@@ -200,6 +201,13 @@ class BudgetExceeded(FailedPrecondition):
         return _time(self.metadata, "reset_time")
 
 
+class CustomerFrozen(FailedPrecondition):
+    """The run was not authorized: an operator, or a payment that was disputed, has frozen the customer.
+
+    No work was done. The refusal stands for its `idempotency_key`, also when the customer is unfrozen.
+    """
+
+
 class ReservationEnded(FailedPrecondition):
     """The reservation has ended: it cannot be extended, and its attempt cannot begin again.
 
@@ -317,6 +325,7 @@ _BY_REASON: dict[str, type[TallystickError]] = {
     "IDEMPOTENCY_KEY_REUSED": IdempotencyKeyReused,
     "CHARGE_PENDING": ChargePending,
     "INSUFFICIENT_CREDITS": InsufficientCredits,
+    "CUSTOMER_FROZEN": CustomerFrozen,
     "BUDGET_EXCEEDED": BudgetExceeded,
     "RESERVATION_TOKEN_INVALID": ReservationTokenInvalid,
     "RESERVATION_ENDED": ReservationEnded,

@@ -303,7 +303,7 @@ class Access:
     up_to: Money | None
     """The most that could be reserved. None for an organization's API key: it may not know."""
     refusal: TallystickError | None
-    """If not allowed, what `authorize` would raise: InsufficientCredits or BudgetExceeded."""
+    """If not allowed, what `authorize` would raise: InsufficientCredits, BudgetExceeded or CustomerFrozen."""
     price_version_id: str
     """The price that would apply."""
 
@@ -329,6 +329,8 @@ class Balance:
     """How much may be owed as receivable; zero means prepaid only."""
     credit_room: Money
     """What the credit limit still leaves for new runs: not owed, and not reserved or held either."""
+    chargebacks: Money
+    """Owed because money that was paid went back. Credits that come in pay it first."""
 
 
 PurchaseState = Literal["processing", "requires_action", "succeeded", "failed", "cancelled"]

@@ -25,6 +25,10 @@ from tests.support.databases import Databases, create_database, drop_database, f
 settings.register_profile("ci", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("ci")
 
+# Tests never talk to Stripe itself, whatever the shell that starts them is set up for.
+for variable in ("STRIPE_API_KEY", "STRIPE_API_KEY_FILE"):
+    os.environ.pop(variable, None)
+
 FreshDatabase = Callable[[], AbstractContextManager[str]]
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from sandbox.process import SandboxError
+from sandbox.process import SandboxError, signals_end_the_program
 from sandbox.stripe.calling import call
 from sandbox.stripe.client import StripeControl
 from sandbox.stripe.control import COMMANDS
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="docs/stripe-stand-in.md plays each scenario.",
     )
     groups = top.add_subparsers(dest="group", required=True, metavar="COMMAND")
-    _add_serve(groups.add_parser("serve", help="keep the stand-in up until Ctrl-C"))
+    _add_serve(groups.add_parser("serve", help="keep the stand-in up until Ctrl-C or SIGTERM"))
     _add_call(groups.add_parser("call", help="call Stripe's API on the stand-in"))
     verbs: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
     for command in COMMANDS.values():
@@ -93,7 +93,10 @@ def _add_call(parser: argparse.ArgumentParser) -> None:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--address", default=DEFAULT_ADDRESS, metavar="127.0.0.1:PORT", help="loopback only; %(default)s"
+        "--address",
+        default=DEFAULT_ADDRESS,
+        metavar="127.0.0.1:PORT",
+        help="loopback only, port 0 for a free one; %(default)s",
     )
     parser.add_argument(
         "--api-key", action="append", default=[], metavar="KEY", help=f"accepted; {DEFAULT_KEY}"
@@ -109,6 +112,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--seed", default="tallystick", help="makes the ids; %(default)s")
     parser.add_argument("--start", type=int, metavar="SECONDS", help="the clock's first time since 1970; now")
+    parser.add_argument("--latency-ms", type=int, default=0, metavar="MS", help="of every answer; 0")
     parser.add_argument("--frozen", action="store_true", help="time passes only by `clock advance`")
 
 
@@ -121,10 +125,13 @@ def _serve(
     seed: str,
     start: int | None,
     frozen: bool,
+    latency_ms: int,
 ) -> int:
     host, _, port = address.rpartition(":")
     if host not in ("127.0.0.1", "localhost") or not port.isdigit():
         raise SandboxError(f"{address} is not 127.0.0.1:PORT: the stand-in serves loopback only")
+    if latency_ms < 0:
+        raise SandboxError("--latency-ms is not negative")
     try:
         standin = StripeStandIn(
             port=int(port),
@@ -134,12 +141,13 @@ def _serve(
             seed=seed,
             start=start,
             frozen=frozen,
+            latency_ms=latency_ms,
         )
     except OSError as error:
         raise SandboxError(f"cannot listen on {address}: {error.strerror}") from None
     print(f"Stripe stands in at {standin.url} for the key {standin.api_key}", flush=True)
-    # The server ends on Ctrl-C and then raises it again.
-    with contextlib.suppress(KeyboardInterrupt):
+    # The server ends on Ctrl-C or SIGTERM, and then raises it again: that end is an ordinary one.
+    with contextlib.suppress(KeyboardInterrupt, SystemExit), signals_end_the_program():
         standin.serve()
     return 0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sandbox.stripe import templates
 from sandbox.stripe.errors import invalid
-from sandbox.stripe.external_accounts import add_external_account
+from sandbox.stripe.external_accounts import GOOD_BANK, add_external_account
 from sandbox.stripe.standing import capability, disable, refresh
-from sandbox.stripe.store import PLATFORM, page
+from sandbox.stripe.store import PLATFORM
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.world import Call, World, metadata, operation
 
@@ -37,18 +37,17 @@ def create(call: Call) -> Json:
         metadata=metadata({}, params.get("metadata")),
     )
     account["external_accounts"]["url"] = f"/v1/accounts/{account['id']}/external_accounts"
+    # What may be refused comes first: an account that was refused does not exist.
+    _take(world, account, params)
     world.store.add(PLATFORM, account)
     world.secret(account["id"])["requested"] = requested
-    _take(world, account, params)
     refresh(world, account)
     return account
 
 
 @operation("GetAccounts", "accounts.list")
 def list_accounts(call: Call) -> Json:
-    accounts = call.world.store.all("account", PLATFORM)
-    connected = [item for item in accounts if not call.world.hidden[item["id"]].get("deauthorized")]
-    return page(connected, call.params, call.url)
+    return call.page("account", where=lambda item: not call.world.hidden[item["id"]].get("deauthorized"))
 
 
 @operation("GetAccountsAccount", "accounts.retrieve")
@@ -67,9 +66,10 @@ def retrieve_current(call: Call) -> Json:
 def update(call: Call) -> Json:
     account = call.world.account(call.path["account"])
     before = snapshot(account)
+    # First, since it may be refused.
+    _take(call.world, account, call.params)
     account["metadata"] = metadata(account["metadata"], call.params.get("metadata"))
     call.world.secret(account["id"])["requested"] |= _requested(call.params)
-    _take(call.world, account, call.params)
     refresh(call.world, account, before)
     return account
 
@@ -152,7 +152,7 @@ def complete_onboarding(world: World, account: Json, *, bank: bool = True) -> No
     account["details_submitted"] = True
     account["tos_acceptance"] = {"date": world.clock.now(), "ip": "127.0.0.1", "user_agent": None}
     if bank and not account["external_accounts"]["data"]:
-        number = {"object": "bank_account", "country": account["country"], "account_number": "000123456789"}
+        number = {"object": "bank_account", "country": account["country"], "account_number": GOOD_BANK}
         add_external_account(world, account, number | {"currency": account["default_currency"]})
     facts = world.secret(account["id"])
     facts.pop("disabled", None)
@@ -161,6 +161,8 @@ def complete_onboarding(world: World, account: Json, *, bank: bool = True) -> No
 
 
 def _take(world: World, account: Json, params: Json) -> None:
+    if params.get("external_account"):
+        add_external_account(world, account, params["external_account"])
     for name in _COPIED:
         if name in params:
             account[name] = params[name]
@@ -175,8 +177,6 @@ def _take(world: World, account: Json, params: Json) -> None:
     account["settings"]["payouts"]["schedule"] |= {
         name: value for name, value in schedule.items() if name != "delay_days" or isinstance(value, int)
     }
-    if params.get("external_account"):
-        add_external_account(world, account, params["external_account"])
 
 
 def _controller(params: Json) -> Json:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sandbox.stripe import control, pages
@@ -15,6 +16,8 @@ from sandbox.stripe.world import World
 
 # Where the connection's `abort` is found in a request's scope, put there by the server.
 CUT = "tallystick.cut"
+# Answers as soon as calls are answered, and who it is; needs no key and is not on record.
+HEALTH = "/_health"
 MAX_BODY_BYTES = 1_000_000
 
 
@@ -36,8 +39,12 @@ def make_app(world: World) -> Starlette:
             return Response(status_code=499)
         return Response(done.body, done.status, {**done.headers, "Content-Type": "application/json"})
 
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "serving", "pid": os.getpid()})
+
     return Starlette(
         routes=[
+            Route(HEALTH, health, methods=["GET"]),
             *control.routes(world),
             *pages.routes(world),
             Route("/{path:path}", api, methods=["GET", "POST", "DELETE", "PUT", "PATCH"]),

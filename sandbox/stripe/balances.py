@@ -27,8 +27,9 @@ class Balances:
 
     def __init__(self, clock: Clock, ids: Ids, store: Store) -> None:
         self._clock, self._ids, self._store = clock, ids, store
-        self._available: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self._pending: defaultdict[tuple[str, str], int] = defaultdict(int)
+        # By account and currency: what a call asks of one account must not depend on how many there are.
+        self._available: defaultdict[str, defaultdict[str, int]] = defaultdict(_nothing)
+        self._pending: defaultdict[str, defaultdict[str, int]] = defaultdict(_nothing)
         # What connected accounts owe per currency, kept rather than summed: every transfer asks.
         self._owed: defaultdict[str, int] = defaultdict(int)
         # Told the account whenever some of its money has become available.
@@ -75,7 +76,7 @@ class Balances:
         )
         self._store.add(account, transaction)
         if available_on is not None and pending:
-            self._pending[account, currency] += amount - fee
+            self._pending[account][currency] += amount - fee
             self._clock.at(available_on, lambda: self._settle(account, transaction))
         else:
             self._move(account, currency, amount - fee)
@@ -93,11 +94,11 @@ class Balances:
 
     def available(self, account: str, currency: str) -> int:
         """What the account may spend: of the platform's, what connected accounts owe is reserved."""
-        own = self._available[account, currency]
+        own = self._available[account].get(currency, 0)
         return own - self.reserved(currency) if account == PLATFORM else own
 
     def pending(self, account: str, currency: str) -> int:
-        return self._pending[account, currency]
+        return self._pending[account].get(currency, 0)
 
     def reserved(self, currency: str) -> int:
         """What connected accounts are below zero together. Pending money of theirs does not help."""
@@ -105,8 +106,7 @@ class Balances:
 
     def currencies(self, account: str) -> list[str]:
         """Those in which the account ever had money; US dollars for one that had none."""
-        held = {currency for owner, currency in [*self._available, *self._pending] if owner == account}
-        return sorted(held) or ["usd"]
+        return sorted(self._available[account].keys() | self._pending[account].keys()) or ["usd"]
 
     def view(self, account: str) -> Json:
         """The `balance` object."""
@@ -127,16 +127,20 @@ class Balances:
         if transaction["status"] != "pending":
             return
         transaction["status"] = "available"
-        self._pending[account, transaction["currency"]] -= transaction["net"]
+        self._pending[account][transaction["currency"]] -= transaction["net"]
         self._move(account, transaction["currency"], transaction["net"])
         for hear in self.settled:
             hear(account)
 
     def _move(self, account: str, currency: str, amount: int) -> None:
-        before = self._available[account, currency]
-        self._available[account, currency] = before + amount
+        before = self._available[account][currency]
+        self._available[account][currency] = before + amount
         if account != PLATFORM:
             self._owed[currency] += max(0, -(before + amount)) - max(0, -before)
+
+
+def _nothing() -> defaultdict[str, int]:
+    return defaultdict(int)
 
 
 def _funds(amount: int, currency: str) -> Json:

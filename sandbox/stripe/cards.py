@@ -16,8 +16,12 @@ class Card:
     brand: str = "visa"
     code: str = ""
     decline: str = ""
-    asks: str = ""  # "always", or "once": not again after a success that set it up for off-session use
-    disputed: bool = False
+    # "always"; "once": not again off session after a success that set it up; "on_session": never off session.
+    asks: str = ""
+    # The reason of the dispute that follows a charge at once.
+    disputed: str = ""
+    # What becomes of a refund later: "fails" after it succeeded, or "pending" until it succeeds.
+    refund: str = ""
     settles_at_once: bool = False
     # Declined when it is attached to a customer, not only when charged.
     refuses_attachment: bool = True
@@ -39,10 +43,22 @@ _CARDS = {
     "pm_card_chargeCustomerFail": Card(
         "4000000000000341", code=_DECLINED, decline="generic_decline", refuses_attachment=False
     ),
-    "pm_card_authenticationRequired": Card("4000002500003155", asks="once"),
+    "pm_card_chargeDeclinedStolenCard": Card("4000000000009979", code=_DECLINED, decline="stolen_card"),
+    "pm_card_authenticationRequired": Card("4000002760003184", asks="always"),
     "pm_card_authenticationRequiredOnSetup": Card("4000002500003155", asks="once"),
-    "pm_card_threeDSecure2Required": Card("4000002760003184", asks="always"),
-    "pm_card_createDispute": Card("4000000000000259", disputed=True),
+    "pm_card_authenticationRequiredSetupForOffSession": Card("4000003800000446", asks="on_session"),
+    "pm_card_authenticationRequiredChargeDeclinedInsufficientFunds": Card(
+        "4000008260003178",
+        code=_DECLINED,
+        decline="insufficient_funds",
+        asks="always",
+        refuses_attachment=False,
+    ),
+    "pm_card_threeDSecure2Required": Card("4000000000003220", asks="always"),
+    "pm_card_createDispute": Card("4000000000000259", disputed="fraudulent"),
+    "pm_card_createDisputeProductNotReceived": Card("4000000000002685", disputed="product_not_received"),
+    "pm_card_pendingRefund": Card("4000000000007726", refund="pending"),
+    "pm_card_refundFail": Card("4000000000005126", refund="fails"),
     "pm_card_bypassPending": Card("4000000000000077", settles_at_once=True),
 }
 # Another name that Stripe gives the same card.

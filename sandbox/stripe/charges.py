@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from sandbox.stripe import templates
 from sandbox.stripe.cards import Card
-from sandbox.stripe.clock import DAY
+from sandbox.stripe.clock import DAY, HOUR
 from sandbox.stripe.errors import invalid
-from sandbox.stripe.store import matching, page
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.world import Call, World, metadata, operation
 
@@ -15,14 +14,12 @@ FEE_PER_MILLE, FEE_FIXED = 29, 30
 DISPUTE_FEE = 1_500
 SETTLES_AFTER = 2 * DAY
 DISPUTE_ANSWER_WITHIN = 20 * DAY
+REFUND_ENDS_AFTER = HOUR
 
 
 @operation("GetCharges", "charges.list")
 def list_charges(call: Call) -> Json:
-    names = ("customer", "payment_intent", "transfer_group")
-    return page(
-        matching(call.world.store.all("charge", call.owner), call.params, *names), call.params, call.url
-    )
+    return call.page("charge", "customer", "payment_intent", "transfer_group")
 
 
 @operation("GetChargesCharge", "charges.retrieve")
@@ -39,7 +36,7 @@ def update(call: Call) -> Json:
     return charge
 
 
-@operation("PostRefunds", "refunds.create")
+@operation("PostRefunds", "refunds.create", unplayed=("reverse_transfer", "refund_application_fee"))
 def create_refund(call: Call) -> Json:
     world, params = call.world, call.params
     if ("charge" in params) == ("payment_intent" in params):
@@ -51,15 +48,19 @@ def create_refund(call: Call) -> Json:
         )
         identifier = intent["latest_charge"] or ""
     charge = world.store.get("charge", call.owner, identifier, param="charge", status=400)
-    refund = refund_charge(world, call.owner, charge, params.get("amount"), params.get("reason"))
-    refund["metadata"] = metadata({}, params.get("metadata"))
-    return refund
+    return refund_charge(
+        world,
+        call.owner,
+        charge,
+        params.get("amount"),
+        reason=params.get("reason"),
+        metadata=metadata({}, params.get("metadata")),
+    )
 
 
 @operation("GetRefunds", "refunds.list")
 def list_refunds(call: Call) -> Json:
-    found = matching(call.world.store.all("refund", call.owner), call.params, "charge", "payment_intent")
-    return page(found, call.params, call.url)
+    return call.page("refund", "charge", "payment_intent")
 
 
 @operation("GetRefundsRefund", "refunds.retrieve")
@@ -69,8 +70,7 @@ def retrieve_refund(call: Call) -> Json:
 
 @operation("GetDisputes", "disputes.list")
 def list_disputes(call: Call) -> Json:
-    found = matching(call.world.store.all("dispute", call.owner), call.params, "charge", "payment_intent")
-    return page(found, call.params, call.url)
+    return call.page("dispute", "charge", "payment_intent")
 
 
 @operation("GetDisputesDispute", "disputes.retrieve")
@@ -117,7 +117,6 @@ def charge_card(
     charge["payment_method_details"] = _details(card)
     if not failure:
         settles = now if card.settles_at_once else now + SETTLES_AFTER
-        world.secret(charge["id"])["available_on"] = settles
         charge["balance_transaction"] = world.balances.book(
             owner,
             "charge",
@@ -128,25 +127,34 @@ def charge_card(
             available_on=settles,
         )["id"]
     world.store.add(owner, charge)
+    world.secret(charge["id"])["refund"] = card.refund
     world.events.emit("charge.failed" if failure else "charge.succeeded", charge, owner)
     if card.disputed and not failure:
-        dispute_charge(world, owner, charge, "fraudulent")
+        dispute_charge(world, owner, charge, card.disputed)
     return charge
 
 
 def refund_charge(
-    world: World, owner: str, charge: Json, amount: int | None = None, reason: str | None = None
+    world: World,
+    owner: str,
+    charge: Json,
+    amount: int | None = None,
+    *,
+    reason: str | None = None,
+    metadata: Json | None = None,
 ) -> Json:
     """Give money back. Stripe keeps its fee; transfers of the charge stay as they are.
 
     Raises:
-        StripeError: the charge failed, is lost to a dispute, or has less left.
+        StripeError: the charge failed, is disputed or lost, or has less left.
     """
+    _check_own(charge)
     left = charge["amount_captured"] - charge["amount_refunded"]
     amount = left if amount is None else amount
     if charge["status"] != "succeeded":
         raise invalid("A charge that has not succeeded cannot be refunded", "charge_not_refundable")
-    if charge["disputed"]:
+    dispute = world.secret(charge["id"]).get("dispute")
+    if dispute is not None and dispute["status"] != "won":
         raise invalid("The charge has been charged back", "charge_disputed")
     if not left:
         raise invalid("The charge has already been refunded", "charge_already_refunded")
@@ -159,8 +167,10 @@ def refund_charge(
         charge=charge["id"],
         created=world.clock.now(),
         currency=charge["currency"],
+        metadata=metadata or {},
         payment_intent=charge["payment_intent"],
         reason=reason,
+        status="pending" if world.secret(charge["id"])["refund"] == "pending" else "succeeded",
     )
     refund["balance_transaction"] = world.balances.book(
         owner, "refund", -amount, charge["currency"], refund["id"]
@@ -171,18 +181,54 @@ def refund_charge(
     charge["refunded"] = charge["amount_refunded"] == charge["amount"]
     world.events.emit("refund.created", refund, owner)
     world.events.emit("charge.refunded", charge, owner, before=before)
+    if world.secret(charge["id"])["refund"]:
+        world.clock.at(world.clock.now() + REFUND_ENDS_AFTER, lambda: _end_refund(world, owner, refund))
     return refund
+
+
+def fail_refund(world: World, owner: str, refund: Json, reason: str) -> None:
+    """The bank sends a refund back, even one that had succeeded: its money returns to where it came from.
+
+    Raises:
+        StripeError: it has failed already, or belongs to the reversal of a transfer.
+    """
+    if refund["status"] not in ("pending", "succeeded"):
+        raise invalid(f"A refund that is {refund['status']} cannot fail", "status_transition_invalid")
+    charge = world.store.get("charge", owner, refund["charge"])
+    _check_own(charge)
+    before = snapshot(refund)
+    transaction = world.balances.book(
+        owner, "refund_failure", refund["amount"], refund["currency"], refund["id"]
+    )
+    refund |= {
+        "status": "failed",
+        "failure_balance_transaction": transaction["id"],
+        "failure_reason": reason,
+    }
+    world.events.emit("refund.updated", refund, owner, before=before)
+    world.events.emit("refund.failed", refund, owner)
+    left = charge["amount_refunded"] - refund["amount"]
+    world.change("charge.updated", charge, owner, amount_refunded=left, refunded=False)
+
+
+def _end_refund(world: World, owner: str, refund: Json) -> None:
+    """What a test card makes of a refund in the end."""
+    if refund["status"] == "pending":
+        world.change("refund.updated", refund, owner, status="succeeded")
+    elif refund["status"] == "succeeded":
+        fail_refund(world, owner, refund, "expired_or_canceled_card")
 
 
 def dispute_charge(world: World, owner: str, charge: Json, reason: str) -> Json:
     """The card's holder disputes a charge: its money and a fee are withdrawn until that is decided.
 
     Raises:
-        StripeError: it failed, or is disputed already.
+        StripeError: it failed, is disputed already, or nothing is left of it.
     """
-    if charge["status"] != "succeeded" or charge["disputed"]:
-        raise invalid("The charge has failed or is disputed already", "charge_disputed")
+    _check_own(charge)
     amount = charge["amount"] - charge["amount_refunded"]
+    if charge["status"] != "succeeded" or charge["disputed"] or not amount:
+        raise invalid("The charge has failed, was refunded or is disputed already", "charge_disputed")
     dispute = templates.new(
         "dispute",
         id=world.ids.next("dp"),
@@ -199,6 +245,7 @@ def dispute_charge(world: World, owner: str, charge: Json, reason: str) -> Json:
     dispute["payment_method_details"]["card"]["case_type"] = "chargeback"
     world.store.add(owner, dispute)
     charge["disputed"] = True
+    world.secret(charge["id"])["dispute"] = dispute
     world.events.emit("charge.dispute.created", dispute, owner)
     _book(world, owner, dispute, -amount, DISPUTE_FEE)
     world.events.emit("charge.dispute.funds_withdrawn", dispute, owner)
@@ -219,6 +266,12 @@ def decide(world: World, owner: str, dispute: Json, *, won: bool) -> None:
         _book(world, owner, dispute, dispute["amount"], -DISPUTE_FEE)
         world.events.emit("charge.dispute.funds_reinstated", dispute, owner)
     world.events.emit("charge.dispute.closed", dispute, owner, before=before)
+
+
+def _check_own(charge: Json) -> None:
+    # Money that came by a transfer goes back to the platform, not to a card.
+    if charge["source_transfer"] is not None:
+        raise invalid("This is the payment of a transfer: reverse the transfer", "charge_not_refundable")
 
 
 def _book(world: World, owner: str, dispute: Json, amount: int, fee: int) -> None:

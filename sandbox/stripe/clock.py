@@ -17,7 +17,10 @@ class Clock:
     def __init__(self, start: int | None = None, *, frozen: bool = False) -> None:
         """`start` is the first time told, now if None; a frozen clock moves only when it is moved."""
         self._frozen_at = (int(time.time()) if start is None else start) if frozen else None
-        self._offset = 0 if start is None or frozen else start - int(time.time())
+        # A running clock told `_told` when the real one told `_since`.
+        self._since = time.time()
+        self._told = int(self._since) if start is None else start
+        self.speed = 1
         # While something due runs, it sees the time at which it fell due.
         self._pinned: int | None = None
         self._due: list[tuple[int, int, Callable[[], object]]] = []
@@ -32,7 +35,16 @@ class Clock:
     def now(self) -> int:
         if self._pinned is not None:
             return self._pinned
-        return self._frozen_at if self._frozen_at is not None else int(time.time()) + self._offset
+        if self._frozen_at is not None:
+            return self._frozen_at
+        return self._told + int((time.time() - self._since) * self.speed)
+
+    def outside(self) -> int:
+        """The time that a receiver of webhooks knows: the real one, unless this clock is frozen.
+
+        It refuses what seems to be signed long ago or ahead, which a leap of this clock must not cause.
+        """
+        return self.now() if self.frozen else int(time.time())
 
     def at(self, when: int, action: Callable[[], object]) -> None:
         """Run `action` once the time is `when`; equal times in the order of asking."""
@@ -49,8 +61,18 @@ class Clock:
         if self._frozen_at is not None:
             self._frozen_at += seconds
         else:
-            self._offset += seconds
+            self._told += seconds
         self.run_due()
+
+    def run_at(self, speed: int) -> None:
+        """Let so many seconds pass in a real one, from now on.
+
+        Raises:
+            ValueError: `speed` is below 1, or the clock is frozen.
+        """
+        if speed < 1 or self.frozen:
+            raise ValueError("a frozen clock stands still" if self.frozen else "time passes at 1 or faster")
+        self._told, self._since, self.speed = self.now(), time.time(), speed
 
     def set(self, when: int) -> None:
         """Move forward to `when`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from sandbox.stripe import templates
 from sandbox.stripe.cards import Card, by_name, by_parameters
 from sandbox.stripe.errors import StripeError, invalid, missing
-from sandbox.stripe.store import matching, page
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.world import Call, World, metadata, operation
 
@@ -27,9 +26,7 @@ def create(call: Call) -> Json:
 
 @operation("GetCustomers", "customers.list")
 def list_customers(call: Call) -> Json:
-    return page(
-        matching(call.world.store.all("customer", call.owner), call.params, "email"), call.params, call.url
-    )
+    return call.page("customer", "email")
 
 
 @operation("GetCustomersCustomer", "customers.retrieve")
@@ -73,8 +70,7 @@ def create_method(call: Call) -> Json:
 
 @operation("GetPaymentMethods", "payment_methods.list")
 def list_methods(call: Call) -> Json:
-    found = matching(call.world.store.all("payment_method", call.owner), call.params, "customer", "type")
-    return page([item for item in found if item["customer"]], call.params, call.url)
+    return call.page("payment_method", "customer", "type", where=lambda item: bool(item["customer"]))
 
 
 @operation("GetPaymentMethodsPaymentMethod", "payment_methods.retrieve")
@@ -113,8 +109,7 @@ def detach_method(call: Call) -> Json:
 @operation("GetCustomersCustomerPaymentMethods", "customers.payment_methods.list")
 def list_of_customer(call: Call) -> Json:
     customer = call.world.store.get("customer", call.owner, call.path["customer"])
-    methods = matching(call.world.store.all("payment_method", call.owner), call.params, "type")
-    return page([item for item in methods if item["customer"] == customer["id"]], call.params, call.url)
+    return call.page("payment_method", "type", customer=customer["id"])
 
 
 @operation("GetCustomersCustomerPaymentMethodsPaymentMethod", "customers.payment_methods.retrieve")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from sandbox.stripe import templates
 from sandbox.stripe.errors import invalid, missing
 from sandbox.stripe.standing import external_accounts, refresh, refresh_list
-from sandbox.stripe.store import page
+from sandbox.stripe.store import listed
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.world import Call, World, metadata, operation
 
-# Bank accounts to which a payout fails, and how.
+# The bank account to which payouts arrive, and those to which they fail, and how.
+GOOD_BANK = "000123456789"
 FAILING_BANKS = {
     "000111111116": "no_account",
     "000111111113": "account_closed",
@@ -24,8 +25,8 @@ _DEBIT_CARDS = {
 }
 _DEBIT_NUMBERS = {"4000056655665556": "", "4000056655665572": "could_not_process"}
 _BANK_TOKENS = {
-    "btok_us": "000123456789",
-    "btok_us_verified": "000123456789",
+    "btok_us": GOOD_BANK,
+    "btok_us_verified": GOOD_BANK,
     "btok_us_no_account": "000111111116",
 }
 
@@ -34,10 +35,13 @@ _BANK_TOKENS = {
 def create(call: Call) -> Json:
     account = call.world.account(call.path["account"])
     before = snapshot(account)
-    made = add_external_account(call.world, account, call.params["external_account"])
-    made["metadata"] = metadata({}, call.params.get("metadata"))
-    if call.params.get("default_for_currency"):
-        _make_default(account, made)
+    made = add_external_account(
+        call.world,
+        account,
+        call.params["external_account"],
+        default=call.params.get("default_for_currency", False),
+        metadata=metadata({}, call.params.get("metadata")),
+    )
     refresh(call.world, account, before)
     return made
 
@@ -47,7 +51,14 @@ def list_external_accounts(call: Call) -> Json:
     account = call.world.account(call.path["account"])
     kind = call.params.get("object")
     found = [item for item in account["external_accounts"]["data"] if kind in (None, item["object"])]
-    return page(found, {k: v for k, v in call.params.items() if k != "object"}, call.url)
+    # Few, and of two kinds: cut by hand, the oldest first.
+    names, limit = [item["id"] for item in found], call.params.get("limit", 10)
+    if "ending_before" in call.params:
+        before = found[: names.index(_of(account, call.params["ending_before"])["id"])]
+        return listed(before[-limit:], call.url, has_more=len(before) > limit)
+    after = call.params.get("starting_after")
+    rest = found if after is None else found[names.index(_of(account, after)["id"]) + 1 :]
+    return listed(rest[:limit], call.url, has_more=len(rest) > limit)
 
 
 @operation("GetAccountsAccountExternalAccountsId", "external_accounts.retrieve")
@@ -85,18 +96,22 @@ def delete(call: Call) -> Json:
     return {"id": found["id"], "object": found["object"], "deleted": True}
 
 
-def add_external_account(world: World, account: Json, given: Json | str) -> Json:
-    """A bank account or debit card from a test token or from its parts.
+def add_external_account(
+    world: World, account: Json, given: Json | str, *, default: bool = False, metadata: Json | None = None
+) -> Json:
+    """A bank account or debit card from a test token or from its parts; the first is its currency's default.
 
     Raises:
         StripeError: the token is none of Stripe's, or the routing number is wrong.
     """
     made, failure = _made(world, account, given)
     siblings = [item for item in external_accounts(world, account) if item["currency"] == made["currency"]]
-    made |= {"account": account["id"], "metadata": {}, "default_for_currency": not siblings}
+    made |= {"account": account["id"], "metadata": metadata or {}, "default_for_currency": not siblings}
     world.store.add(account["id"], made)
     world.secret(made["id"])["failure"] = failure
     refresh_list(world, account)
+    if default:
+        _make_default(account, made)
     world.events.emit("account.external_account.created", made, account["id"])
     return made
 

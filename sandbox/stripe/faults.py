@@ -31,6 +31,7 @@ KINDS = {
     "refused": "400 with the error code `code`, executed and therefore kept by the key",
 }
 _THROUGH = ("slow", "webhooks_first")
+_OF_EXECUTION = frozenset({"slow", "server_error", "refused"})
 
 
 @dataclass
@@ -98,6 +99,12 @@ class Faults:
             taken[fault.kind] = fault
             ended = ended or ends
         return taken
+
+    def give_back(self, taken: dict[str, Fault]) -> None:
+        """The call was a replay: what concerns an execution waits for the next one."""
+        for kind in _OF_EXECUTION & taken.keys():
+            taken[kind].count += 1
+            taken[kind].hits -= 1
 
 
 def refusal(taken: dict[str, Fault], operation: str) -> StripeError | None:

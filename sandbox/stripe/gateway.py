@@ -11,15 +11,26 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import parse_qsl
 
-from sandbox.stripe import handlers
+from sandbox.stripe import expand, handlers
 from sandbox.stripe.errors import StripeError, forbidden, invalid, not_built, server_error, unauthorized
-from sandbox.stripe.expand import expanded
 from sandbox.stripe.faults import Fault, failure, refusal
 from sandbox.stripe.idempotency import MAX_LENGTH
 from sandbox.stripe.spec import Operation
 from sandbox.stripe.store import PLATFORM
 from sandbox.stripe.values import Answer, Json, answer
-from sandbox.stripe.world import ApiKey, Call, World
+from sandbox.stripe.world import ApiKey, Call, World, check_metadata
+
+_PLATFORMS_OWN = frozenset(
+    {
+        "account_links",
+        "accounts",
+        "capabilities",
+        "external_accounts",
+        "login_links",
+        "transfers",
+        "webhook_endpoints",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,10 @@ class Gateway:
         except CutError:
             seen["status"] = "cut"
             raise
+        finally:
+            # Whatever became of the call, its caller waits as long as for one that crossed the network.
+            if world.latency_ms:
+                await asyncio.sleep(world.latency_ms / 1000)
         seen["status"] = done.status
         headers = {
             "Request-Id": seen["id"],
@@ -98,12 +113,17 @@ class Gateway:
         if not any(fnmatchcase(handler.name, allowed) for allowed in key.allowed):
             raise forbidden(handler.name)
         owner = self._owner(seen["account"])
+        if owner != PLATFORM and _is_the_platforms(handler.name) and path.get("account") != owner:
+            # A caller that names an account where it must not would otherwise act on the wrong balance.
+            world.record.complaint("on_behalf", seen["id"], handler.name)
+            raise forbidden(f"{handler.name} on behalf of '{owner}'")
+        call = Call(world, owner, self._parameters(incoming, operation, seen), path, incoming.path)
+        # Only a call that is valid uses up a fault: else a scenario would seem played that never was.
         taken = world.faults.take(handler.name, owner)
         if (refused := refusal(taken, handler.name)) is not None:
             raise refused
         if "cut" in taken:
             raise CutError
-        call = Call(world, owner, self._parameters(incoming, operation, seen), path, incoming.path)
         done = await self._once(call, operation, taken, seen)
         if "webhooks_first" in taken:
             await world.webhooks.deliver()
@@ -121,6 +141,7 @@ class Gateway:
         before = keys.begin(scope, key, fingerprint)
         if before is not None:
             seen["replayed"] = True
+            self._world.faults.give_back(taken)
             return Answer(before.status, before.body, before.headers | {"Idempotent-Replayed": "true"})
         try:
             done = await self._execute(call, operation, taken, seen)
@@ -146,7 +167,7 @@ class Gateway:
         events.request, events.idempotency_key = seen["id"], seen["idempotency_key"]
         try:
             made = handlers.OPERATIONS[operation.id].run(call)
-            made = expanded(self._world.store, made, call.params.get("expand", []))
+            made = expand.expanded(self._world.store, made, call.params.get("expand", []))
         except StripeError as error:
             return self._error(error)
         except Exception as error:  # noqa: BLE001 - ours to mend: told loudly and recorded, whatever it is
@@ -201,8 +222,19 @@ class Gateway:
         pairs = [pair for text in (incoming.query, body) for pair in parse_qsl(text, keep_blank_values=True)]
         try:
             seen["params"] = self._world.spec.parameters(operation, pairs)
+            check_metadata(seen["params"].get("metadata"))
+            expand.check(self._world.spec, operation.response, seen["params"].get("expand", []))
         except StripeError as error:
             record.complaint("invalid_request", request, str(error))
             raise
         params: Json = seen["params"]
+        for name in handlers.OPERATIONS[operation.id].unplayed:
+            if params.get(name):
+                record.complaint("not_built", request, f"{operation.id}: {name}")
+                raise not_built(f"{name} of {operation.id}", f"{operation.method} {operation.template}")
         return params
+
+
+def _is_the_platforms(operation: str) -> bool:
+    """Whether only the platform itself may call it, never on behalf of a connected account."""
+    return operation.partition(".")[0] in _PLATFORMS_OWN and operation != "accounts.retrieve_current"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from sandbox.stripe.clock import DAY, Clock
 from sandbox.stripe.errors import key_in_use, key_reused
@@ -25,6 +26,7 @@ class IdempotencyKeys:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        # In the order of their first use, so that those a day old are the first ones.
         self._kept: dict[tuple[str, str], _Kept] = {}
 
     def begin(self, scope: str, key: str, fingerprint: str) -> Answer | None:
@@ -33,10 +35,8 @@ class IdempotencyKeys:
         Raises:
             StripeError: 409 while the first call runs, 400 if it had other parameters.
         """
+        self._prune()
         kept = self._kept.get((scope, key))
-        if kept is not None and self._clock.now() - kept.created >= KEPT_SECONDS and kept.answer is not None:
-            # Pruned: Stripe has forgotten the key and executes again.
-            kept = None
         if kept is None:
             self._kept[scope, key] = _Kept(fingerprint, self._clock.now())
             return None
@@ -53,6 +53,14 @@ class IdempotencyKeys:
     def forget(self, scope: str, key: str) -> None:
         """The call was refused before it was executed; the key may be used again."""
         del self._kept[scope, key]
+
+    def _prune(self) -> None:
+        """Forget what is a day old, as Stripe does: such a key executes again. A call that runs is kept."""
+        oldest = self._clock.now() - KEPT_SECONDS
+        past = list(takewhile(lambda entry: entry[1].created <= oldest, self._kept.items()))
+        for name, kept in past:
+            if kept.answer is not None:
+                del self._kept[name]
 
     def __len__(self) -> int:
         return len(self._kept)

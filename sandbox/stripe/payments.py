@@ -8,7 +8,6 @@ from sandbox.stripe.charges import charge_card
 from sandbox.stripe.currencies import check_charge
 from sandbox.stripe.customers import attach, card_of, new_method, payment_method
 from sandbox.stripe.errors import StripeError, invalid
-from sandbox.stripe.store import matching, page
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.world import Call, World, metadata, operation
 
@@ -19,10 +18,12 @@ _COPIED = (
     "setup_future_usage",
     "statement_descriptor_suffix",
 )
+# Each would move money to a connected account.
+_UNPLAYED = ("application_fee_amount", "transfer_data", "on_behalf_of")
 _CONFIRMABLE = ("requires_payment_method", "requires_confirmation", "requires_action")
 
 
-@operation("PostPaymentIntents", "payment_intents.create")
+@operation("PostPaymentIntents", "payment_intents.create", unplayed=_UNPLAYED)
 def create(call: Call) -> Json:
     world, params = call.world, call.params
     currency = params["currency"].lower()
@@ -56,8 +57,7 @@ def create(call: Call) -> Json:
 
 @operation("GetPaymentIntents", "payment_intents.list")
 def list_intents(call: Call) -> Json:
-    found = matching(call.world.store.all("payment_intent", call.owner), call.params, "customer")
-    return page(found, call.params, call.url)
+    return call.page("payment_intent", "customer")
 
 
 @operation("GetPaymentIntentsIntent", "payment_intents.retrieve")
@@ -65,11 +65,12 @@ def retrieve(call: Call) -> Json:
     return call.world.store.get("payment_intent", call.owner, call.path["intent"])
 
 
-@operation("PostPaymentIntentsIntent", "payment_intents.update")
+@operation("PostPaymentIntentsIntent", "payment_intents.update", unplayed=_UNPLAYED)
 def update(call: Call) -> Json:
     intent, params = retrieve(call), call.params
-    if "amount" in params:
+    if not params.keys().isdisjoint(("amount", "payment_method", "payment_method_data", "customer")):
         _expect(intent, _CONFIRMABLE)
+    if "amount" in params:
         check_charge(params["amount"], intent["currency"])
         intent["amount"] = params["amount"]
     if "customer" in params:
@@ -79,7 +80,7 @@ def update(call: Call) -> Json:
     return intent
 
 
-@operation("PostPaymentIntentsIntentConfirm", "payment_intents.confirm")
+@operation("PostPaymentIntentsIntentConfirm", "payment_intents.confirm", unplayed=_UNPLAYED)
 def confirm(call: Call) -> Json:
     intent = retrieve(call)
     _expect(intent, _CONFIRMABLE)
@@ -144,8 +145,8 @@ def _confirm(call: Call, intent: Json) -> None:
 
 
 def _asks(world: World, card: Card, method: Json, params: Json) -> bool:
-    if card.asks == "once" and params.get("off_session"):
-        return not world.secret(method["id"]).get("set_up")
+    if params.get("off_session"):
+        return card.asks == "always" or (card.asks == "once" and not world.secret(method["id"]).get("set_up"))
     return bool(card.asks)
 
 
@@ -181,12 +182,11 @@ def _decline(world: World, owner: str, intent: Json, card: Card, code: str) -> N
         "Your card was declined." if code != "authentication_required" else "Authentication is required."
     )
     decline = card.decline or (code if code == "authentication_required" else None)
-    error = _error(message, code) | ({"decline_code": decline} if decline else {}) | {"charge": charge["id"]}
+    error = _error(message, code) | ({"decline_code": decline} if decline else {})
+    error |= {"charge": charge["id"], "payment_method": snapshot(method)}
     _fail(world, owner, intent, error)
     fields = {name: value for name, value in error.items() if name not in ("type", "message")}
-    raise StripeError(
-        402, message, kind="card_error", **fields, payment_intent=snapshot(intent), payment_method=method
-    )
+    raise StripeError(402, message, kind="card_error", **fields, payment_intent=snapshot(intent))
 
 
 def _fail(world: World, owner: str, intent: Json, error: Json) -> None:

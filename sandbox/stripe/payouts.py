@@ -7,7 +7,7 @@ from sandbox.stripe.clock import DAY
 from sandbox.stripe.currencies import check_payout
 from sandbox.stripe.errors import invalid, missing
 from sandbox.stripe.standing import refresh
-from sandbox.stripe.store import PLATFORM, matching, page
+from sandbox.stripe.store import PLATFORM
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.world import Call, World, metadata, operation
 
@@ -59,8 +59,7 @@ def create(call: Call) -> Json:
 
 @operation("GetPayouts", "payouts.list")
 def list_payouts(call: Call) -> Json:
-    found = matching(call.world.store.all("payout", call.owner), call.params, "destination", "status")
-    return page(found, call.params, call.url)
+    return call.page("payout", "destination", "status", "arrival_date")
 
 
 @operation("GetPayoutsPayout", "payouts.retrieve")
@@ -81,8 +80,14 @@ def cancel(call: Call) -> Json:
     payout = retrieve(call)
     if payout["status"] != "pending":
         raise invalid("Payouts can only be canceled while they are pending", "status_transition_invalid")
-    _back(call.world, call.owner, payout, "payout_cancel")
-    call.world.change("payout.canceled", payout, call.owner, status="canceled")
+    transaction = _back(call.world, call.owner, payout, "payout_cancel")
+    call.world.change(
+        "payout.canceled",
+        payout,
+        call.owner,
+        status="canceled",
+        failure_balance_transaction=transaction["id"],
+    )
     return payout
 
 

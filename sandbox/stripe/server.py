@@ -22,6 +22,7 @@ from sandbox.stripe.world import ApiKey, World
 
 DEFAULT_KEY = "sk_test_tallystick"
 START_SECONDS = 30
+BACKLOG = 1024
 
 
 class StripeStandIn:
@@ -41,16 +42,26 @@ class StripeStandIn:
         seed: str = "tallystick",
         start: int | None = None,
         frozen: bool = False,
+        latency_ms: int = 0,
     ) -> None:
-        """`webhooks` and `connect_webhooks` are pairs of URL and secret; `start` is the first second."""
+        """`webhooks` and `connect_webhooks` are pairs of URL and secret; `start` is the first second.
+
+        Every answer of the API takes `latency_ms`.
+
+        Raises:
+            OSError: the port cannot be listened on.
+        """
         # asyncio switches Nagle off, which costs 40 ms a call, only where the protocol is named.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Loopback only: it accepts money orders from whoever reaches it.
         self._socket.bind(("127.0.0.1", port))
+        # From here on who connects is answered, if only once `serve` runs: the address may be told.
+        self._socket.listen(BACKLOG)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.control = StripeControl(self.url)
         world = World(Clock(start, frozen=frozen), seed, self.url)
+        world.latency_ms = latency_ms
         world.keys |= {key: ApiKey(key) for key in api_keys}
         self.api_key = next(iter(world.keys), "")
         for connect, pairs in ((False, webhooks), (True, connect_webhooks)):
@@ -67,6 +78,9 @@ class StripeStandIn:
             lifespan="off",
             log_level="error",
             access_log=False,
+            # What is asked to end does so, even while a slow answer is waited for.
+            timeout_graceful_shutdown=1,
+            backlog=BACKLOG,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.serve, name="stripe", daemon=True)

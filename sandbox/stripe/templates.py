@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from functools import cache
+from typing import Any
 
 from sandbox.stripe.spec import DATA
 from sandbox.stripe.values import Json
@@ -68,15 +68,28 @@ def _samples() -> Json:
     return samples
 
 
+@cache
+def _template(kind: str) -> Json:
+    made = _samples()[kind] | _BLANK.get(kind, {})
+    if "livemode" in made:
+        made["livemode"] = False
+    return {name: value for name, value in made.items() if value is not REMOVE}
+
+
 def sample(kind: str) -> Json:
     """Stripe's own sample of an object, untouched."""
-    found: Json = copy.deepcopy(_samples()[kind])
+    found: Json = _copied(_samples()[kind])
     return found
 
 
 def new(kind: str, **fields: object) -> Json:
     """A fresh object: the sample without its accidents, not live, and with `fields`."""
-    made = sample(kind) | copy.deepcopy(_BLANK.get(kind, {})) | fields
-    if "livemode" in made:
-        made["livemode"] = fields.get("livemode", False)
-    return {name: value for name, value in made.items() if value is not REMOVE}
+    made: Json = _copied(_template(kind))
+    return made | fields
+
+
+def _copied(value: Any) -> Any:
+    # Cheaper than copy.deepcopy, and unlike a way through text it shares the names of the fields.
+    if isinstance(value, dict):
+        return {name: _copied(inner) for name, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from sandbox.stripe import templates
-from sandbox.stripe.errors import invalid
-from sandbox.stripe.store import PLATFORM, matching, page
+from sandbox.stripe.errors import invalid, missing
+from sandbox.stripe.store import PLATFORM
 from sandbox.stripe.values import Json
 from sandbox.stripe.world import Call, World, metadata, operation
+
+# Those that a transfer itself shows, the newest first; all are in their own list.
+REVERSALS_SHOWN = 10
 
 
 @operation("PostTransfers", "transfers.create")
@@ -25,7 +28,7 @@ def create(call: Call) -> Json:
     if charge is None and world.balances.available(call.owner, currency) < amount:
         raise invalid("You have insufficient available funds in your Stripe account", "balance_insufficient")
     # Money of a charge moves when the charge's own does: the balance of today has no say.
-    available_on = world.secret(charge["id"])["available_on"] if charge else None
+    available_on = _pending_until(world, charge) if charge else None
     transfer = templates.new(
         "transfer",
         id=world.ids.next("tr"),
@@ -54,10 +57,7 @@ def create(call: Call) -> Json:
 
 @operation("GetTransfers", "transfers.list")
 def list_transfers(call: Call) -> Json:
-    found = matching(
-        call.world.store.all("transfer", call.owner), call.params, "destination", "transfer_group"
-    )
-    return page(found, call.params, call.url)
+    return call.page("transfer", "destination", "transfer_group")
 
 
 @operation("GetTransfersTransfer", "transfers.retrieve")
@@ -78,34 +78,35 @@ def update(call: Call) -> Json:
     return transfer
 
 
-@operation("PostTransfersIdReversals", "transfers.reversals.create")
+@operation("PostTransfersIdReversals", "transfers.reversals.create", unplayed=("refund_application_fee",))
 def create_reversal(call: Call) -> Json:
     transfer = call.world.store.get("transfer", call.owner, call.path["id"])
-    made = reverse(call.world, transfer, call.params.get("amount"), call.owner)
-    made["metadata"] = metadata({}, call.params.get("metadata"))
-    return made
+    made = metadata({}, call.params.get("metadata"))
+    return reverse(call.world, transfer, call.params.get("amount"), metadata=made)
 
 
 @operation("GetTransfersIdReversals", "transfers.reversals.list")
 def list_reversals(call: Call) -> Json:
     transfer = call.world.store.get("transfer", call.owner, call.path["id"])
-    reversals = call.world.store.all("transfer_reversal", call.owner)
-    return page([item for item in reversals if item["transfer"] == transfer["id"]], call.params, call.url)
+    return call.page("transfer_reversal", transfer=transfer["id"])
 
 
 @operation("GetTransfersTransferReversalsId", "transfers.reversals.retrieve")
 def retrieve_reversal(call: Call) -> Json:
-    return call.world.store.get("transfer_reversal", call.owner, call.path["id"])
+    reversal = call.world.store.get("transfer_reversal", call.owner, call.path["id"])
+    if reversal["transfer"] != call.path["transfer"]:
+        raise missing("transfer_reversal", reversal["id"])
+    return reversal
 
 
 @operation("PostTransfersTransferReversalsId", "transfers.reversals.update")
 def update_reversal(call: Call) -> Json:
-    reversal = call.world.store.get("transfer_reversal", call.owner, call.path["id"])
+    reversal = retrieve_reversal(call)
     reversal["metadata"] = metadata(reversal["metadata"], call.params.get("metadata"))
     return reversal
 
 
-def reverse(world: World, transfer: Json, amount: int | None, owner: str = PLATFORM) -> Json:
+def reverse(world: World, transfer: Json, amount: int | None, *, metadata: Json | None = None) -> Json:
     """Take back `amount`, or what is left: by a call, or in the dashboard.
 
     Raises:
@@ -118,7 +119,11 @@ def reverse(world: World, transfer: Json, amount: int | None, owner: str = PLATF
     if not 0 < amount <= left:
         raise invalid(f"Transfer reversal amount {amount} is not from 1 to {left}", param="amount")
     destination, currency = transfer["destination"], transfer["currency"]
-    has = world.balances.available(destination, currency) + world.balances.pending(destination, currency)
+    payment = world.store.get("charge", destination, transfer["destination_payment"])
+    ours, theirs = _pending_until(world, transfer), _pending_until(world, payment)
+    # Pending money pays back only a transfer that is itself still pending.
+    has = world.balances.available(destination, currency)
+    has += world.balances.pending(destination, currency) if theirs else 0
     if has < amount and not world.secret(destination).get("reserves"):
         raise invalid("The connected account has insufficient funds to reverse", "balance_insufficient")
     reversal = templates.new(
@@ -127,25 +132,34 @@ def reverse(world: World, transfer: Json, amount: int | None, owner: str = PLATF
         amount=amount,
         created=world.clock.now(),
         currency=currency,
+        metadata=metadata or {},
         transfer=transfer["id"],
     )
     reversal["balance_transaction"] = world.balances.book(
-        owner, "transfer_refund", amount, currency, reversal["id"]
+        PLATFORM, "transfer_refund", amount, currency, reversal["id"], available_on=ours
     )["id"]
-    reversal["destination_payment_refund"] = _refund_payment(world, transfer, amount)
-    world.store.add(owner, reversal)
+    reversal["destination_payment_refund"] = _refund_payment(world, destination, payment, amount, theirs)
+    world.store.add(PLATFORM, reversal)
     transfer["amount_reversed"] += amount
     transfer["reversed"] = transfer["amount_reversed"] == transfer["amount"]
-    transfer["reversals"]["data"].insert(0, reversal)
-    world.events.emit("transfer.reversed", transfer, owner)
+    shown = transfer["reversals"]
+    shown["has_more"] = len(shown["data"]) == REVERSALS_SHOWN
+    shown["data"] = [reversal, *shown["data"]][:REVERSALS_SHOWN]
+    world.events.emit("transfer.reversed", transfer)
     return reversal
+
+
+def _pending_until(world: World, moved: Json) -> int | None:
+    """When the money of a charge or transfer becomes available; None once it is."""
+    transaction = world.store.find(moved["balance_transaction"])
+    return transaction["available_on"] if transaction and transaction["status"] == "pending" else None
 
 
 def _source(call: Call, identifier: str | None) -> Json | None:
     if identifier is None:
         return None
     charge = call.world.store.get("charge", call.owner, identifier, param="source_transaction", status=400)
-    if charge["status"] != "succeeded":
+    if charge["status"] != "succeeded" or charge["source_transfer"] is not None:
         raise invalid("The source_transaction has not succeeded", param="source_transaction")
     return charge
 
@@ -186,9 +200,8 @@ def _destination_payment(world: World, transfer: Json, available_on: int | None)
     return world.store.add(account, payment)
 
 
-def _refund_payment(world: World, transfer: Json, amount: int) -> str:
-    account, currency = transfer["destination"], transfer["currency"]
-    payment = world.store.get("charge", account, transfer["destination_payment"])
+def _refund_payment(world: World, account: str, payment: Json, amount: int, available_on: int | None) -> str:
+    currency = payment["currency"]
     refund = templates.new(
         "refund",
         id=world.ids.next("pyr"),
@@ -199,7 +212,7 @@ def _refund_payment(world: World, transfer: Json, amount: int) -> str:
         destination_details=None,
     )
     refund["balance_transaction"] = world.balances.book(
-        account, "payment_refund", -amount, currency, refund["id"]
+        account, "payment_refund", -amount, currency, refund["id"], available_on=available_on
     )["id"]
     world.store.add(account, refund)
     payment["amount_refunded"] += amount

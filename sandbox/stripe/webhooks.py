@@ -12,12 +12,14 @@ from fnmatch import fnmatchcase
 from sandbox.stripe import signatures
 from sandbox.stripe.clock import DAY, HOUR, Clock
 from sandbox.stripe.errors import invalid
+from sandbox.stripe.events import unpacked
 from sandbox.stripe.ids import Ids
 from sandbox.stripe.post import post
 from sandbox.stripe.values import Json
 
 # Tried again with growing pauses until the event is this old, then given up: left to /v1/events.
 GIVE_UP_AFTER = 3 * DAY
+DONE_KEPT = 10_000
 _FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 60, 12 * HOUR
 # What can happen to the next deliveries; the tamperings beside it concern what is sent.
 HANDLINGS = {
@@ -47,7 +49,7 @@ class Endpoint:
         return [secret for secret, ends in self.secrets if ends is None or ends > now]
 
 
-@dataclass
+@dataclass(eq=False)
 class Delivery:
     """One event on its way to one endpoint."""
 
@@ -95,8 +97,12 @@ class Webhooks:
         self.paused = False
         # Set when something may have become due; made by the loop that waits on it.
         self.wake: asyncio.Event | None = None
-        self._waiting: list[Delivery] = []
-        self._done: deque[Delivery] = deque(maxlen=20_000)
+        # All that is not done, and of it what may be sent at once: a receiver that is down makes the first
+        # long, and no call may look through it.
+        self._waiting: dict[str, Delivery] = {}
+        self._ready: list[Delivery] = []
+        self._done: deque[Delivery] = deque(maxlen=DONE_KEPT)
+        # By event, how many deliveries of it are on their way; one that has none is left out.
         self._unfinished: dict[str, int] = {}
         # By event, the endpoints that never took it; one that takes a repeat is taken off.
         self._failed: dict[str, set[str]] = {}
@@ -132,8 +138,9 @@ class Webhooks:
         """How many endpoints have not taken the event yet."""
         return self._unfinished.get(event_id, 0) + len(self._failed.get(event_id, ()))
 
-    def succeeded(self, event_id: str) -> bool:
-        return not self.pending(event_id)
+    def unsuccessful(self) -> list[str]:
+        """The events that some endpoint has not taken yet, or never took."""
+        return list(self._unfinished.keys() | self._failed.keys())
 
     def reorder(self, how: str) -> None:
         """Turn what waits around (`reverse`) or mix it (`shuffle`).
@@ -141,18 +148,22 @@ class Webhooks:
         Raises:
             StripeError: another word.
         """
+        waiting = list(self._waiting.values())
         if how == "reverse":
-            self._waiting.reverse()
+            waiting.reverse()
         elif how == "shuffle":
-            self._random.shuffle(self._waiting)
+            self._random.shuffle(waiting)
         else:
             raise invalid(f"Unknown order {how!r}: reverse or shuffle", param="order")
+        self._waiting = {delivery.id: delivery for delivery in waiting}
+        ready = set(self._ready)
+        self._ready = [delivery for delivery in waiting if delivery in ready]
 
     def view(self) -> Json:
         return {
             "paused": self.paused,
             "mishaps": [vars(mishap) for mishap in self._mishaps],
-            "waiting": [delivery.view() for delivery in self._waiting],
+            "waiting": [delivery.view() for delivery in self._waiting.values()],
             "done": [delivery.view() for delivery in self._done],
             "endpoints": [
                 {
@@ -185,10 +196,11 @@ class Webhooks:
         async with self._sending:
             due = [
                 delivery
-                for delivery in self._waiting
-                if (not event or delivery.event["id"] == event)
-                and (now or (delivery.state == "waiting" and delivery.due <= self._clock.now()))
+                for delivery in (self._waiting.values() if now else self._ready)
+                if not event or delivery.event["id"] == event
             ]
+            taken = set(due)
+            self._ready = [delivery for delivery in self._ready if delivery not in taken]
             by_endpoint: dict[str, list[Delivery]] = {}
             for delivery in due:
                 by_endpoint.setdefault(delivery.endpoint.value["id"], []).append(delivery)
@@ -203,14 +215,25 @@ class Webhooks:
                 delivery.handling.append(mishap.kind)
                 if mishap.kind == "delay":
                     delivery.due += mishap.seconds
-                    self._clock.at(delivery.due, self._nudge)
                 elif mishap.kind == "drop":
                     delivery.state = "held"
-        self._waiting.append(delivery)
+        self._waiting[delivery.id] = delivery
         self._unfinished[event["id"]] = self._unfinished.get(event["id"], 0) + 1
-        self._nudge()
+        self._plan(delivery, delivery.due)
 
-    def _nudge(self) -> None:
+    def _plan(self, delivery: Delivery, due: int) -> None:
+        """Let it be sent at `due`, unless it is held."""
+        delivery.due = due
+        if due > self._clock.now():
+            self._clock.at(due, lambda: self._fall_due(delivery, due))
+        else:
+            self._fall_due(delivery, due)
+
+    def _fall_due(self, delivery: Delivery, due: int) -> None:
+        # One that was sent by hand meanwhile is done, or due at another time.
+        if delivery.state != "waiting" or delivery.due != due:
+            return
+        self._ready.append(delivery)
         if self.wake is not None:
             self.wake.set()
 
@@ -222,8 +245,10 @@ class Webhooks:
 
     async def _send(self, delivery: Delivery) -> int | None:
         endpoint, now = delivery.endpoint, self._clock.now()
+        if endpoint.value["status"] != "enabled":
+            return None
         # The version pinned at the endpoint, never the one the caller's library asks for.
-        shown = delivery.event | {
+        shown = unpacked(delivery.event) | {
             "api_version": endpoint.value["api_version"] or delivery.event["api_version"]
         }
         shown["pending_webhooks"] = self.pending(delivery.event["id"])
@@ -233,7 +258,7 @@ class Webhooks:
         kind = next((name for name in delivery.handling if name in signatures.TAMPERINGS), "")
         # Only the first attempt is spoiled: what Stripe sends again, it signs again.
         kind = kind if delivery.attempts == 0 else ""
-        signed, body = signatures.tampered(kind, endpoint.secrets_at(now), now, body)
+        signed, body = signatures.tampered(kind, endpoint.secrets_at(now), self._clock.outside(), body)
         headers = {"Content-Type": "application/json; charset=utf-8", "User-Agent": "Stripe/1.0", **signed}
         return await asyncio.to_thread(post, endpoint.value["url"], body, headers)
 
@@ -244,12 +269,18 @@ class Webhooks:
         now, event = self._clock.now(), delivery.event["id"]
         if not taken and now - delivery.event["created"] < GIVE_UP_AFTER:
             pause = min(_FIRST_RETRY_SECONDS * 2 ** (delivery.attempts - 1), _LONGEST_RETRY_SECONDS)
-            delivery.state, delivery.due = "waiting", now + pause
-            self._clock.at(delivery.due, self._nudge)
+            delivery.state = "waiting"
+            self._plan(delivery, now + pause)
             return
         delivery.state = "delivered" if taken else "given_up"
-        self._waiting.remove(delivery)
+        del self._waiting[delivery.id]
         self._done.append(delivery)
         self._unfinished[event] -= 1
-        failed = self._failed.setdefault(event, set())
-        (failed.discard if taken else failed.add)(delivery.endpoint.value["id"])
+        if not self._unfinished[event]:
+            del self._unfinished[event]
+        if not taken:
+            self._failed.setdefault(event, set()).add(delivery.endpoint.value["id"])
+        elif event in self._failed:
+            self._failed[event].discard(delivery.endpoint.value["id"])
+            if not self._failed[event]:
+                del self._failed[event]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from sandbox.stripe import spec as specs
 from sandbox.stripe.balances import Balances
 from sandbox.stripe.clock import Clock
-from sandbox.stripe.errors import missing
+from sandbox.stripe.errors import invalid, missing
 from sandbox.stripe.events import Events
 from sandbox.stripe.faults import Faults
 from sandbox.stripe.idempotency import IdempotencyKeys
@@ -18,6 +18,8 @@ from sandbox.stripe.spec import Spec
 from sandbox.stripe.store import PLATFORM, Store
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.webhooks import Webhooks
+
+METADATA_KEYS, METADATA_KEY_LENGTH, METADATA_VALUE_LENGTH = 50, 40, 500
 
 
 @dataclass
@@ -41,6 +43,8 @@ class World:
         self.record = Record()
         self.faults = Faults()
         self.store = Store()
+        # How long every answer takes, for benchmarks that are to see a network.
+        self.latency_ms = 0
         self.keys: dict[str, ApiKey] = {}
         self.idempotency = IdempotencyKeys(clock)
         self.balances = Balances(clock, self.ids, self.store)
@@ -87,29 +91,64 @@ class Call:
     path: dict[str, str]
     url: str
 
+    def page(
+        self,
+        kind: str,
+        *filters: str,
+        where: Callable[[Json], bool] = lambda _: True,
+        among: Iterable[str] | None = None,
+        **fixed: str,
+    ) -> Json:
+        """The page of its owner's objects that a list call asks for; `fixed` are fields that the path names.
+
+        Raises:
+            StripeError: see `Store.page`.
+        """
+        params, names = self.params | fixed, (*filters, *fixed)
+        return self.world.store.page(kind, self.owner, params, self.url, *names, where=where, among=among)
+
 
 Handler = Callable[[Call], Json]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A call that the stand-in implements, under the name that faults use for it."""
+    """A call that the stand-in implements, under the name that faults use for it.
+
+    `unplayed` are parameters that would do something to money which the stand-in does not do.
+    """
 
     name: str
     run: Handler
+    unplayed: tuple[str, ...] = ()
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(operation_id: str, name: str) -> Callable[[Handler], Handler]:
+def operation(
+    operation_id: str, name: str, *, unplayed: tuple[str, ...] = ()
+) -> Callable[[Handler], Handler]:
     """Register the handler of one operation of Stripe's document."""
 
     def register(handler: Handler) -> Handler:
-        OPERATIONS[operation_id] = Operation(name, handler)
+        OPERATIONS[operation_id] = Operation(name, handler, unplayed)
         return handler
 
     return register
+
+
+def check_metadata(given: object) -> None:
+    """Raises:
+    StripeError: more keys than Stripe keeps, or one or its value is too long.
+    """
+    pairs = given if isinstance(given, dict) else {}
+    if len(pairs) > METADATA_KEYS:
+        raise invalid(f"Metadata can have at most {METADATA_KEYS} keys", param="metadata")
+    for key, value in pairs.items():
+        if len(key) > METADATA_KEY_LENGTH or len(value) > METADATA_VALUE_LENGTH:
+            limits = f"{METADATA_KEY_LENGTH} characters, and values {METADATA_VALUE_LENGTH}"
+            raise invalid(f"Metadata keys can have at most {limits}", param=f"metadata[{key}]")
 
 
 def metadata(current: Json, given: object) -> Json:

@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.kit.errors import InvalidArgument
+from services.kit.errors import FieldViolation, InvalidArgument
 
 
 def time_from_proto(message: Any, field: str) -> datetime:
@@ -22,6 +22,18 @@ def time_from_proto(message: Any, field: str) -> datetime:
 def optional_time_from_proto(message: Any, field: str) -> datetime | None:
     """The time in a field that may be unset; raises InvalidArgument naming the field."""
     return time_from_proto(message, field) if message.HasField(field) else None
+
+
+def time_from_page_key(part: str | int) -> datetime:
+    """The time in a page token. Raises InvalidArgument for what is none."""
+    try:
+        return datetime.fromisoformat(str(part)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(
+            "page_token is damaged",
+            reason="INVALID_PAGE_TOKEN",
+            field_violations=[FieldViolation("page_token", "is damaged")],
+        ) from None
 
 
 def timestamp(moment: datetime) -> Timestamp:

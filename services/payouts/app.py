@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from starlette.routing import Route
+
 from services.kit.auth import Authenticator, CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
@@ -11,11 +13,13 @@ from services.kit.db import Database
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
+from services.payouts.accounts import Accounts, OnboardingUrls
 from services.payouts.clock import FollowedClock
 from services.payouts.config import PayoutsConfig, StripeConfig
 from services.payouts.domain.minimums import parse_minimums
 from services.payouts.executor import Executor
 from services.payouts.payers import Payers
+from services.payouts.processor.accounts import ProcessorAccounts
 from services.payouts.processor.api import StripeApi
 from services.payouts.processor.bank_payouts import BankPayouts
 from services.payouts.processor.customers import Customers
@@ -25,14 +29,22 @@ from services.payouts.processor.transfers import Transfers
 from services.payouts.purchase_events import PurchaseEvents
 from services.payouts.purchaser import Purchaser
 from services.payouts.recharger import Recharger
+from services.payouts.rpc.connect import ConnectService
 from services.payouts.rpc.ledger import Ledger
 from services.payouts.rpc.payments import PaymentService
 from services.payouts.rpc.payouts import PayoutService
+from services.payouts.rpc.schedules import ScheduleService
+from services.payouts.scheduler import Scheduler
+from services.payouts.web.onboarding import onboarding_routes
 from tallystick.payouts.v1 import (
+    connect_service_pb2,
+    connect_service_pb2_grpc,
     payment_service_pb2,
     payment_service_pb2_grpc,
     payout_service_pb2,
     payout_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
 )
 
 
@@ -43,7 +55,10 @@ class App:
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
     workers: Sequence[Worker]
+    executor: Executor
     purchase_events: PurchaseEvents
+    # What is served over HTTP.
+    routes: Sequence[Route]
 
 
 @asynccontextmanager
@@ -79,28 +94,42 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             concurrency=config.concurrency,
         )
         workers.append(executor.worker(config.executor_interval))
+        minimums = parse_minimums(config.minimums)
+        scheduler = Scheduler(writer=writer, ledger=ledger, minimums=minimums, clock=clock)
+        workers.append(scheduler.worker(config.schedule_interval))
+        accounts = Accounts(
+            writer=writer,
+            processor=ProcessorAccounts(api),
+            urls=OnboardingUrls(config.public_url),
+            clock=clock,
+        )
+        workers.append(accounts.worker())
         payouts = PayoutService(
             writer=writer,
             reader=reader,
             executor=executor,
             transfers=transfers,
-            minimums=parse_minimums(config.minimums),
+            minimums=minimums,
             clock=clock,
+        )
+        schedules = ScheduleService(
+            writer=writer, reader=reader, scheduler=scheduler, ledger=ledger, clock=clock
         )
         payments = Payments(api)
         purchaser = Purchaser(writer=writer, ledger=ledger, payments=payments, clock=clock)
         workers.append(purchaser.worker(config.purchaser_interval))
         return_url = config.purchase_return_url or config.public_url
-        payment = PaymentService(
+        recharger = Recharger(
+            writer=writer, ledger=ledger, purchaser=purchaser, clock=clock, return_url=return_url
+        )
+        sales = PaymentService(
             writer=writer,
             reader=reader,
             ledger=ledger,
             payments=payments,
             payers=Payers(writer=writer, customers=Customers(api), clock=clock),
             purchaser=purchaser,
-            recharger=Recharger(
-                writer=writer, ledger=ledger, purchaser=purchaser, clock=clock, return_url=return_url
-            ),
+            recharger=recharger,
             return_url=return_url,
             clock=clock,
         )
@@ -112,16 +141,28 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
                     payouts,
                 ),
                 bind(
+                    schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
+                    schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server,
+                    schedules,
+                ),
+                bind(
+                    connect_service_pb2.DESCRIPTOR.services_by_name["ConnectService"],
+                    connect_service_pb2_grpc.add_ConnectServiceServicer_to_server,
+                    ConnectService(accounts=accounts, ledger=ledger, reader=reader),
+                ),
+                bind(
                     payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
                     payment_service_pb2_grpc.add_PaymentServiceServicer_to_server,
-                    payment,
+                    sales,
                 ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
+            executor=executor,
             purchase_events=PurchaseEvents(
                 writer=writer, purchaser=purchaser, payments=payments, clock=clock
             ),
+            routes=onboarding_routes(accounts),
         )
 
 

@@ -161,7 +161,10 @@ class Executor:
                 )
             return await self._later(payout, f"ledger: {error.reason}")
         except Throttled as error:
-            return await self._later(payout, error.code or "throttled")
+            # Certainly not done, so it says nothing of this payout: it waits as long as everybody does.
+            return await self._save(
+                payout, rules.again_later(payout, error.code or "throttled", self._clock.now() + error.pause)
+            )
         except KeyRefused as error:
             return await self._later(payout, error.message, Hold.KEY_REFUSED)
         except KeyConflict as error:
@@ -213,6 +216,8 @@ class Executor:
                 payout,
                 rules.held_for_decision(payout, Hold.UNRESOLVED, "the ledger has ended this payout already"),
             )
+        if standing.payouts_frozen:
+            return await self._later(payout, standing.payouts_freeze_reason, Hold.FROZEN)
         if standing.balance.available.amount_micros < 0:
             return await self._later(payout, "available earnings are below zero", Hold.NEGATIVE_EARNINGS)
         async with self._writer.begin() as connection:

@@ -23,6 +23,8 @@ import grpc
 import psycopg
 import pytest
 
+from sandbox.stripe.client import StripeControl
+from scripts.grpc_health import serving
 from tallystick.ledger.v1.directory_service_pb2 import ListCustomersRequest
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 
@@ -376,9 +378,16 @@ def test_a_kept_stack_answers_with_the_keys_it_names_until_interrupted(
         try:
             assert demo.stdout is not None
             output = "".join(takewhile(lambda line: "Ctrl-C" not in line, demo.stdout))
-            named = re.search(r"^ledger (\S+), metering \S+\nkeys in (\S+)$", output, re.MULTILINE)
+            named = re.search(
+                r"^ledger (\S+), metering \S+, payouts (\S+)\n"
+                r"payouts' web \S+, Stripe (\S+)\nkeys in (\S+)$",
+                output,
+                re.MULTILINE,
+            )
             assert named is not None, output
-            address, secrets = named.groups()
+            address, payouts, stripe, secrets = named.groups()
+            assert serving(payouts)
+            assert StripeControl(f"http://{stripe}").run("clock get")["frozen"] is False
             key = Path(secrets, "operator.key").read_text().strip()
             with grpc.insecure_channel(address) as channel:
                 listed = DirectoryServiceStub(channel).ListCustomers(

@@ -44,8 +44,8 @@ def localized(text: str, endpoints: Endpoints, stack: Stack) -> str:
     """The commands for this stack: a Python environment, ports and secrets of its own."""
     text = text.replace(".venv/bin/grpcurl", str(Path(sys.executable).parent / "grpcurl"))
     text = text.replace(".sandbox/secrets", str(stack.operator_key.path.parent))
-    ports = {"50051": endpoints.ledger, "50052": endpoints.metering}
-    return re.sub(r"\bcall (5005[12])\b", lambda found: f"call {port(ports[found[1]])}", text)
+    ports = {"50051": endpoints.ledger, "50052": endpoints.metering, "50053": endpoints.payouts}
+    return re.sub(r"\bcall (5005[123])\b", lambda found: f"call {port(ports[found[1]])}", text)
 
 
 def port(endpoint: str) -> str:

@@ -22,6 +22,7 @@ from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_credits import hold_request, of_hold
+from tests.support.ledger_funding import CHARGEBACK, REFUND, Funding
 from tests.support.ledger_server import LedgerServer, running_ledger
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "accounting.md"
@@ -35,6 +36,11 @@ TRANSACTION_TYPES = (
     "payout_completion",
     "payout_return",
     "payout_reversal",
+    "correction",
+    "purchase_refund",
+    "purchase_chargeback",
+    "purchase_reinstatement",
+    "processor_fee",
 )
 # Work and its charge are on different days in the examples.
 WORK_TO_CHARGE = timedelta(days=3)
@@ -112,14 +118,18 @@ class Play:
                 self._organization,
             ),
             (r"customer (\S+?)(?:, may owe ([\d,]+))?", self._customer),
-            (r"(purchase) of ([\d,]+) by (\S+)", self._grant),
-            (r"(promotion) of ([\d,]+) to (\S+)", self._grant),
+            (r"(purchase)(?: (\S+))? of ([\d,]+) by (\S+)", self._grant),
+            (r"(promotion)(?: (\S+))? of ([\d,]+) to (\S+)", self._grant),
+            (r"(refund|chargeback) (\S+) of ([\d,]+) from purchase (\S+) of (\S+)", self._reverse_purchase),
+            (r"reinstatement (\S+) of (\S+) of (\S+)", self._reinstate),
+            (r"processor fee (\S+) of (-?[\d,]+)", self._fee),
             (r"hold (\S+) of ([\d,]+) for (\S+)", self._hold),
             (r"charge (\S+) of ([\d,]+) to (\S+)(?: from (\S+))? for (.+)", self._charge),
             (r"adjustment of (.+)", self._adjust),
             (r"payout (\S+) of ([\d,]+) to (\S+)", self._pay_out),
             (r"payout (\S+) (completed|returned) to (\S+)", self._end_payout),
             (r"reversal (\S+) of ([\d,]+) from payout (\S+) to (\S+)", self._reverse),
+            (r"correction (\S+) of ([\d,]+) from (\S+)", self._correct),
         ):
             if match := re.fullmatch(pattern, line):
                 await step(*match.groups())
@@ -137,7 +147,7 @@ class Play:
         )
         self.owners.append(owner_id)
 
-    async def _grant(self, what: str, amount: str, customer_id: str) -> None:
+    async def _grant(self, what: str, key: str | None, amount: str, customer_id: str) -> None:
         sources = {
             "purchase": ledger.CREDIT_SOURCE_PURCHASE,
             "promotion": ledger.CREDIT_SOURCE_PLATFORM_PROMOTION,
@@ -147,9 +157,26 @@ class Play:
                 customer_id=customer_id,
                 amount=usd(number(amount)),
                 source=sources[what],
-                idempotency_key=f"story-{next(self._keys)}",
+                idempotency_key=key or f"story-{next(self._keys)}",
             )
         )
+
+    async def _reverse_purchase(
+        self, kind: str, reversal_id: str, amount: str, key: str, customer_id: str
+    ) -> None:
+        await Funding(self.server).reverse(
+            reversal_id,
+            number(amount),
+            {"refund": REFUND, "chargeback": CHARGEBACK}[kind],
+            purchase=key,
+            customer=customer_id,
+        )
+
+    async def _reinstate(self, reinstatement_id: str, reversal_id: str, customer_id: str) -> None:
+        await Funding(self.server).reinstate(reversal_id, reinstatement_id, customer=customer_id)
+
+    async def _fee(self, fee_id: str, amount: str) -> None:
+        await Funding(self.server).fee(fee_id, number(amount))
 
     async def _hold(self, hold_id: str, amount: str, customer_id: str) -> None:
         request = hold_request(hold_id, number(amount), customer=customer_id)
@@ -210,6 +237,17 @@ class Play:
                 payout_id=payout_id,
                 reversal_id=reversal_id,
                 amount=usd(number(amount)),
+            )
+        )
+
+    async def _correct(self, correction_id: str, amount: str, workflow_id: str) -> None:
+        (charge_id,) = (key for key, one in self.charges.items() if one.workflow_id == workflow_id)
+        await self.server.operator.ledger.CorrectCharge(
+            ledger.CorrectChargeRequest(
+                charge_id=charge_id,
+                correction_id=correction_id,
+                amount=usd(number(amount)),
+                reason="as docs/accounting.md tells it",
             )
         )
 
@@ -291,8 +329,12 @@ def shown_bucket(
         }
     # A posting of a charge is on the day of its charge; a receivable goes out of the bucket it went into, and
     # into one that counts from now.
-    # What a payout takes, and what comes back of it, is of the bucket that the charge went into.
-    of_charge = transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE or transaction.payout_id
+    # What a payout or a correction takes, and what comes back, is of the bucket that the charge went into.
+    of_charge = (
+        transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE
+        or transaction.payout_id
+        or transaction.correction_id
+    )
     posted_on = "P" if of_charge or not bucket.collected else "T"
     earned_on = "W" if charge is not None else "T"
     assert date.fromisoformat(bucket.earned_on) == days[earned_on]
@@ -308,13 +350,14 @@ def day(moment: datetime) -> date:
 async def balances(server: LedgerServer, table: Table) -> tuple[tuple[str, ...], ...]:
     """The rows of a table of balances, as the ledger says now."""
     read = customer_row if table.subject == "customer" else organization_row
-    return tuple([await read(server, row[0]) for row in table.rows])
+    # A table may leave out the last columns.
+    return tuple([(await read(server, row[0]))[: len(row)] for row in table.rows])
 
 
 async def customer_row(server: LedgerServer, customer_id: str) -> tuple[str, ...]:
     request = ledger.GetCustomerBalanceRequest(customer_id=customer_id)
     balance = (await server.operator.ledger.GetCustomerBalance(request)).balance
-    return row(customer_id, balance.available, balance.receivable, balance.unpaid)
+    return row(customer_id, balance.available, balance.receivable, balance.unpaid, balance.chargebacks)
 
 
 async def organization_row(server: LedgerServer, organization_id: str) -> tuple[str, ...]:

@@ -10,17 +10,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from services.kit import ids
 from services.kit.db import Database
+from services.kit.money import MAX_AMOUNT_MICROS
 from services.kit.tenancy import PLATFORM, scope
 from services.ledger.store.audit import run_checks
-from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2, payout_debit_pb2
+from tallystick.common.v1 import error_reason_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, correction_pb2, credit_pb2, payout_debit_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support import ledger_credits
 from tests.support.ledger_credits import OUTCOME, RUN, hold_request, reason_of, release_of, state_of, usd
-from tests.support.ledger_oracle import AskedHold, Claim, Ended, Item, LedgerOracle
+from tests.support.ledger_oracle import AskedHold, Charge, Claim, Ended, Item, LedgerOracle
 from tests.support.ledger_server import LedgerServer
 from tests.support.rpc_errors import refusal
 
@@ -30,12 +33,22 @@ AMOUNTS = st.one_of(st.integers(0, 30), st.integers(0, 10_000), st.just(10**14))
 RESERVED = st.one_of(st.integers(1, 30), st.integers(1, 10_000))
 BASIS_POINTS = st.sampled_from([(0, 0), (1500, 290), (3333, 6667), (10_000, 0), (1, 1)])
 PURPOSES = {"run": RUN, "outcome": OUTCOME}
-PAYOUT_REFUSALS = {"refused": "INSUFFICIENT_EARNINGS", "reused": "IDEMPOTENCY_KEY_REUSED"}
+PAYOUT_REFUSALS = {
+    "refused": "INSUFFICIENT_EARNINGS",
+    "frozen": "PAYOUTS_FROZEN",
+    "reused": "IDEMPOTENCY_KEY_REUSED",
+}
+HOLD_REFUSALS = {
+    "INSUFFICIENT_CREDITS": "insufficient",
+    "CUSTOMER_FROZEN": "frozen",
+    "IDEMPOTENCY_KEY_REUSED": "reused",
+}
 REVERSAL_REFUSALS = {
     "unknown": "PAYOUT_NOT_FOUND",
     "reused": "IDEMPOTENCY_KEY_REUSED",
     "too much": "REVERSAL_EXCEEDS_PAYOUT",
 }
+CORRECTION_REFUSALS = {"reused": "IDEMPOTENCY_KEY_REUSED", "too much": "CORRECTION_EXCEEDS_CHARGE"}
 EARLY, LATE = ledger_credits.in_future(30 * 86_400), Timestamp(seconds=1)
 
 
@@ -281,9 +294,10 @@ class LedgerMachine(RuleBasedStateMachine):
             if self.oracle.renew_lease(customer, epoch, wanted) == "superseded":
                 assert reason_of(verdict.error) == "LEASE_SUPERSEDED"
             else:
-                # Renewals ask for the return of what is free as long as the customer owes anything.
-                owes = self.oracle.receivable(customer) + self.oracle.unpaid(customer) > 0
-                self._check_granted(customer, epoch, verdict.granted, owes=owes)
+                # Renewals ask for the return of what is free as long as the customer owes anything, or is
+                # frozen.
+                wanted_back = customer in self.oracle.frozen or self.oracle.owed(customer) > 0
+                self._check_granted(customer, epoch, verdict.granted, wanted_back=wanted_back)
 
     @rule(data=st.data(), return_number=st.integers(1, 5), amount=st.one_of(st.just(0), RESERVED))
     def return_lease(self, data: st.DataObject, return_number: int, amount: int) -> None:
@@ -304,12 +318,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self._check_granted(customer, epoch, self.run(call).granted)
 
     def _check_granted(
-        self, customer: str, epoch: int, granted: credit.GrantedLease, *, owes: bool = False
+        self, customer: str, epoch: int, granted: credit.GrantedLease, *, wanted_back: bool = False
     ) -> None:
         lease = self.oracle.leases[customer, epoch]
         assert granted.lease.epoch == epoch
         assert granted.lease.remaining.amount_micros == lease.remaining
-        assert granted.lease.recall == (lease.recall or (owes and lease.remaining > 0))
+        assert granted.lease.recall == (lease.recall or (wanted_back and lease.remaining > 0))
+        assert granted.customer_frozen == (customer in self.oracle.frozen)
         assert granted.available.amount_micros == self.oracle.credits[customer]
         assert granted.credit_room.amount_micros == self.oracle.room(customer)
 
@@ -365,7 +380,7 @@ class LedgerMachine(RuleBasedStateMachine):
         reason = reason_of(verdict.error)
         if reason == "RESERVATION_ENDED":
             return verdict.error.metadata["state"]
-        return {"INSUFFICIENT_CREDITS": "insufficient", "IDEMPOTENCY_KEY_REUSED": "reused"}[reason]
+        return HOLD_REFUSALS[reason]
 
     @rule(data=st.data(), workflow=st.integers(0, 12).map("run-{}".format))
     def release(self, data: st.DataObject, workflow: str) -> None:
@@ -511,9 +526,75 @@ class LedgerMachine(RuleBasedStateMachine):
     def _check_debit(self, organization: str, state: str, debit: payout_debit_pb2.PayoutDebit) -> None:
         known = self.oracle.payouts[organization, debit.payout_id]
         said = payout_debit_pb2.PayoutDebitState.Name(debit.state).removeprefix("PAYOUT_DEBIT_STATE_").lower()
-        assert (said, state) == (known.state, known.state)
+        assert known.state == state
+        assert said == ("refused" if state in PAYOUT_REFUSALS else state)
+        assert debit.refuse_reason == (
+            error_reason_pb2.ErrorReason.Value(f"ERROR_REASON_{PAYOUT_REFUSALS[state]}")
+            if state in PAYOUT_REFUSALS
+            else error_reason_pb2.ERROR_REASON_UNSPECIFIED
+        )
         assert debit.amount.amount_micros == known.amount
         assert debit.reversed.amount_micros == known.reversed
+
+    # Corrections.
+
+    @rule(
+        data=st.data(),
+        correction=st.sampled_from("abc"),
+        amount=st.one_of(st.integers(1, 3), st.sampled_from(["third", "all", "too much"])),
+        reason=st.sampled_from(["wrong", "wrong", "wrong", "late"]),
+    )
+    def correct_charge(self, data: st.DataObject, correction: str, amount: int | str, reason: str) -> None:
+        """A few micros, a third of what is left of a charge, all of it, or more."""
+        correctable = [key for key, charge in self.oracle.charges.items() if charge.item.gross]
+        if not correctable:
+            return
+        key = data.draw(st.sampled_from(correctable))
+        charge = self.oracle.charges[key]
+        left = charge.item.gross - charge.corrected
+        if not isinstance(amount, int):
+            amount = max(1, {"third": left // 3, "all": left, "too much": left + 1}[amount])
+            amount = min(amount, MAX_AMOUNT_MICROS)
+        call = self.running.server.operator.ledger.CorrectCharge(
+            ledger.CorrectChargeRequest(
+                charge_id=ids.charge_id(*key, "BASE", 0),
+                correction_id=correction,
+                amount=usd(amount),
+                reason=reason,
+            )
+        )
+        expected = self.oracle.correct_charge(key, correction, amount, reason)
+        if expected in CORRECTION_REFUSALS:
+            assert self._refused(call) == CORRECTION_REFUSALS[expected]
+        else:
+            answer = self.run(call)
+            assert answer.duplicate == (expected == "duplicate")
+            self._check_correction(charge, answer.correction)
+            self._check_corrected(charge, answer.charge)
+            assert answer.balance.available.amount_micros == self.oracle.credits[key[0]]
+
+    def _check_correction(self, charge: Charge, answer: correction_pb2.Correction) -> None:
+        amount, reason, legs = charge.corrections[answer.correction_id]
+        assert (answer.amount.amount_micros, answer.reason) == (amount, reason)
+        refund = answer.refund.unpaid, answer.refund.receivable, answer.refund.credits
+        assert sum(part.amount_micros for part in refund) == amount
+        assert [
+            part.amount_micros
+            for one in answer.earnings
+            for part in (one.net, one.platform_fee, one.processing_fee)
+        ] == legs
+
+    def _check_corrected(self, charge: Charge, answer: charge_pb2.Charge) -> None:
+        assert answer.corrected.amount_micros == charge.corrected
+        assert answer.payment.from_credits.amount_micros == charge.paid
+        assert answer.payment.from_receivable.amount_micros == sum(charge.uncollected)
+        assert answer.payment.unpaid.amount_micros == sum(charge.unearned)
+        # What is left of each leg, paid or not.
+        left = [sum(leg) for leg in zip(charge.collected, charge.uncollected, charge.unearned, strict=True)]
+        assert [one.net.amount_micros - one.corrected_net.amount_micros for one in answer.earnings] == left[
+            ::3
+        ]
+        assert sum(left) == charge.item.gross - charge.corrected
 
     def _refused(self, call: Any) -> str:
         return self.running.runner.run(refusal(call)).reason
@@ -542,9 +623,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert balance.unpaid.amount_micros == oracle.unpaid(customer)
         assert balance.credit_limit.amount_micros == oracle.credit_limit[customer]
         assert balance.held.amount_micros == oracle.held(customer)
-        # Nothing is lost, and nothing comes from nowhere.
+        assert balance.chargebacks.amount_micros == oracle.chargebacks[customer]
+        assert balance.frozen == (customer in oracle.frozen)
+        # Nothing is lost, and nothing comes from nowhere: what went back was paid for, or is owed.
         free, held = balance.available.amount_micros, balance.held.amount_micros
-        assert oracle.granted(customer) == oracle.spent(customer) + held + free
+        funded = oracle.granted(customer) - oracle.gone(customer) + oracle.chargebacks[customer]
+        assert funded == oracle.spent(customer) + held + free
         self._compare_held(customer, balance)
         leases = await operator.credits.ListLeases(credit.ListLeasesRequest(customer_id=customer))
         newest = oracle.newest(customer)
@@ -589,6 +673,7 @@ class LedgerMachine(RuleBasedStateMachine):
         earned = reply.balance
         total = earned.available.amount_micros + earned.pending.amount_micros
         assert total == oracle.collected[organization] + oracle.uncollected[organization]
+        assert earned.clawed_back.amount_micros == max(0, -earned.available.amount_micros)
         assert earned.uncollected.amount_micros == oracle.uncollected[organization]
         assert earned.platform_fees.amount_micros == oracle.platform_fees[organization]
         assert earned.processing_fees.amount_micros == oracle.processing_fees[organization]

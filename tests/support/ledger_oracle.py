@@ -7,22 +7,9 @@ what time ends is told to it.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from math import floor
 from typing import NamedTuple
 
-
-def largest_remainder(amount: int, weights: list[int]) -> list[int]:
-    """amount in proportion to the weights; what is left goes to the largest fractions, in order."""
-    total = sum(weights)
-    if total == 0:
-        return [0] * len(weights)
-    exact = [Fraction(amount * weight, total) for weight in weights]
-    shares = [floor(share) for share in exact]
-    by_fraction = sorted(range(len(weights)), key=lambda i: (shares[i] - exact[i], i))
-    for i in by_fraction[: amount - sum(shares)]:
-        shares[i] += 1
-    return shares
+from tests.support.correction_oracle import correct, largest_remainder, minus, split
 
 
 class Claim(NamedTuple):
@@ -71,14 +58,18 @@ class Ended(NamedTuple):
 
 @dataclass
 class Charge:
-    """A charge and what is still open of its legs: net, platform fee and processing fee of each payee."""
+    """A charge, and its legs in three parts: net, platform fee and processing fee of each payee."""
 
     item: Item
     reservation_id: str = ""
     captured_credits: int = 0
     captured_room: int = 0
+    legs: list[int] = field(default_factory=list)
+    collected: list[int] = field(default_factory=list)
     uncollected: list[int] = field(default_factory=list)
     unearned: list[int] = field(default_factory=list)
+    # By id: how much, why, and of each leg.
+    corrections: dict[str, tuple[int, str, list[int]]] = field(default_factory=dict)
     # While it is being paid.
     ended: Ended | None = None
     kept_room: int = 0
@@ -90,9 +81,13 @@ class Charge:
         return self.item.gross - self.from_credits - self.owed
 
     @property
+    def corrected(self) -> int:
+        return sum(amount for amount, _, _ in self.corrections.values())
+
+    @property
     def paid(self) -> int:
-        """From credits, at once or later."""
-        return self.item.gross - sum(self.uncollected) - sum(self.unearned)
+        """From credits, at once or later, and not given back."""
+        return self.item.gross - self.corrected - sum(self.uncollected) - sum(self.unearned)
 
     @property
     def organizations(self) -> list[str]:
@@ -120,6 +115,10 @@ class Hold:
     room: int = 0
     captured: tuple[int, int] = (0, 0)
 
+    @property
+    def is_refused(self) -> bool:
+        return self.state in ("insufficient", "frozen")
+
 
 @dataclass
 class Payout:
@@ -132,6 +131,18 @@ class Payout:
     @property
     def reversed(self) -> int:
         return sum(self.reversals.values())
+
+
+@dataclass
+class Reversal:
+    """Money of a purchase that went back, and what came again of it, under which id."""
+
+    purchase: str
+    kind: str
+    amount: int
+    from_credits: int
+    reinstated: int = 0
+    reinstatement: str = ""
 
 
 @dataclass
@@ -152,6 +163,11 @@ class LedgerOracle:
     released: set[tuple[str, str]] = field(default_factory=set)
     captured_by: dict[tuple[str, str], Charge] = field(default_factory=dict)
     payouts: dict[tuple[str, str], Payout] = field(default_factory=dict)
+    chargebacks: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    reversals: dict[tuple[str, str], Reversal] = field(default_factory=dict)
+    fees: dict[str, int] = field(default_factory=dict)
+    # Customers, and organizations whose payouts are.
+    frozen: set[str] = field(default_factory=set)
 
     # What there is.
 
@@ -167,11 +183,25 @@ class LedgerOracle:
     def unpaid(self, customer: str) -> int:
         return sum(sum(charge.unearned) for charge in self.charges_of(customer))
 
+    def owed(self, customer: str) -> int:
+        return self.receivable(customer) + self.unpaid(customer) + self.chargebacks[customer]
+
     def granted(self, customer: str) -> int:
         return sum(amount for (owner, _), amount in self.grants.items() if owner == customer)
 
     def spent(self, customer: str) -> int:
         return sum(charge.paid for charge in self.charges_of(customer))
+
+    def reversals_of(self, customer: str, purchase: str | None = None) -> list[Reversal]:
+        return [
+            one
+            for (owner, _), one in self.reversals.items()
+            if owner == customer and purchase in (None, one.purchase)
+        ]
+
+    def gone(self, customer: str, purchase: str | None = None) -> int:
+        """What went back and did not come again, of one purchase or of all."""
+        return sum(one.amount - one.reinstated for one in self.reversals_of(customer, purchase))
 
     def leased(self, customer: str) -> int:
         return sum(lease.remaining for (owner, _), lease in self.leases.items() if owner == customer)
@@ -191,7 +221,7 @@ class LedgerOracle:
     def is_on_hold(self, customer: str, claim: Claim) -> bool:
         """Whether it claims a hold: also by its lease, if the reservation has become a hold since."""
         hold = self.holds.get((customer, claim.reservation_id))
-        return claim.epoch == 0 or (hold is not None and hold.purpose == "run" and hold.state != "refused")
+        return claim.epoch == 0 or (hold is not None and hold.purpose == "run" and not hold.is_refused)
 
     def ended(self, customer: str, claim: Claim) -> Ended | None:
         """How a reservation ended; None if it stands."""
@@ -299,9 +329,10 @@ class LedgerOracle:
         customer, claim = charge.item.customer, charge.item.claim
         legs = self._legs(charge.item)
         paid = largest_remainder(charge.from_credits, legs)
-        rest = [leg - part for leg, part in zip(legs, paid, strict=True)]
+        rest = minus(legs, paid)
+        charge.legs, charge.collected = legs, paid
         charge.uncollected = largest_remainder(charge.owed, rest)
-        charge.unearned = [leg - part for leg, part in zip(rest, charge.uncollected, strict=True)]
+        charge.unearned = minus(rest, charge.uncollected)
         self._earn(charge, paid, collected=True)
         self._earn(charge, charge.uncollected, collected=False)
         self.charges[customer, charge.item.workflow] = charge
@@ -323,7 +354,10 @@ class LedgerOracle:
         self._raise(customer, hold, amount)
 
     def grant(self, customer: str, key: str, amount: int) -> str:
-        """'posted', 'duplicate' or 'reused'. Collects receivables before unpaid charges, oldest first."""
+        """'posted', 'duplicate' or 'reused'.
+
+        Collects chargebacks, then receivables before unpaid charges, oldest first.
+        """
         if (customer, key) in self.grants:
             return "duplicate" if self.grants[customer, key] == amount else "reused"
         self.grants[customer, key] = amount
@@ -332,30 +366,31 @@ class LedgerOracle:
         return "posted"
 
     def _collect(self, customer: str) -> None:
+        paid = min(self.credits[customer], self.chargebacks[customer])
+        self.credits[customer] -= paid
+        self.chargebacks[customer] -= paid
         for charge in self.charges_of(customer):
-            parts = self._take(customer, charge.uncollected)
+            parts = self._take(charge, charge.uncollected)
             self._earn(charge, parts, collected=True, fees=False)
             for organization, net in zip(charge.organizations, parts[::3], strict=True):
                 self.uncollected[organization] -= net
         for charge in self.charges_of(customer):
-            self._earn(charge, self._take(customer, charge.unearned), collected=True)
+            self._earn(charge, self._take(charge, charge.unearned), collected=True)
 
-    def _take(self, customer: str, legs: list[int]) -> list[int]:
-        amount = min(self.credits[customer], sum(legs))
+    def _take(self, charge: Charge, legs: list[int]) -> list[int]:
+        amount = min(self.credits[charge.item.customer], sum(legs))
         parts = largest_remainder(amount, legs)
-        self.credits[customer] -= amount
-        legs[:] = [leg - part for leg, part in zip(legs, parts, strict=True)]
+        self.credits[charge.item.customer] -= amount
+        legs[:] = minus(legs, parts)
+        charge.collected = minus(charge.collected, [-part for part in parts])
         return parts
 
     def _legs(self, item: Item) -> list[int]:
-        legs = []
-        shares = largest_remainder(item.gross, [weight for _, weight in item.payees])
-        for (organization, _), share in zip(item.payees, shares, strict=True):
-            platform_bps, processing_bps = self.shares[organization]
-            platform_fee = floor(Fraction(share * platform_bps, 10_000))
-            processing_fee = floor(Fraction(share * processing_bps, 10_000))
-            legs += [share - platform_fee - processing_fee, platform_fee, processing_fee]
-        return legs
+        return split(
+            item.gross,
+            [weight for _, weight in item.payees],
+            [self.shares[organization] for organization, _ in item.payees],
+        )
 
     def _earn(self, charge: Charge, parts: list[int], *, collected: bool, fees: bool = True) -> None:
         for number, organization in enumerate(charge.organizations):
@@ -364,6 +399,31 @@ class LedgerOracle:
             if fees:
                 self.platform_fees[organization] += platform_fee
                 self.processing_fees[organization] += processing_fee
+
+    # Corrections.
+
+    def correct_charge(self, key: tuple[str, str], correction_id: str, amount: int, reason: str) -> str:
+        """'corrected', 'duplicate', 'reused' or 'too much'."""
+        charge = self.charges[key]
+        known = charge.corrections.get(correction_id)
+        if known is not None:
+            return "duplicate" if known[:2] == (amount, reason) else "reused"
+        if amount > charge.item.gross - charge.corrected:
+            return "too much"
+        left = charge.item.gross - charge.corrected - amount
+        agreements = [self.shares[organization] for organization in charge.organizations]
+        gross = [sum(charge.legs[start : start + 3]) for start in range(0, len(charge.legs), 3)]
+        parts = charge.unearned, charge.uncollected, charge.collected
+        unearned, uncollected, collected = correct(amount, parts, split(left, gross, agreements))
+        for part, taken in zip(parts, (unearned, uncollected, collected), strict=True):
+            part[:] = minus(part, taken)
+        self._earn(charge, [-part for part in uncollected], collected=False)
+        self._earn(charge, [-part for part in collected], collected=True)
+        legs = [sum(leg) for leg in zip(unearned, uncollected, collected, strict=True)]
+        charge.corrections[correction_id] = amount, reason, legs
+        self.credits[charge.item.customer] += sum(collected)
+        self._collect(charge.item.customer)
+        return "corrected"
 
     # Leases.
 
@@ -412,7 +472,7 @@ class LedgerOracle:
     def _grant_lease(self, customer: str, lease: Lease, wanted: int) -> None:
         free = self.credits[customer]
         generous = free if free <= 1_000_000 else free // 2
-        granted = min(free, max(wanted, generous)) if wanted else 0
+        granted = min(free, max(wanted, generous)) if wanted and customer not in self.frozen else 0
         lease.remaining += granted
         self.credits[customer] -= granted
 
@@ -424,7 +484,7 @@ class LedgerOracle:
     # Holds, and what ends a reservation without a charge.
 
     def place_hold(self, customer: str, asked: AskedHold) -> str:
-        """'placed', 'duplicate', 'insufficient', 'reused', or how the reservation has ended.
+        """'placed', 'duplicate', 'insufficient', 'frozen', 'reused', or how the reservation has ended.
 
         Only without content a hold is raised.
         """
@@ -434,10 +494,10 @@ class LedgerOracle:
             return self._place_new(customer, asked)
         if hold.purpose != purpose or (content and content != hold.content):
             return "reused"
-        if hold.state == "refused":
-            return "insufficient"
-        if hold.state == "held" and not content and not self._raise(customer, hold, amount):
-            return "insufficient"
+        if hold.state in ("insufficient", "frozen"):
+            return hold.state
+        if hold.state == "held" and not content:
+            return self._raise(customer, hold, amount) or "duplicate"
         return "duplicate"
 
     def _place_new(self, customer: str, asked: AskedHold) -> str:
@@ -455,31 +515,37 @@ class LedgerOracle:
         if lease is not None and asked.of is not None:
             hold.credits = min(asked.amount, asked.of.amount, lease.remaining)
         from_lease = hold.credits
-        if not self._raise(customer, hold, asked.amount):
-            hold.state = "refused"
+        refused = self._raise(customer, hold, asked.amount)
+        if refused:
+            hold.state = refused
             # What goes on in its lease is not ended by that.
             if lease is None:
                 hold.credits = 0
                 self.holds[customer, asked.hold_id] = hold
-            return "insufficient"
+            return refused
         if lease is not None:
             lease.remaining -= from_lease
         self.holds[customer, asked.hold_id] = hold
         return "placed"
 
-    def _raise(self, customer: str, hold: Hold, amount: int) -> bool:
-        """Raise a hold to an amount: for a run wholly or not at all, for an outcome as far as it goes."""
+    def _raise(self, customer: str, hold: Hold, amount: int) -> str:
+        """Raise a hold to an amount: for a run wholly or not at all, for an outcome as far as it goes.
+
+        Why it was not raised, if so.
+        """
         lacking = max(0, amount - hold.credits - hold.room)
+        if lacking and hold.purpose == "run" and customer in self.frozen:
+            return "frozen"
         from_credits = min(lacking, self.credits[customer])
         from_room = min(lacking - from_credits, self.room(customer))
         if from_credits + from_room < lacking:
             self._recall(customer)
             if hold.purpose == "run":
-                return False
+                return "insufficient"
         self.credits[customer] -= from_credits
         hold.credits += from_credits
         hold.room += from_room
-        return True
+        return ""
 
     def release(self, customer: str, claim: Claim) -> Ended:
         """How it has ended, now or before."""
@@ -503,13 +569,16 @@ class LedgerOracle:
     # Payouts.
 
     def debit_payout(self, organization: str, payout_id: str, amount: int) -> str:
-        """'reused', or how the payout stands: 'refused' for good, if collected earnings did not cover it."""
+        """'reused', or how the payout stands: 'refused' or 'frozen' for good, if collected earnings did not
+        cover it, or payouts were frozen.
+        """
         payout = self.payouts.get((organization, payout_id))
         if payout is None:
             covered = amount <= self.collected[organization]
-            payout = Payout(amount, "in_transit" if covered else "refused")
+            state = "in_transit" if covered else "refused"
+            payout = Payout(amount, "frozen" if organization in self.frozen else state)
             self.payouts[organization, payout_id] = payout
-            if covered:
+            if payout.state == "in_transit":
                 self.collected[organization] -= amount
         return payout.state if payout.amount == amount else "reused"
 
@@ -538,3 +607,56 @@ class LedgerOracle:
         payout.reversals[reversal_id] = amount
         self.collected[organization] += amount
         return "reversed"
+
+    # Purchases that come back, fees, freezes.
+
+    def reverse_purchase(self, customer: str, purchase: str, reversal_id: str, kind: str, amount: int) -> str:
+        """'reversed', 'duplicate', 'reused', 'too much' or 'unknown'."""
+        known = self.reversals.get((customer, reversal_id))
+        if (customer, purchase) not in self.grants:
+            return "unknown"
+        if known is not None:
+            same = (known.purchase, known.kind, known.amount) == (purchase, kind, amount)
+            return "duplicate" if same else "reused"
+        if self.gone(customer, purchase) + amount > self.grants[customer, purchase]:
+            return "too much"
+        from_credits = min(amount, self.credits[customer])
+        self.credits[customer] -= from_credits
+        self.chargebacks[customer] += amount - from_credits
+        self.reversals[customer, reversal_id] = Reversal(purchase, kind, amount, from_credits)
+        if from_credits < amount:
+            self._recall(customer)
+        if kind == "chargeback":
+            self.frozen.add(customer)
+        return "reversed"
+
+    def reinstate_purchase(self, customer: str, reversal_id: str, reinstatement_id: str, amount: int) -> str:
+        """'reinstated', 'duplicate', 'reused', 'too much', 'again' or 'unknown'."""
+        reversal = self.reversals.get((customer, reversal_id))
+        if reversal is None:
+            return "unknown"
+        if amount > reversal.amount:
+            return "too much"
+        for (owner, other), one in self.reversals.items():
+            if (owner, one.reinstatement) == (customer, reinstatement_id):
+                same = (other, one.reinstated) == (reversal_id, amount)
+                return "duplicate" if same else "reused"
+        if reversal.reinstated:
+            return "again"
+        reversal.reinstated, reversal.reinstatement = amount, reinstatement_id
+        debt = min(amount, self.chargebacks[customer])
+        self.chargebacks[customer] -= debt
+        self.credits[customer] += amount - debt
+        self._collect(customer)
+        return "reinstated"
+
+    def record_fee(self, fee_id: str, amount: int) -> str:
+        """'posted', 'duplicate' or 'reused'."""
+        if fee_id in self.fees:
+            return "duplicate" if self.fees[fee_id] == amount else "reused"
+        self.fees[fee_id] = amount
+        return "posted"
+
+    def freeze(self, owner: str, frozen: bool) -> None:
+        """A customer, or an organization's payouts; or let go of them."""
+        (self.frozen.add if frozen else self.frozen.discard)(owner)

@@ -18,14 +18,18 @@ from services.kit.keys import LedgerKeys
 from services.kit.server import build_server
 from services.payouts.app import App, open_app
 from services.payouts.config import PayoutsConfig
+from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceStub
 from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
+from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from tests.support.ledger_server import LedgerServer
 
 if TYPE_CHECKING:
     # Known to type checkers only.
+    from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceAsyncStub
     from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceAsyncStub
     from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceAsyncStub
+    from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
 
 WEBHOOK_SECRET = "whsec_platform"
 CONNECT_SECRET = "whsec_connect"
@@ -57,6 +61,8 @@ class Caller:
     """The services of payouts as one API key reaches them."""
 
     payouts: PayoutServiceAsyncStub
+    schedules: ScheduleServiceAsyncStub
+    connect: ConnectServiceAsyncStub
     payments: PaymentServiceAsyncStub
 
 
@@ -76,7 +82,12 @@ class PayoutsServer:
         """The services as the bearer of this key reaches them."""
         channel = connect(self.address, key)
         self._channels.append(channel)
-        return Caller(PayoutServiceStub(channel), PaymentServiceStub(channel))
+        return Caller(
+            PayoutServiceStub(channel),
+            ScheduleServiceStub(channel),
+            ConnectServiceStub(channel),
+            PaymentServiceStub(channel),
+        )
 
     @property
     def operator(self) -> Caller:
@@ -98,6 +109,30 @@ class PayoutsServer:
             connection.execute(statement.encode())
 
 
+def payouts_config(
+    database_url: str, ledger_address: str, ledger_key: str, standin: StripeStandIn, **settings: Any
+) -> PayoutsConfig:
+    """Payouts in a hurry, with the stand-in for Stripe."""
+    return PayoutsConfig(
+        **{
+            "database_url": database_url,
+            "stripe_api_key": standin.api_key,
+            "stripe_base_url": standin.url,
+            "stripe_calls_per_second": 1000,
+            "stripe_timeout": timedelta(seconds=5),
+            "ledger_address": ledger_address,
+            "ledger_api_key": ledger_key,
+            "webhook_secrets": f"{WEBHOOK_SECRET},{CONNECT_SECRET}",
+            "web_address": "127.0.0.1:0",
+            "executor_interval": timedelta(milliseconds=20),
+            "inbox_interval": timedelta(milliseconds=20),
+            "schedule_interval": timedelta(milliseconds=50),
+            "purchaser_interval": timedelta(milliseconds=20),
+            **settings,
+        }
+    )
+
+
 @asynccontextmanager
 async def running_payouts(
     database_url: str,
@@ -114,22 +149,8 @@ async def running_payouts(
     `ledger_address` is where it finds the ledger, if not where the ledger says; `settings` are fields of its
     configuration. Keys are remembered for an hour, so that tests may take the ledger away.
     """
-    config = PayoutsConfig(
-        **{
-            "database_url": database_url,
-            "stripe_api_key": standin.api_key,
-            "stripe_base_url": standin.url,
-            "stripe_calls_per_second": 1000,
-            "stripe_timeout": timedelta(seconds=5),
-            "ledger_address": ledger_address or ledger.address,
-            "ledger_api_key": ledger.service.key,
-            "webhook_secrets": f"{WEBHOOK_SECRET},{CONNECT_SECRET}",
-            "web_address": "127.0.0.1:0",
-            "executor_interval": timedelta(milliseconds=20),
-            "inbox_interval": timedelta(milliseconds=20),
-            "purchaser_interval": timedelta(milliseconds=20),
-            **settings,
-        }
+    config = payouts_config(
+        database_url, ledger_address or ledger.address, ledger.service.key, standin, **settings
     )
     moved = clock or MovedClock()
     async with open_app(config, clock=moved) as app, connect(ledger.address, ledger.service.key) as channel:

@@ -10,9 +10,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from sandbox.stack import Ports
+from sandbox.stripe.__main__ import DEFAULT_ADDRESS
 from services.kit.config import ServerConfig
 from services.ledger.config import LedgerConfig
 from services.metering.config import MeteringConfig
+from services.payouts.config import PayoutsConfig
 from tallystick.common.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +114,11 @@ def test_the_readme_tells_the_ports() -> None:
     told = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \| (\d+) \|$", README, flags=re.MULTILINE)
     defaults = {
         name: (port(config, "listen_address"), port(config, "metrics_address"))
-        for name, config in (("ledger", LedgerConfig), ("metering", MeteringConfig))
+        for name, config in (
+            ("ledger", LedgerConfig),
+            ("metering", MeteringConfig),
+            ("payouts", PayoutsConfig),
+        )
     }
     assert {name: (int(grpc), int(metrics)) for name, grpc, metrics in told} == defaults
     # What `make up` starts listens where the services would by themselves.
@@ -121,11 +127,16 @@ def test_the_readme_tells_the_ports() -> None:
         "ledger_metrics": defaults["ledger"][1],
         "metering": defaults["metering"][0],
         "metering_metrics": defaults["metering"][1],
+        "payouts": defaults["payouts"][0],
+        "payouts_metrics": defaults["payouts"][1],
+        "payouts_web": port(PayoutsConfig, "web_address"),
+        "stripe": int(DEFAULT_ADDRESS.rpartition(":")[2]),
     }
+    assert f"on port {port(PayoutsConfig, 'web_address')}" in README
 
 
 def test_operators_are_told_of_every_metric() -> None:
-    for service in ("ledger", "metering"):
+    for service in ("ledger", "metering", "payouts"):
         # Which registers the metrics of the service, and those of the kit.
         importlib.import_module(f"services.{service}.app")
     exported = {

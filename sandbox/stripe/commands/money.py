@@ -40,6 +40,16 @@ def charge_refund(world: World, charge: str, amount: int = 0) -> Json:
     return charges.refund_charge(world, owner, found, amount or None)
 
 
+@command(
+    "refund fail", refund="its id", reason="such as lost_or_stolen_card, expired_or_canceled_card, unknown"
+)
+def refund_fail(world: World, refund: str, reason: str = "unknown") -> Json:
+    """The bank sends a refund back, even after it succeeded: its money returns to the balance."""
+    owner, found = find(world, "refund", refund)
+    charges.fail_refund(world, owner, found, reason)
+    return found
+
+
 @command("charge dispute", charge="its id", reason="such as fraudulent, product_not_received")
 def charge_dispute(world: World, charge: str, reason: str = "fraudulent") -> Json:
     """The card's holder disputes a charge."""

@@ -7,6 +7,7 @@ from collections import defaultdict
 from sandbox.stripe import accounts, standing, transfers
 from sandbox.stripe.commands.registry import command
 from sandbox.stripe.errors import invalid, missing
+from sandbox.stripe.external_accounts import FAILING_BANKS, GOOD_BANK, add_external_account
 from sandbox.stripe.store import PLATFORM
 from sandbox.stripe.values import Json, snapshot
 from sandbox.stripe.world import World
@@ -20,6 +21,34 @@ def account_onboard(world: World, account: str, no_bank: bool = False) -> Json:
     found = world.account(account)
     accounts.complete_onboarding(world, found, bank=not no_bank)
     return found
+
+
+@command("account onboard-all")
+def account_onboard_all(world: World) -> Json:
+    """Onboard every account that has not finished or has no bank account."""
+    unfinished = [
+        account
+        for account in world.store.all("account", PLATFORM)
+        if not world.hidden[account["id"]].get("deauthorized")
+        and not (account["details_submitted"] and account["external_accounts"]["data"])
+    ]
+    for account in unfinished:
+        accounts.complete_onboarding(world, account)
+    return {"onboarded": [account["id"] for account in unfinished]}
+
+
+@command("account bank-number", account=_ACCOUNT, number="a test number of Stripe's, such as 000111111113")
+def account_bank_number(world: World, account: str, number: str) -> Json:
+    """Pay the account out to this test number from now on."""
+    found = world.account(account)
+    known = (GOOD_BANK, *FAILING_BANKS)
+    if number not in known:
+        raise invalid(f"Unknown test number {number!r}; there are {', '.join(known)}", param="number")
+    before, currency = snapshot(found), found["default_currency"]
+    given = {"country": found["country"], "currency": currency, "account_number": number}
+    made = add_external_account(world, found, given | {"object": "bank_account"}, default=True)
+    standing.refresh(world, found, before)
+    return made
 
 
 @command("account disable", account=_ACCOUNT, reason="such as under_review, platform_paused, rejected.fraud")
@@ -120,10 +149,10 @@ def state(world: World) -> Json:
         payouts[payout["status"]] += 1
     return {
         "transfers": {account: dict(currencies) for account, currencies in sums.items()},
-        "reversals": len(world.store.everywhere("transfer_reversal")),
+        "reversals": world.store.count("transfer_reversal"),
         "payouts": dict(payouts),
         "balances": {owner: world.balances.view(owner) for owner in owners},
-        "events": len(world.store.everywhere("event")),
+        "events": world.store.count("event"),
         "idempotency_keys": len(world.idempotency),
         "violations": len(world.record.violations),
         "complaints": len(world.record.complaints),

@@ -36,6 +36,16 @@ async def clock_set(world: World, at: int) -> Json:
     return await _moved(world, at)
 
 
+@command("clock speed", factor="seconds that pass in one real second")
+def clock_speed(world: World, factor: int) -> Json:
+    """Let time pass faster from now on; 1 is real time again."""
+    try:
+        world.clock.run_at(factor)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    return _time(world)
+
+
 async def _moved(world: World, at: int) -> Json:
     try:
         world.clock.set(at)
@@ -46,7 +56,16 @@ async def _moved(world: World, at: int) -> Json:
 
 
 def _time(world: World) -> Json:
-    return {"now": world.clock.now(), "frozen": world.clock.frozen}
+    return {"now": world.clock.now(), "frozen": world.clock.frozen, "speed": world.clock.speed}
+
+
+@command("latency set", ms="milliseconds")
+def latency_set(world: World, ms: int) -> Json:
+    """Let every answer of the API take so long from now on, as over a network; 0 ends it."""
+    if ms < 0:
+        raise invalid("ms is not negative", param="ms")
+    world.latency_ms = ms
+    return {"latency_ms": ms}
 
 
 @command(

@@ -60,6 +60,7 @@ class TransactionType(StrEnum):
     PURCHASE_CHARGEBACK = "purchase_chargeback"
     PURCHASE_REINSTATEMENT = "purchase_reinstatement"
     PROCESSOR_FEE = "processor_fee"
+    CORRECTION = "correction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,11 @@ class EarningsBalance:
     platform_fees: int = 0
     processing_fees: int = 0
 
+    @property
+    def clawed_back(self) -> int:
+        """How far the available earnings are below zero."""
+        return max(0, -self.available)
+
 
 @dataclass(frozen=True, slots=True)
 class EarningsBucket:
@@ -153,6 +159,7 @@ class Transaction:
     charge_id: str
     payout_id: str
     external_id: str
+    correction_id: str
     occur_time: datetime
     create_time: datetime
     reason: str
@@ -168,5 +175,6 @@ class PostedEntry:
     type: TransactionType
     charge_id: str
     payout_id: str
+    correction_id: str
     create_time: datetime
     entry: Entry

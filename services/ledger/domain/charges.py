@@ -142,15 +142,23 @@ class Earning:
     processing_fee: int
     platform_fee_bps: int
     processing_fee_bps: int
+    # What corrections took back of the three.
+    corrected_net: int = 0
+    corrected_platform_fee: int = 0
+    corrected_processing_fee: int = 0
 
     @property
     def net(self) -> int:
         return self.gross - self.platform_fee - self.processing_fee
 
+    @property
+    def corrected(self) -> int:
+        return self.corrected_net + self.corrected_platform_fee + self.corrected_processing_fee
+
 
 @dataclass(frozen=True, slots=True)
 class ChargePayment:
-    """How a charge stands; the amounts add up to its gross."""
+    """How a charge stands; the amounts add up to its gross without what is corrected."""
 
     from_credits: int
     receivable: int
@@ -178,6 +186,8 @@ class Charge:
     # What it was paid from first, and how much came from there; as the payment, not for every reader.
     reservation_id: str = ""
     captured: int = 0
+    # Of the gross that the reader sees, what corrections took back.
+    corrected: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ _FILES: Final = (
     "holds",
     "movements",
     "payouts",
+    "corrections",
     "background",
     "expiry",
     "rights",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from services.kit.errors import InvalidArgument
+from services.kit.times import time_from_proto, timestamp
 from services.ledger.domain.accounts import (
     Account,
     AccountKind,
@@ -22,7 +23,6 @@ from services.ledger.domain.charges import (
     PostedCharge,
 )
 from services.ledger.rpc import credits_convert
-from services.ledger.rpc.times import time_from_proto, timestamp
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, ledger_service_pb2, transaction_pb2
 
@@ -112,6 +112,8 @@ def charge_to_proto(charge: Charge) -> charge_pb2.Charge:
                 net=money(earning.net),
                 platform_fee_bps=earning.platform_fee_bps,
                 processing_fee_bps=earning.processing_fee_bps,
+                corrected=money(earning.corrected),
+                corrected_net=money(earning.corrected_net),
             )
             for earning in charge.earnings
         ],
@@ -129,6 +131,7 @@ def charge_to_proto(charge: Charge) -> charge_pb2.Charge:
         transaction_id=charge.transaction_id,
         reservation_id=charge.reservation_id,
         captured=money(charge.captured) if charge.reservation_id else None,
+        corrected=money(charge.corrected),
     )
 
 
@@ -158,6 +161,7 @@ def earnings_balance_to_proto(balance: EarningsBalance) -> account_pb2.EarningsB
         uncollected=money(balance.uncollected),
         platform_fees=money(balance.platform_fees),
         processing_fees=money(balance.processing_fees),
+        clawed_back=money(balance.clawed_back),
     )
 
 
@@ -203,6 +207,7 @@ def transaction_to_proto(transaction: Transaction, *, show_actor: bool) -> trans
         charge_id=transaction.charge_id,
         payout_id=transaction.payout_id,
         external_id=transaction.external_id,
+        correction_id=transaction.correction_id,
         partition_id=transaction.partition_id,
         entries=[entry_to_proto(entry) for entry in transaction.entries],
         occur_time=timestamp(transaction.occur_time),
@@ -218,6 +223,7 @@ def posted_entry_to_proto(posted: PostedEntry) -> ledger_service_pb2.PostedEntry
         type=_TYPE_TO_PROTO[posted.type],
         charge_id=posted.charge_id,
         payout_id=posted.payout_id,
+        correction_id=posted.correction_id,
         create_time=timestamp(posted.create_time),
         entry=entry_to_proto(posted.entry),
     )

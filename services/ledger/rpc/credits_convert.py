@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from services.kit.errors import InvalidArgument
+from services.kit.times import optional_time_from_proto, time_from_proto, timestamp
 from services.ledger.domain.accounts import CustomerBalance
 from services.ledger.domain.credits import (
     NO_LEASE,
@@ -21,7 +22,6 @@ from services.ledger.domain.credits import (
     ReservationRelease,
     ReservationState,
 )
-from services.ledger.rpc.times import optional_time_from_proto, time_from_proto, timestamp
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2, credit_service_pb2
 

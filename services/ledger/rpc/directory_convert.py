@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.auth import Role
+from services.kit.times import timestamp
 from services.ledger.domain.directory import (
     Agent,
     AgentVersion,
@@ -18,7 +19,6 @@ from services.ledger.domain.directory import (
     RevenueShareAgreement,
 )
 from services.ledger.domain.violations import Violations
-from services.ledger.rpc.times import timestamp
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import directory_pb2, directory_service_pb2
 

@@ -2,12 +2,12 @@
 
 from services.kit import ids
 from services.kit.auth import current_principal
+from services.kit.times import time_from_page_key
 from services.ledger.domain import directory as rules
 from services.ledger.domain.directory import Organization, RevenueShareAgreement
 from services.ledger.domain.violations import Violations
 from services.ledger.rpc import directory_convert as convert
 from services.ledger.rpc.directory_base import Context, DirectoryBase, after, key_owner, page_of
-from services.ledger.rpc.times import time_from_page_key
 from services.ledger.store import idempotency, organizations
 from services.ledger.store.directory_rows import Connection
 from tallystick.ledger.v1 import directory_service_pb2 as pb

@@ -14,9 +14,9 @@ from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.tenancy import PLATFORM, scope, tenants_of
 from services.kit.text import check_text
+from services.kit.times import timestamp
 from services.ledger.domain.payouts import PayableEarnings, PayoutDebit, PayoutDebitState
 from services.ledger.rpc.convert import earnings_balance_to_proto
-from services.ledger.rpc.times import timestamp
 from services.ledger.store import balances, organizations, payouts
 from tallystick.common.v1 import error_reason_pb2, money_pb2
 from tallystick.ledger.v1 import account_pb2, earnings_service_pb2_grpc, payout_debit_pb2

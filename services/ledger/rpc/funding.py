@@ -14,10 +14,10 @@ from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.tenancy import PLATFORM, scope, tenants_of
 from services.kit.text import check_text
+from services.kit.times import optional_time_from_proto, time_from_page_key, timestamp
 from services.ledger.domain.funding import ClearingMovement, PurchaseReversal, ReversalKind
 from services.ledger.rpc.convert import type_to_proto
 from services.ledger.rpc.credits_convert import customer_balance_to_proto
-from services.ledger.rpc.times import optional_time_from_proto, time_from_page_key, timestamp
 from services.ledger.store import balances, funding, movements
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, funding_service_pb2_grpc, purchase_reversal_pb2

@@ -1,13 +1,8 @@
 """LedgerService: each RPC opens one database transaction, or one coalesced batch of calls does."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
-
-import grpc
-from google.protobuf.message import Message
 
 from services.kit import ids
 from services.kit.auth import Principal, current_principal
@@ -26,12 +21,13 @@ from services.ledger.domain.accounts import (
     PLATFORM_OWNER,
     AccountKind,
     AccountRef,
-    CustomerBalance,
     TransactionType,
 )
 from services.ledger.domain.charges import MAX_CHARGES_PER_CALL, ChargeIntent, PostedCharge, check
 from services.ledger.rpc import convert
+from services.ledger.rpc.corrections import CorrectionRpcs
 from services.ledger.rpc.credits_convert import customer_balance_to_proto
+from services.ledger.rpc.ledger_base import Context, content_hash
 from services.ledger.store import balances, charges, credits, movements, transactions
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc, transaction_pb2
@@ -50,16 +46,14 @@ _MAX_ROUNDS = 3
 # How long a follower of the feed waits before it looks again.
 _FEED_POLL_SECONDS = 0.1
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Verdict = PostedCharge | TallystickError
 
 
-class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
+class LedgerService(CorrectionRpcs, ledger_service_pb2_grpc.LedgerServiceServicer):
     """The journal and the balances, over gRPC."""
 
     def __init__(self, writer: Database, reader: Database, clock: Clock) -> None:
-        self._writer = writer
-        self._reader = reader
+        super().__init__(writer, reader)
         self._clock = clock
         # What a statement costs PostgreSQL beside its charges is a quarter less per charge when they gather.
         self._coalescer = Coalescer[tuple[ChargeIntent, str], PostedCharge](self._post_gathered, patience=1.0)
@@ -185,7 +179,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                     reason=reason,
                     actor_api_key_id=actor,
                     key=key,
-                    request_hash=_content_hash(request),
+                    request_hash=content_hash(request),
                 )
                 if posted.duplicate:
                     return posted, movements.Collected(0, False)
@@ -195,27 +189,12 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                 )
 
         posted, collected = await retry_transaction(grant, idempotent=True)
-        total = collected.amount
-        while collected.more:
-            # Long debts are collected in several short transactions; the collecting worker finishes what a
-            # crash leaves.
-            collected = await self._collect(customer_id, currency, actor)
-            total += collected.amount
+        total = await self._collect_rest(customer_id, currency, actor, collected)
         return ledger_service_pb2.GrantCreditsResponse(
             transaction_id=posted.transaction_id,
             collected=money_pb2.Money(currency_code=currency, amount_micros=total),
             balance=customer_balance_to_proto(await self._customer_balance(PLATFORM, customer_id, currency)),
         )
-
-    async def _collect(self, customer_id: str, currency: str, actor: str) -> movements.Collected:
-        async def collect() -> movements.Collected:
-            async with self._writer.hot() as connection:
-                return await movements.collect(
-                    connection, customer_id, currency, movements.COLLECT_LIMIT, actor
-                )
-
-        # Not counted twice if repeated: what was collected is no longer open.
-        return await retry_transaction(collect, idempotent=True)
 
     async def AdjustBalances(
         self, request: ledger_service_pb2.AdjustBalancesRequest, context: Context
@@ -253,7 +232,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
                     reason=reason,
                     actor_api_key_id=principal.api_key_id,
                     key=key,
-                    request_hash=_content_hash(request),
+                    request_hash=content_hash(request),
                 )
                 for account, amount in postings:
                     if account.kind is AccountKind.CUSTOMER_CREDITS and amount > 0 and not posted.duplicate:
@@ -294,11 +273,6 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         tenants = _balance_tenants(current_principal(), customer_id)
         balance = await self._customer_balance(tenants, customer_id, currency)
         return ledger_service_pb2.GetCustomerBalanceResponse(balance=customer_balance_to_proto(balance))
-
-    async def _customer_balance(self, tenants: Tenants, customer_id: str, currency: str) -> CustomerBalance:
-        async with self._reader.begin() as connection:
-            await scope(connection, tenants)
-            return await balances.customer_balance(connection, customer_id, currency)
 
     async def GetEarningsBalance(
         self, request: ledger_service_pb2.GetEarningsBalanceRequest, context: Context
@@ -491,8 +465,3 @@ def _feed_batch_size(request: ledger_service_pb2.ReadJournalRequest) -> int:
     if request.batch_size < 0:
         raise InvalidArgument.of("batch_size", "must not be negative")
     return min(request.batch_size or _DEFAULT_FEED_BATCH, _MAX_FEED_BATCH)
-
-
-def _content_hash(request: Message) -> bytes:
-    """What must be equal for a request with the same idempotency key to be the same one."""
-    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()

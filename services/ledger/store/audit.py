@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.ledger.store import audit_funding
 from services.ledger.store.audit_check import Check
+from services.ledger.store.audit_corrections import CORRECTION_CHECKS
 
 # How many differences of one check are shown.
 SHOWN = 20
@@ -234,17 +235,20 @@ CHECKS = (
     ),
     Check(
         "collected_charges_pay_their_legs",
-        "a charge of which nothing is open has paid each payee its net amount and each fee in full",
+        "a charge of which nothing is open has paid each payee its net amount and each fee, less corrections",
         """
         SELECT c.charge_id, p.organization_id, p.net, e.net AS posted_net,
                p.platform_fee, e.platform_fee AS posted_platform_fee,
                p.processing_fee, e.processing_fee AS posted_processing_fee
         FROM ledger.charge c
+        LEFT JOIN ledger.corrected_charge x USING (charge_id, customer_id)
         CROSS JOIN LATERAL (
-            SELECT u.organization_id, u.gross - u.platform_fee - u.processing_fee AS net,
-                   u.platform_fee, u.processing_fee
+            SELECT u.organization_id,
+                   u.gross - u.platform_fee - u.processing_fee - coalesce(x.legs[u.number * 3 - 2], 0) AS net,
+                   u.platform_fee - coalesce(x.legs[u.number * 3 - 1], 0) AS platform_fee,
+                   u.processing_fee - coalesce(x.legs[u.number * 3], 0) AS processing_fee
             FROM unnest(c.organization_ids, c.payee_gross, c.platform_fees, c.processing_fees)
-                AS u (organization_id, gross, platform_fee, processing_fee)
+                WITH ORDINALITY AS u (organization_id, gross, platform_fee, processing_fee, number)
         ) AS p
         LEFT JOIN (
             SELECT t.charge_id, n.owner_id,
@@ -264,7 +268,7 @@ CHECKS = (
     ),
     Check(
         "open_charges_match_entries",
-        "what is open of a charge is what its own entries and those of its collections leave open",
+        "what is open of a charge is what the entries of it, its collections and its corrections leave open",
         """
         SELECT charge_id, o.receivable AS kept_receivable, e.receivable AS posted_receivable,
                o.unpaid AS kept_unpaid, e.unpaid AS posted_unpaid
@@ -286,13 +290,14 @@ CHECKS = (
     ),
     Check(
         "open_legs_match_entries",
-        "what is open of each payee's net amount and fees is what the entries have not yet paid of them",
+        "what is open of each payee's net amount and fees is what entries and corrections leave of them",
         """
         SELECT o.charge_id, p.organization_id, o.unearned_legs, o.uncollected_legs,
                e.net AS posted_net, e.platform_fee AS posted_platform_fee,
                e.processing_fee AS posted_processing_fee, e.uncollected AS posted_uncollected
         FROM ledger.open_charge o
         JOIN ledger.charge c USING (charge_id, customer_id)
+        LEFT JOIN ledger.corrected_charge x USING (charge_id, customer_id)
         CROSS JOIN LATERAL unnest(c.organization_ids, c.payee_gross, c.platform_fees, c.processing_fees)
             WITH ORDINALITY AS p (organization_id, gross, platform_fee, processing_fee, payee_number)
         LEFT JOIN (
@@ -312,20 +317,23 @@ CHECKS = (
             o.unearned_legs[p.payee_number::integer * 3],
             o.uncollected_legs[p.payee_number::integer * 3 - 2]
         ) IS DISTINCT FROM (
-            (p.gross - p.platform_fee - p.processing_fee - coalesce(e.net, 0))::bigint,
-            (p.platform_fee - coalesce(e.platform_fee, 0))::bigint,
-            (p.processing_fee - coalesce(e.processing_fee, 0))::bigint,
+            (p.gross - p.platform_fee - p.processing_fee
+                - coalesce(x.legs[p.payee_number::integer * 3 - 2], 0) - coalesce(e.net, 0))::bigint,
+            (p.platform_fee
+                - coalesce(x.legs[p.payee_number::integer * 3 - 1], 0) - coalesce(e.platform_fee, 0))::bigint,
+            (p.processing_fee
+                - coalesce(x.legs[p.payee_number::integer * 3], 0) - coalesce(e.processing_fee, 0))::bigint,
             coalesce(e.uncollected, 0)::bigint
         )
         """,
     ),
     Check(
         "customers_pay_their_own",
-        "a charge and its collections move the accounts of no other customer than the one who pays",
+        "a charge, its collections and corrections move the accounts of no other customer than who pays",
         """
         SELECT n.transaction_id, n.entry_number, n.owner_id, t.partition_id
         FROM ledger.entry n JOIN ledger.transaction t USING (transaction_id, partition_id)
-        WHERE t.type IN ('charge', 'collection') AND n.owner_id <> t.partition_id
+        WHERE t.type IN ('charge', 'collection', 'correction') AND n.owner_id <> t.partition_id
           AND n.kind IN ('customer_credits', 'customer_receivable', 'customer_unpaid', 'unpaid_offset',
                          'customer_chargebacks')
         """,
@@ -338,7 +346,7 @@ CHECKS = (
         FROM ledger.entry n
         JOIN ledger.transaction t USING (transaction_id, partition_id)
         JOIN ledger.charge c ON c.charge_id = t.charge_id AND c.customer_id = t.partition_id
-        WHERE n.kind = 'organization_payable'
+        WHERE n.kind = 'organization_payable' AND t.type <> 'correction'
           AND n.available_on IS DISTINCT FROM
               (CASE WHEN n.collected THEN t.create_time ELSE c.create_time END AT TIME ZONE 'UTC')::date
               + c.settlement_hold_days[array_position(c.organization_ids, n.owner_id)]
@@ -406,14 +414,14 @@ CHECKS = (
     ),
     Check(
         "idempotency_matches_journal",
-        "every charge, grant, adjustment, reversal and fee has one key, and every key has one of these",
+        "every charge, grant, adjustment, reversal, correction and fee has one key, every key one of these",
         """
         SELECT k.owner_id, k.key, k.outcome, t.transaction_id, t.type
         FROM (
             SELECT owner_id, key, outcome FROM ledger.idempotency
             WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
                OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
-               OR key LIKE 'processor-fee/%'
+               OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%'
         ) AS k
         -- Collections are what was open, and payouts are known by their debits.
         FULL JOIN (
@@ -429,7 +437,7 @@ CHECKS = (
         FROM ledger.idempotency
         WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
                OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
-               OR key LIKE 'processor-fee/%'
+               OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%'
         GROUP BY owner_id, outcome HAVING count(*) > 1
         """,
     ),
@@ -466,6 +474,7 @@ CHECKS = (
         """,
     ),
     *audit_funding.CHECKS,
+    *CORRECTION_CHECKS,
 )
 
 

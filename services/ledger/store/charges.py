@@ -119,6 +119,8 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
         return unknown_party(row.unknown_id)
     if row.status == "reused":
         return key_reused(intent.charge_id)
+    # By leg: net, platform fee and processing fee of each payee.
+    corrected = row.corrected_legs or [0] * (3 * len(intent.payees))
     charge = Charge(
         charge_id=intent.charge_id,
         customer_id=intent.customer_id,
@@ -136,11 +138,14 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
                 row.processing_fees,
                 row.platform_fee_bps,
                 row.processing_fee_bps,
+                corrected[0::3],
+                corrected[1::3],
+                corrected[2::3],
                 strict=True,
             )
         ),
         payment=ChargePayment(
-            from_credits=intent.gross - row.receivable - row.unpaid,
+            from_credits=intent.gross - sum(corrected) - row.receivable - row.unpaid,
             receivable=row.receivable,
             unpaid=row.unpaid,
         ),
@@ -151,6 +156,7 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
         transaction_id=row.transaction_id,
         reservation_id=row.reservation_id,
         captured=row.captured_credits + row.captured_receivable,
+        corrected=sum(corrected),
     )
     return PostedCharge(
         charge=charge,
@@ -223,6 +229,13 @@ def unknown_party(party_id: str) -> NotFound:
     )
 
 
+def unknown_charge(charge_id: str) -> NotFound:
+    """The error for a charge that is not there, or none of the reader's business."""
+    return NotFound(
+        f"charge {charge_id} does not exist", reason="CHARGE_NOT_FOUND", metadata={"charge_id": charge_id}
+    )
+
+
 _CUSTOMER_CHARGE = text("SELECT * FROM ledger.customer_charge WHERE charge_id = :charge_id")
 _EARNINGS = text("SELECT * FROM ledger.earning WHERE charge_id = :charge_id ORDER BY payee_number")
 
@@ -235,13 +248,24 @@ async def get_charge(connection: Connection, charge_id: str) -> Charge:
     paid = (await connection.execute(_CUSTOMER_CHARGE, {"charge_id": charge_id})).mappings().one_or_none()
     earned = (await connection.execute(_EARNINGS, {"charge_id": charge_id})).mappings().all()
     if paid is None and not earned:
-        raise NotFound(
-            f"charge {charge_id} does not exist",
-            reason="CHARGE_NOT_FOUND",
-            metadata={"charge_id": charge_id},
-        )
+        raise unknown_charge(charge_id)
     header = paid if paid is not None else earned[0]
     occur_time: datetime = header["occur_time"]
+    earnings = tuple(
+        Earning(
+            organization_id=row["organization_id"],
+            agent_id=row["agent_id"],
+            gross=row["gross"],
+            platform_fee=row["platform_fee"],
+            processing_fee=row["processing_fee"],
+            platform_fee_bps=row["platform_fee_bps"],
+            processing_fee_bps=row["processing_fee_bps"],
+            corrected_net=row["corrected_net"],
+            corrected_platform_fee=row["corrected_platform_fee"],
+            corrected_processing_fee=row["corrected_processing_fee"],
+        )
+        for row in earned
+    )
     return Charge(
         charge_id=charge_id,
         customer_id=header["customer_id"],
@@ -250,22 +274,11 @@ async def get_charge(connection: Connection, charge_id: str) -> Charge:
         ordinal=header["ordinal"],
         currency_code=header["currency_code"],
         gross=paid["gross"] if paid is not None else sum(row["gross"] for row in earned),
-        earnings=tuple(
-            Earning(
-                organization_id=row["organization_id"],
-                agent_id=row["agent_id"],
-                gross=row["gross"],
-                platform_fee=row["platform_fee"],
-                processing_fee=row["processing_fee"],
-                platform_fee_bps=row["platform_fee_bps"],
-                processing_fee_bps=row["processing_fee_bps"],
-            )
-            for row in earned
-        ),
+        earnings=earnings,
         payment=None
         if paid is None
         else ChargePayment(
-            from_credits=paid["gross"] - paid["receivable"] - paid["unpaid"],
+            from_credits=paid["gross"] - paid["corrected"] - paid["receivable"] - paid["unpaid"],
             receivable=paid["receivable"],
             unpaid=paid["unpaid"],
         ),
@@ -276,4 +289,5 @@ async def get_charge(connection: Connection, charge_id: str) -> Charge:
         transaction_id=header["transaction_id"],
         reservation_id="" if paid is None else paid["reservation_id"],
         captured=0 if paid is None else paid["captured_credits"] + paid["captured_receivable"],
+        corrected=sum(one.corrected for one in earnings) if paid is None else paid["corrected"],
     )

@@ -8,7 +8,7 @@ from datetime import timedelta
 import psycopg
 
 from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, PreconditionViolation
-from services.ledger.store.charges import unknown_party
+from services.ledger.store.charges import unknown_charge, unknown_party
 
 # SQLSTATEs of our own.
 _KEY_REUSED = "TL001"
@@ -20,6 +20,8 @@ _UNKNOWN_PAYOUT = "TL006"
 _UNKNOWN_PURCHASE = "TL007"
 _REVERSAL_EXCEEDS_PURCHASE = "TL008"
 _ALREADY_REINSTATED = "TL009"
+_UNKNOWN_CHARGE = "TL020"
+_CORRECTION_TOO_LARGE = "TL021"
 # How long metering needs to see that a lease is recalled, and to return it.
 _RECALL_TIME = timedelta(seconds=5)
 
@@ -67,6 +69,14 @@ def refusals(key: str = "") -> Iterator[None]:
             raise FailedPrecondition(
                 "what was reversed has been reinstated before",
                 reason="PURCHASE_ALREADY_REINSTATED",
+                metadata=json.loads(detail),
+            ) from None
+        if error.sqlstate == _UNKNOWN_CHARGE:
+            raise unknown_charge(detail) from None
+        if error.sqlstate == _CORRECTION_TOO_LARGE:
+            raise FailedPrecondition(
+                "more would be taken back of the charge than is left of it",
+                reason="CORRECTION_EXCEEDS_CHARGE",
                 metadata=json.loads(detail),
             ) from None
         raise

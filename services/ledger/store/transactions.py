@@ -23,6 +23,7 @@ from services.ledger.domain.accounts import (
 _TRANSACTION_COLUMNS = """
     t.transaction_id, t.partition_id, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id,
     coalesce(t.payout_id, '') AS payout_id, coalesce(t.external_id, '') AS external_id,
+    coalesce(t.payout_id, '') AS payout_id, coalesce(t.correction_id, '') AS correction_id,
     t.occur_time, t.create_time, t.reason, t.actor_api_key_id
 """
 _ENTRY_COLUMNS = """
@@ -53,7 +54,8 @@ _BY_OWNER = text(f"""
 """)
 _ENTRIES_BY_OWNER = text(f"""
     SELECT {_ENTRY_COLUMNS}, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id,
-           coalesce(t.payout_id, '') AS payout_id, t.create_time
+           coalesce(t.payout_id, '') AS payout_id, coalesce(t.correction_id, '') AS correction_id,
+           t.create_time
     FROM ledger.entry e
     JOIN ledger.transaction t USING (transaction_id, partition_id)
     WHERE e.owner_id = :owner_id
@@ -121,6 +123,7 @@ async def list_entries(
             type=TransactionType(row["type"]),
             charge_id=row["charge_id"],
             payout_id=row["payout_id"],
+            correction_id=row["correction_id"],
             create_time=row["create_time"],
             entry=_entry(row),
         )
@@ -144,6 +147,7 @@ async def _with_entries(connection: AsyncConnection, transactions: Sequence[RowM
             charge_id=row["charge_id"],
             payout_id=row["payout_id"],
             external_id=row["external_id"],
+            correction_id=row["correction_id"],
             occur_time=row["occur_time"],
             create_time=row["create_time"],
             reason=row["reason"],

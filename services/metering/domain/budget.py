@@ -1,13 +1,12 @@
 """Budgets: what is charged per period, and the limits that stop runs before they start."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from services.kit import zones
 from services.kit.errors import FailedPrecondition, FieldViolation, InvalidArgument, PreconditionViolation
 from services.kit.money import MAX_AMOUNT_MICROS, MINOR_UNIT_DIGITS, Money
 
@@ -19,9 +18,6 @@ MAX_ALIKE: Final = 20
 # Every process remembers all budgets that count: so many may an owner have, unless it is the platform.
 MAX_OWN: Final = 1_000
 
-# Names that the tz database gives to files of one machine, to variants with leap seconds, and to no place.
-_NO_ZONES: Final = frozenset({"Factory", "localtime", "posixrules"})
-_ZONE_NAME = re.compile(r"(?!posix/|right/)[A-Za-z][A-Za-z0-9_+/-]{0,63}", re.ASCII)
 _ONE_DAY: Final = timedelta(days=1)
 
 
@@ -107,18 +103,18 @@ def period_of(budget: Budget, moment: datetime) -> Period:
     """
     if budget.period is BudgetPeriod.TOTAL:
         return Period(None, None)
-    zone = _zone(budget.time_zone)
+    zone = zones.zone(budget.time_zone)
     is_day = budget.period is BudgetPeriod.DAY
     following, first = (_next_day, _same_day) if is_day else (_next_month, _first_of_month)
     day = first(moment.astimezone(zone).date())
-    start, reset = _midnight(day, zone), _midnight(following(day), zone)
+    start, reset = zones.midnight(day, zone), zones.midnight(following(day), zone)
     # Where clocks go back over midnight a local date comes twice: the second time it is in the day after.
     while moment >= reset:
         day = following(day)
-        start, reset = reset, _midnight(following(day), zone)
+        start, reset = reset, zones.midnight(following(day), zone)
     while moment < start:
         day = first(day - _ONE_DAY)
-        start, reset = _midnight(day, zone), start
+        start, reset = zones.midnight(day, zone), start
     return Period(start, reset)
 
 
@@ -260,27 +256,6 @@ def _any_or(id_: str) -> tuple[str, ...]:
     return (id_, "") if id_ else ("",)
 
 
-def _zone(name: str) -> tzinfo:
-    # Without a look at the tz database: it is always there.
-    return UTC if name == "UTC" else ZoneInfo(name)
-
-
-def _is_zone(name: str) -> bool:
-    if name in _NO_ZONES or not _ZONE_NAME.fullmatch(name):
-        return False
-    try:
-        _zone(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        # A folder of the database, or a file that is not a zone.
-        return False
-    return True
-
-
-def _midnight(day: date, zone: tzinfo) -> datetime:
-    # Of a midnight that comes twice, the first; of one that is skipped, the moment of the skip.
-    return datetime.combine(day, time.min, zone).astimezone(UTC)
-
-
 def _same_day(day: date) -> date:
     return day
 
@@ -304,7 +279,7 @@ def _identity_violations(budget: Budget) -> Iterator[FieldViolation]:
         yield FieldViolation("budget.customer_id", "must be set to count every workflow by itself")
     if budget.per_workflow and budget.period is not BudgetPeriod.TOTAL:
         yield FieldViolation("budget.period", "must be TOTAL to count every workflow by itself")
-    if not _is_zone(budget.time_zone):
+    if not zones.is_zone(budget.time_zone):
         yield FieldViolation(
             "budget.time_zone", "must be the IANA name of a time zone, such as Europe/Berlin, or empty"
         )

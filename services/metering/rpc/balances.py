@@ -14,7 +14,7 @@ from services.metering.domain.price_index import DEFAULT_CURRENCY
 from services.metering.rpc.budget_gate import BudgetGate, Gate, may_see_amounts
 from services.metering.rpc.convert import money_to_proto
 from services.metering.rpc.credits import Credits
-from services.metering.rpc.kept import insufficient_credits
+from services.metering.rpc.kept import customer_frozen, insufficient_credits
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.pipeline import may_see_balance
 from services.metering.rpc.terms import Terms, TermsFinder, Work
@@ -121,6 +121,8 @@ class Balances:
         self, customer_id: str, currency_code: str, cost: int, principal: Principal
     ) -> _Bound:
         balance = await self._ledger.get_balance(customer_id, currency_code)
+        if balance.frozen:
+            return _Bound(0, customer_frozen(customer_id))
         unallocated = balance.held_credits.leased.amount_micros - await self._credits.allocated(balance)
         available = balance.available.amount_micros + unallocated
         return _Bound(
@@ -168,6 +170,7 @@ def balance_to_proto(balance: account_pb2.CustomerBalance, allocated: int) -> re
         unpaid=balance.unpaid,
         credit_limit=balance.credit_limit,
         credit_room=money(credit_room(balance)),
+        chargebacks=balance.chargebacks,
     )
 
 

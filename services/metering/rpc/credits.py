@@ -15,7 +15,7 @@ from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import charge_id
 from services.metering.rpc.convert import time_to_proto
 from services.metering.rpc.durable_credits import DurableCredits
-from services.metering.rpc.kept import Kept
+from services.metering.rpc.kept import Kept, customer_frozen
 from services.metering.rpc.leased_credits import LeasedCredits, LeaseLost, NeedsHold
 from services.metering.rpc.leases import lease_key, lease_state
 from services.metering.rpc.ledger import Ledger, ReleaseVerdict
@@ -77,8 +77,8 @@ class Credits:
     async def reserve(self, reservation: Reservation, request_hash: bytes, now: datetime) -> Kept:
         """Keep the reservation's amount, or answer what this attempt kept before.
 
-        Raises FailedPrecondition INSUFFICIENT_CREDITS, for good, or RESERVATION_ENDED; AlreadyExists for an
-        attempt that came before with other content.
+        Raises FailedPrecondition INSUFFICIENT_CREDITS or CUSTOMER_FROZEN, for good, or RESERVATION_ENDED;
+        AlreadyExists for an attempt that came before with other content.
         """
         leased = self._redis()
         if leased is not None and reservation.expire_time <= now + MAX_LEASED_TTL:
@@ -92,17 +92,28 @@ class Credits:
         try:
             kept = await self._durable.reserve(reservation, request_hash)
         except FailedPrecondition as error:
-            if error.reason == "INSUFFICIENT_CREDITS":
-                await self._remember_refusal(reservation)
+            await self._remember_refusal(reservation, error.reason)
             raise
         await self._remember(kept)
         return await self._with_lease(kept)
+
+    async def reserve_nothing(self, reservation: Reservation) -> int:
+        """What a customer has left, in micros, who starts a run that costs nothing.
+
+        Raises FailedPrecondition CUSTOMER_FROZEN.
+        """
+        balance = await self._ledger.get_balance(reservation.customer_id, reservation.currency_code)
+        if balance.frozen:
+            raise customer_frozen(reservation.customer_id)
+        (available,) = await self.spendable([balance])
+        return available
 
     async def extend(self, before: Reservation, wanted: Reservation, now: datetime) -> Kept:
         """Raise a reservation to the amount that is wanted, and keep it until then. It becomes a hold if its
         lease cannot keep it so.
 
-        Raises FailedPrecondition INSUFFICIENT_CREDITS, which leaves it as it was, or RESERVATION_ENDED.
+        Raises FailedPrecondition INSUFFICIENT_CREDITS or CUSTOMER_FROZEN, which leave it as it was, or
+        RESERVATION_ENDED.
         """
         leased = None if before.is_durable else self._redis()
         if leased is not None and wanted.expire_time <= now + MAX_LEASED_TTL:
@@ -292,12 +303,15 @@ class Credits:
         free = 0 if view is None else max(view.free or 0, 0)
         return kept._replace(available_micros=kept.available_micros + free)
 
-    async def _remember_refusal(self, reservation: Reservation) -> None:
+    async def _remember_refusal(self, reservation: Reservation, reason: str) -> None:
         leased = self._redis()
         if leased is None:
             return
         try:
-            await leased.hold_was_refused(reservation)
+            if reason == "INSUFFICIENT_CREDITS":
+                await leased.hold_was_refused(reservation)
+            elif reason == "CUSTOMER_FROZEN":
+                await leased.customer_was_frozen(reservation)
         except PoolsUnavailable as error:
             self._lost(error)
 

@@ -32,15 +32,16 @@ class DurableCredits:
     async def reserve(self, reservation: Reservation, request_hash: bytes) -> Kept:
         """Hold the reservation's amount, or answer the hold that this attempt placed before.
 
-        Raises FailedPrecondition INSUFFICIENT_CREDITS, for good, or RESERVATION_ENDED; AlreadyExists for an
-        attempt that came before with other content.
+        Raises FailedPrecondition INSUFFICIENT_CREDITS or CUSTOMER_FROZEN, for good, or RESERVATION_ENDED;
+        AlreadyExists for an attempt that came before with other content.
         """
         return self._kept(reservation, await self._submit(reservation, request_hash))
 
     async def extend(self, reservation: Reservation) -> Kept:
         """Raise a hold to the reservation's amount, and keep it until its expiry.
 
-        Raises FailedPrecondition INSUFFICIENT_CREDITS, and leaves the hold as it was, or RESERVATION_ENDED.
+        Raises FailedPrecondition INSUFFICIENT_CREDITS or CUSTOMER_FROZEN, and leaves the hold as it was, or
+        RESERVATION_ENDED.
         """
         return self._kept(reservation, await self._submit(reservation, b""))
 

@@ -43,6 +43,17 @@ def insufficient_credits(
     )
 
 
+def customer_frozen(customer_id: str) -> FailedPrecondition:
+    """The error for a customer that is frozen, so that it starts no run."""
+    message = "the customer is frozen"
+    return FailedPrecondition(
+        message,
+        reason="CUSTOMER_FROZEN",
+        metadata={"customer_id": customer_id},
+        precondition_violations=[PreconditionViolation("CUSTOMER_FROZEN", customer_id, message)],
+    )
+
+
 def reservation_ended(reservation_id: str, state: str) -> FailedPrecondition:
     """The error for a reservation that was settled, released or expired."""
     return FailedPrecondition(

@@ -5,7 +5,13 @@ from typing import Final
 from services.kit.errors import FailedPrecondition, Unavailable
 from services.metering.domain.reservation import Reservation
 from services.metering.domain.reservation_token import TokenSigner
-from services.metering.rpc.kept import Kept, attempt_reused, insufficient_credits, reservation_ended
+from services.metering.rpc.kept import (
+    Kept,
+    attempt_reused,
+    customer_frozen,
+    insufficient_credits,
+    reservation_ended,
+)
 from services.metering.rpc.leases import KnownLease, Leases, lease_key
 from services.metering.store.pool_types import (
     UNKNOWN_STATE,
@@ -31,11 +37,14 @@ from services.metering.store.pools import Pools
 _ATTEMPTS: Final = 10
 # Under this state Redis remembers an attempt that became a hold.
 _DURABLE_STATE: Final = "durable"
-# And under this one an attempt that a hold was refused to.
+# And under these an attempt that a hold was refused to, or whose customer was frozen.
 _REFUSED_HOLD_STATE: Final = "insufficient"
+_FROZEN_STATE: Final = "frozen"
 # So many grants in a row must have been too little before a run is refused: one of them may have been on its
 # way to Redis, or back, when it was looked for.
 _ROUNDS: Final = 2
+# No lease has this epoch: asked in it, Redis answers what an attempt heard before, and allocates nothing new.
+_NO_EPOCH: Final = 0
 
 
 class NeedsHold(Exception):
@@ -57,12 +66,16 @@ class LeasedCredits:
     async def reserve(self, reservation: Reservation, content_hash: bytes) -> Kept:
         """Allocate the reservation, or answer what this attempt allocated before.
 
-        Raises NeedsHold if only a hold can cover it; FailedPrecondition INSUFFICIENT_CREDITS, for good, or
-        RESERVATION_ENDED; AlreadyExists for an attempt that came before with other content.
+        Raises NeedsHold if only a hold can cover it; FailedPrecondition INSUFFICIENT_CREDITS or
+        CUSTOMER_FROZEN, for good, or RESERVATION_ENDED; AlreadyExists for an attempt that came before with
+        other content.
         """
         key = lease_key(reservation.customer_id, reservation.currency_code)
         amount = reservation.amount_micros
         known = self._leases.use(key) or await self._leases.open(key, 0, amount)
+        if known.frozen:
+            # It may run again since the keeper's last look.
+            known = await self._leases.adopt(key, known.epoch)
         rounds, final = 0, False
         for _ in range(_ATTEMPTS):
             attempt = reservation._replace(lease_epoch=known.epoch)
@@ -73,7 +86,7 @@ class LeasedCredits:
                     expire_time=reservation.expire_time,
                     content_hash=content_hash.hex(),
                     token=self._signer.sign(attempt),
-                    uses=(LeaseUse(key, known.epoch),),
+                    uses=(LeaseUse(key, _NO_EPOCH if known.frozen else known.epoch),),
                     freeze=final,
                 )
             )
@@ -84,6 +97,11 @@ class LeasedCredits:
                     return Kept(kept, token, answer.duplicate, left(known, answer))
                 case Ended(token=token) if answer.state == _DURABLE_STATE:
                     return Kept(self._signer.read(token), token, True, left(known, answer))
+                case Missing() | Stale() | Superseded() if known.frozen:
+                    await self.customer_was_frozen(reservation)
+                    raise customer_frozen(reservation.customer_id)
+                case Ended() if answer.state == _FROZEN_STATE:
+                    raise customer_frozen(reservation.customer_id)
                 case Refused() if answer.frozen or final:
                     raise _insufficient(reservation, left(known, answer))
                 case Ended() if answer.state == _REFUSED_HOLD_STATE:
@@ -110,7 +128,8 @@ class LeasedCredits:
         """Raise what is allocated to the reservation's amount, and keep it until its expiry.
 
         Raises LeaseLost if it is not in the current lease any more, NeedsHold if only a hold can cover it,
-        and FailedPrecondition INSUFFICIENT_CREDITS, which leaves it as it was, or RESERVATION_ENDED.
+        and FailedPrecondition INSUFFICIENT_CREDITS or CUSTOMER_FROZEN, which leave it as it was, or
+        RESERVATION_ENDED.
         """
         key = lease_key(reservation.customer_id, reservation.currency_code)
         known = self._leases.use(key) or await self._leases.open(key, 0, 0)
@@ -133,6 +152,9 @@ class LeasedCredits:
             match answer:
                 case Reserved(token=token):
                     return Kept(self._signer.read(token), token, answer.duplicate, left(known, answer))
+                case Refused() if grown and known.frozen:
+                    # What it has it keeps.
+                    raise customer_frozen(reservation.customer_id)
                 case Refused() if grown and known.available_micros == 0:
                     if known.room_micros > 0:
                         raise NeedsHold
@@ -179,6 +201,12 @@ class LeasedCredits:
     async def hold_was_refused(self, reservation: Reservation) -> None:
         """Let Redis remember that there was not even money for a hold, so that a retry hears the same."""
         await self.end(reservation, "", _REFUSED_HOLD_STATE, None)
+
+    async def customer_was_frozen(self, reservation: Reservation) -> None:
+        """Let Redis remember that this attempt was refused to a frozen customer, so that a retry hears the
+        same.
+        """
+        await self.end(reservation, "", _FROZEN_STATE, None)
 
     def learn_available(self, customer_id: str, currency_code: str, available_micros: int) -> None:
         """Keep what the ledger has just said that a customer has beside its lease."""

@@ -35,9 +35,10 @@ class KnownLease:
     """What this process knows of a customer's current lease, from its last talk with the ledger, and has told
     Redis since.
 
-    `available_micros` and `room_micros` are what the customer could spend beside the lease: free credits, and
-    what the credit limit leaves. `used_at` is when somebody last asked for it, and `said_at` when the ledger
-    was asked what is available, on the monotonic clock.
+    `frozen`: the customer was frozen then, so nothing new is to be allocated. `available_micros` and
+    `room_micros` are what the customer could spend beside the lease: free credits, and what the credit limit
+    leaves. `used_at` is when somebody last asked for it, and `said_at` when the ledger was asked what is
+    available, on the monotonic clock.
     """
 
     key: PoolKey
@@ -45,6 +46,7 @@ class KnownLease:
     version: int
     expire_time: datetime
     recall: bool
+    frozen: bool
     available_micros: int
     room_micros: int
     used_at: float
@@ -275,6 +277,7 @@ class Leases:
             version=granted.lease.version,
             expire_time=granted.lease.expire_time.ToDatetime(tzinfo=UTC),
             recall=granted.lease.recall,
+            frozen=granted.customer_frozen,
             available_micros=granted.available.amount_micros,
             room_micros=granted.credit_room.amount_micros,
             used_at=before.used_at if before is not None else self._monotonic(),

@@ -28,7 +28,7 @@ from tallystick.metering.v1 import metering_service_pb2, reservation_pb2, usage_
 _AUTHORIZED = Counter("tallystick_authorized_runs", "Reservations made, by how they are kept.", ["kind"])
 _REFUSED = Counter("tallystick_refused_runs", "Runs that were refused before they started.", ["reason"])
 _ENDED = Counter("tallystick_ended_reservations", "Reservations by how they ended.", ["state"])
-_FINAL: Final = frozenset({"INSUFFICIENT_CREDITS", "BUDGET_EXCEEDED"})
+_REFUSALS: Final = frozenset({"INSUFFICIENT_CREDITS", "BUDGET_EXCEEDED", "CUSTOMER_FROZEN"})
 # What the event of a run may leave out, because its reservation says it.
 _OF_RESERVATION: Final = ("customer_id", "workflow_id", "ordinal", "agent_id", "agent_version", "action_type")
 
@@ -80,7 +80,7 @@ class Reservations:
             await self._gate.reserve(reservation, gates, attempt.content_hash, principal)
             kept = await self._keep(reservation, attempt.content_hash, now)
         except FailedPrecondition as error:
-            if error.reason in _FINAL:
+            if error.reason in _REFUSALS:
                 _REFUSED.labels(error.reason).inc()
             if error.reason == "INSUFFICIENT_CREDITS":
                 self._watched(reservation, int(error.metadata.get("available_micros", 0)))
@@ -172,11 +172,11 @@ class Reservations:
         return Kept(wanted, self._signer.sign(wanted), False, available)
 
     async def _keep(self, reservation: Reservation, content_hash: bytes, now: datetime) -> Kept:
-        if reservation.amount_micros == 0:
-            # What costs nothing needs nothing, and pins its price like any other.
-            available = await self._credits.available(reservation.customer_id, reservation.currency_code)
-            return Kept(reservation, self._signer.sign(reservation), False, available)
         try:
+            if reservation.amount_micros == 0:
+                # What costs nothing needs nothing, and pins its price like any other.
+                available = await self._credits.reserve_nothing(reservation)
+                return Kept(reservation, self._signer.sign(reservation), False, available)
             return await self._credits.reserve(reservation, content_hash, now)
         except FailedPrecondition:
             await self._gate.end(reservation, {}, cancelled=True)

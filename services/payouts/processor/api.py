@@ -96,9 +96,8 @@ class StripeApi:
     def _failed(self, operation: str, error: ProcessorError) -> None:
         kind = type(error).__name__
         _CALLS.labels(operation, kind).inc()
-        pause = None
         if isinstance(error, Throttled):
-            pause = self._pace.throttled().total_seconds()
+            error.pause = self._pace.throttled()
         else:
             self._pace.answered()
         _log.warning(
@@ -107,7 +106,6 @@ class StripeApi:
             kind=kind,
             code=error.code,
             status=error.status,
-            pause_seconds=pause,
         )
 
 

@@ -8,6 +8,7 @@ ProcessorError
 └── KeyConflict    our idempotency key went with another body before: an operator must look
 """
 
+from datetime import timedelta
 from typing import Final
 
 import stripe
@@ -42,7 +43,7 @@ class Refused(ProcessorError):
     @property
     def is_missing(self) -> bool:
         """Whether there is no such object, or it is not ours."""
-        return self.status == 404 or self.code == "resource_missing"
+        return self.status == 404 or self.code in ("resource_missing", "account_invalid")
 
 
 class InDoubt(ProcessorError):
@@ -52,9 +53,17 @@ class InDoubt(ProcessorError):
 class Throttled(ProcessorError):
     """429: too many calls, or an object that another call has locked."""
 
+    # How long nobody calls now.
+    pause: timedelta = timedelta(0)
+
 
 class KeyRefused(ProcessorError):
     """401 or 403: the API key is revoked, or may not do this."""
+
+    @property
+    def is_account_gone(self) -> bool:
+        """Whether it is the connected account that is not, or no longer, ours to act for."""
+        return self.code == "account_invalid"
 
 
 class KeyConflict(ProcessorError):

@@ -1,6 +1,7 @@
 """The ledger, as payouts uses it. What it refuses raises TallystickError, and so does its absence."""
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from datetime import date, datetime
 from typing import Final, TypeVar
 
 import grpc
@@ -8,6 +9,7 @@ import grpc
 from services.kit.errors import Code, TallystickError
 from services.kit.money import Money
 from services.kit.status import from_rpc_error
+from services.kit.times import optional_timestamp
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import (
     account_pb2,
@@ -51,6 +53,7 @@ class Ledger:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._earnings = earnings_service_pb2_grpc.EarningsServiceStub(channel)
         self._ledger = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+        self._funding = funding_service_pb2_grpc.FundingServiceStub(channel)
         self._directory = directory_service_pb2_grpc.DirectoryServiceStub(channel)
         self._funding = funding_service_pb2_grpc.FundingServiceStub(channel)
 
@@ -128,6 +131,35 @@ class Ledger:
             )
         )
         return response.balance
+
+    async def list_payable(
+        self, organization_id: str, earned_before: date
+    ) -> list[earnings_service_pb2.PayableEarnings]:
+        """What was earned before a day and could be paid now, by currency."""
+        request = earnings_service_pb2.ListPayableEarningsRequest(
+            organization_id=organization_id, earned_before=earned_before.isoformat()
+        )
+        found: list[earnings_service_pb2.PayableEarnings] = []
+        while True:
+            page = await _answer(self._earnings.ListPayableEarnings(request, timeout=_TIMEOUT_SECONDS))
+            found += page.earnings
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def clearing_pages(
+        self, since: datetime | None
+    ) -> AsyncIterator[Sequence[funding_service_pb2.ClearingMovement]]:
+        """What moved the platform's money at the processor since a moment, the oldest first."""
+        request = funding_service_pb2.ListClearingMovementsRequest(
+            page_size=1000, create_time_from=optional_timestamp(since)
+        )
+        while True:
+            page = await _answer(self._funding.ListClearingMovements(request, timeout=_TIMEOUT_SECONDS))
+            yield page.movements
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def get_organization(self, organization_id: str) -> directory_pb2.Organization:
         """An organization; NotFound if there is none."""

@@ -22,7 +22,7 @@ from services.kit.money import Money
 from services.kit.pages import Page
 from services.kit.tenancy import scope, tenants_of
 from services.kit.text import check_text
-from services.kit.times import optional_time_from_proto
+from services.kit.times import optional_time_from_proto, time_from_page_key
 from services.payouts.domain import payout as rules
 from services.payouts.domain.account import AccountState, ConnectedAccount
 from services.payouts.domain.minimums import check_minimum
@@ -148,9 +148,10 @@ class PayoutService(payout_service_pb2_grpc.PayoutServiceServicer):
         page = Page.parse(
             request.page_size, request.page_token, key_types=(str, str), filter={"wanted": repr(wanted)}
         )
+        after = None if page.after is None else (time_from_page_key(page.after[0]), str(page.after[1]))
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
-            found = await payouts.list_newest(connection, wanted, page)
+            found = await payouts.list_newest(connection, wanted, after, page.limit)
         shown, token = page.cut(found, lambda one: (one.create_time.isoformat(), one.payout_id))
         return pb.ListPayoutsResponse(payouts=map(payout_to_proto, shown), next_page_token=token)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, select, update
+from sqlalchemy import ColumnElement, Row, case, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kit.pages import Page
-from services.payouts.domain.account import ConnectedAccount, Requirement
+from services.payouts.domain.account import AccountState, ConnectedAccount, Requirement
 from services.payouts.store.tables import connected_account
 
 
@@ -56,9 +56,25 @@ async def save(
     return None if (await connection.execute(statement)).one_or_none() is None else saved
 
 
-async def list_by_organization(connection: AsyncConnection, page: Page) -> Sequence[ConnectedAccount]:
-    """One page of accounts, by organization; keyset (organization_id,)."""
+# As ConnectedAccount.state.
+_state = case(
+    (
+        connected_account.c.deauthorized | connected_account.c.disabled_reason.startswith("rejected."),
+        AccountState.DISCONNECTED,
+    ),
+    (connected_account.c.transfers_status == "active", AccountState.ACTIVE),
+    (connected_account.c.details_submitted, AccountState.RESTRICTED),
+    else_=AccountState.ONBOARDING,
+)
+
+
+async def list_by_organization(
+    connection: AsyncConnection, state: AccountState | None, page: Page
+) -> Sequence[ConnectedAccount]:
+    """One page of accounts, of one state unless it is None, by organization; keyset (organization_id,)."""
     statement = select(connected_account).order_by(connected_account.c.organization_id).limit(page.limit)
+    if state is not None:
+        statement = statement.where(_state == state)
     if page.after is not None:
         statement = statement.where(connected_account.c.organization_id > page.after[0])
     return [_account(row) for row in await connection.execute(statement)]

@@ -11,7 +11,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kit.money import Money
-from services.kit.pages import Page
 from services.payouts.domain.payout import (
     BankStatus,
     Call,
@@ -73,6 +72,25 @@ async def save(connection: AsyncConnection, before: Payout, change: Change, now:
     if after.next_attempt_time is not None:
         await work.wake(connection, after.organization_id, after.next_attempt_time)
     return after
+
+
+async def release(connection: AsyncConnection, organization_id: str, now: datetime) -> int:
+    """Have payouts that stand still for want of a connected account looked at now; how many there are.
+
+    Raises their version, so that who has read one before reads it again. One that comes to stand still at
+    this very moment is missed, and looked at when its pause is over.
+    """
+    held = await connection.execute(
+        update(payout)
+        .where(payout.c.organization_id == organization_id, payout.c.hold == Hold.ACCOUNT_NOT_READY)
+        .values(next_attempt_time=now, version=payout.c.version + 1)
+        .returning(payout.c.payout_id)
+    )
+    released = len(held.all())
+    # After the payouts, as `save` does: two who lock both must do so in the same order.
+    if released:
+        await work.wake(connection, organization_id, now)
+    return released
 
 
 async def add_reversal(connection: AsyncConnection, new: Reversal, organization_id: str) -> bool:
@@ -155,15 +173,15 @@ class PayoutFilter:
     held: bool = False
 
 
-async def list_newest(connection: AsyncConnection, wanted: PayoutFilter, page: Page) -> Sequence[Payout]:
-    """One page of payouts, the newest first; keyset (microseconds of creation, payout_id) as texts."""
+async def list_newest(
+    connection: AsyncConnection, wanted: PayoutFilter, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[Payout]:
+    """Up to `limit` payouts after a time of creation and an id, the newest first."""
     statement = (
-        _filtered(wanted).order_by(payout.c.create_time.desc(), payout.c.payout_id.desc()).limit(page.limit)
+        _filtered(wanted).order_by(payout.c.create_time.desc(), payout.c.payout_id.desc()).limit(limit)
     )
-    if page.after is not None:
-        created, payout_id = page.after
-        after = tuple_(datetime.fromisoformat(str(created)), payout_id)
-        statement = statement.where(tuple_(payout.c.create_time, payout.c.payout_id) < after)
+    if after is not None:
+        statement = statement.where(tuple_(payout.c.create_time, payout.c.payout_id) < tuple_(*after))
     return [_payout(row) for row in await connection.execute(statement)]
 
 

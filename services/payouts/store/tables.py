@@ -31,6 +31,8 @@ connected_account = Table(
     Column("country_code", Text, nullable=False),
     Column("stripe_account_id", Text),
     _time("create_attempt_time"),
+    _time("create_spent_time"),
+    Column("create_number", Integer, nullable=False),
     Column("transfers_status", Text, nullable=False),
     Column("bank_payouts_enabled", Boolean, nullable=False),
     Column("details_submitted", Boolean, nullable=False),
@@ -48,6 +50,7 @@ onboarding_session = Table(
     Column("secret_hash", LargeBinary, primary_key=True),
     Column("organization_id", Text, nullable=False),
     _time("expire_time"),
+    Column("use_count", Integer, nullable=False),
 )
 
 payout = Table(

@@ -152,10 +152,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `reversal_id`.
     """
     ERROR_REASON_CUSTOMER_FROZEN: _ErrorReason.ValueType  # 45
-    """FAILED_PRECONDITION. The customer is frozen, so it starts no run. Metadata: `customer_id`."""
+    """FAILED_PRECONDITION. Authorize was refused: the customer is frozen. No work was done; a new attempt needs a new key.
+    Metadata: `customer_id`.
+    """
     ERROR_REASON_PURCHASE_ALREADY_REINSTATED: _ErrorReason.ValueType  # 46
     """FAILED_PRECONDITION. What was reversed of a purchase has been reinstated before, under another id. Nothing was
     changed. Metadata: `reversal_id`, `reinstatement_id`.
+    """
+    ERROR_REASON_CORRECTION_EXCEEDS_CHARGE: _ErrorReason.ValueType  # 47
+    """FAILED_PRECONDITION. A correction would take back more of a charge than corrections have left of it. Nothing was
+    changed. Metadata: `charge_id`, `gross_micros`, `corrected_micros`, `requested_micros`.
     """
     ERROR_REASON_PAYOUTS_NOT_ENABLED: _ErrorReason.ValueType  # 50
     """FAILED_PRECONDITION. The connected account of the organization cannot receive transfers now; nothing was asked of the
@@ -324,10 +330,16 @@ ERROR_REASON_PURCHASE_NOT_FOUND: ErrorReason.ValueType  # 44
 `reversal_id`.
 """
 ERROR_REASON_CUSTOMER_FROZEN: ErrorReason.ValueType  # 45
-"""FAILED_PRECONDITION. The customer is frozen, so it starts no run. Metadata: `customer_id`."""
+"""FAILED_PRECONDITION. Authorize was refused: the customer is frozen. No work was done; a new attempt needs a new key.
+Metadata: `customer_id`.
+"""
 ERROR_REASON_PURCHASE_ALREADY_REINSTATED: ErrorReason.ValueType  # 46
 """FAILED_PRECONDITION. What was reversed of a purchase has been reinstated before, under another id. Nothing was
 changed. Metadata: `reversal_id`, `reinstatement_id`.
+"""
+ERROR_REASON_CORRECTION_EXCEEDS_CHARGE: ErrorReason.ValueType  # 47
+"""FAILED_PRECONDITION. A correction would take back more of a charge than corrections have left of it. Nothing was
+changed. Metadata: `charge_id`, `gross_micros`, `corrected_micros`, `requested_micros`.
 """
 ERROR_REASON_PAYOUTS_NOT_ENABLED: ErrorReason.ValueType  # 50
 """FAILED_PRECONDITION. The connected account of the organization cannot receive transfers now; nothing was asked of the

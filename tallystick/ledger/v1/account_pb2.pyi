@@ -270,6 +270,7 @@ class EarningsBalance(_message.Message):
     UNCOLLECTED_FIELD_NUMBER: _builtins.int
     PLATFORM_FEES_FIELD_NUMBER: _builtins.int
     PROCESSING_FEES_FIELD_NUMBER: _builtins.int
+    CLAWED_BACK_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization."""
     @_builtins.property
@@ -292,6 +293,12 @@ class EarningsBalance(_message.Message):
     def processing_fees(self) -> _money_pb2.Money:
         """All processing fees taken from this organization's earnings so far."""
 
+    @_builtins.property
+    def clawed_back(self) -> _money_pb2.Money:
+        """How far `available` is below zero: what corrections took back of earnings that were paid out already. It is made
+        up by later earnings, and nothing is paid out before. Zero otherwise.
+        """
+
     def __init__(
         self,
         *,
@@ -301,10 +308,11 @@ class EarningsBalance(_message.Message):
         uncollected: _money_pb2.Money | None = ...,
         platform_fees: _money_pb2.Money | None = ...,
         processing_fees: _money_pb2.Money | None = ...,
+        clawed_back: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "pending", b"pending", "platform_fees", b"platform_fees", "processing_fees", b"processing_fees", "uncollected", b"uncollected"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "clawed_back", b"clawed_back", "pending", b"pending", "platform_fees", b"platform_fees", "processing_fees", b"processing_fees", "uncollected", b"uncollected"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "organization_id", b"organization_id", "pending", b"pending", "platform_fees", b"platform_fees", "processing_fees", b"processing_fees", "uncollected", b"uncollected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "clawed_back", b"clawed_back", "organization_id", b"organization_id", "pending", b"pending", "platform_fees", b"platform_fees", "processing_fees", b"processing_fees", "uncollected", b"uncollected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

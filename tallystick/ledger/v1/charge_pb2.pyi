@@ -229,7 +229,7 @@ Global___OutcomeHold: _TypeAlias = OutcomeHold  # noqa: Y015
 
 @_typing.final
 class ChargePayment(_message.Message):
-    """ChargePayment says how a charge stands. The three amounts add up to its gross amount."""
+    """ChargePayment says how a charge stands. The three amounts add up to its gross amount without what is corrected."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -238,7 +238,7 @@ class ChargePayment(_message.Message):
     UNPAID_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def from_credits(self) -> _money_pb2.Money:
-        """Paid from credits, at once or when a top-up collected it."""
+        """Paid from credits, at once or when a top-up collected it, and not given back since."""
 
     @_builtins.property
     def from_receivable(self) -> _money_pb2.Money:
@@ -277,6 +277,8 @@ class Earning(_message.Message):
     NET_FIELD_NUMBER: _builtins.int
     PLATFORM_FEE_BPS_FIELD_NUMBER: _builtins.int
     PROCESSING_FEE_BPS_FIELD_NUMBER: _builtins.int
+    CORRECTED_FIELD_NUMBER: _builtins.int
+    CORRECTED_NET_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization that earns."""
     agent_id: _builtins.str
@@ -301,6 +303,14 @@ class Earning(_message.Message):
     def net(self) -> _money_pb2.Money:
         """What remains for the organization once all of the charge is collected."""
 
+    @_builtins.property
+    def corrected(self) -> _money_pb2.Money:
+        """How much of `gross` corrections took back."""
+
+    @_builtins.property
+    def corrected_net(self) -> _money_pb2.Money:
+        """How much of `net` corrections took back. The rest of `corrected` is of the fees."""
+
     def __init__(
         self,
         *,
@@ -312,10 +322,12 @@ class Earning(_message.Message):
         net: _money_pb2.Money | None = ...,
         platform_fee_bps: _builtins.int = ...,
         processing_fee_bps: _builtins.int = ...,
+        corrected: _money_pb2.Money | None = ...,
+        corrected_net: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gross", b"gross", "net", b"net", "platform_fee", b"platform_fee", "processing_fee", b"processing_fee"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["corrected", b"corrected", "corrected_net", b"corrected_net", "gross", b"gross", "net", b"net", "platform_fee", b"platform_fee", "processing_fee", b"processing_fee"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "gross", b"gross", "net", b"net", "organization_id", b"organization_id", "platform_fee", b"platform_fee", "platform_fee_bps", b"platform_fee_bps", "processing_fee", b"processing_fee", "processing_fee_bps", b"processing_fee_bps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "corrected", b"corrected", "corrected_net", b"corrected_net", "gross", b"gross", "net", b"net", "organization_id", b"organization_id", "platform_fee", b"platform_fee", "platform_fee_bps", b"platform_fee_bps", "processing_fee", b"processing_fee", "processing_fee_bps", b"processing_fee_bps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,7 +335,9 @@ Global___Earning: _TypeAlias = Earning  # noqa: Y015
 
 @_typing.final
 class Charge(_message.Message):
-    """Charge is the record of what one piece of work costs. It never changes; its payment may."""
+    """Charge is the record of what one piece of work costs. It never changes; its payment, and what corrections take back
+    of it, may.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -342,6 +356,7 @@ class Charge(_message.Message):
     TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     CAPTURED_FIELD_NUMBER: _builtins.int
+    CORRECTED_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     """"ch_…", derived from the identity of the charge."""
     customer_id: _builtins.str
@@ -384,7 +399,11 @@ class Charge(_message.Message):
 
     @_builtins.property
     def captured(self) -> _money_pb2.Money:
-        """How much of it was captured: a part of what the payment says."""
+        """How much of it was captured: a part of what was paid when the charge was posted."""
+
+    @_builtins.property
+    def corrected(self) -> _money_pb2.Money:
+        """How much of `gross` corrections took back so far; for a caller that belongs to an organization, of its own share."""
 
     def __init__(
         self,
@@ -404,10 +423,11 @@ class Charge(_message.Message):
         transaction_id: _builtins.str = ...,
         reservation_id: _builtins.str = ...,
         captured: _money_pb2.Money | None = ...,
+        corrected: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "create_time", b"create_time", "gross", b"gross", "occur_time", b"occur_time", "payment", b"payment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "corrected", b"corrected", "create_time", b"create_time", "gross", b"gross", "occur_time", b"occur_time", "payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "charge_id", b"charge_id", "component", b"component", "create_time", b"create_time", "customer_id", b"customer_id", "earnings", b"earnings", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "payment", b"payment", "price_version_id", b"price_version_id", "reservation_id", b"reservation_id", "transaction_id", b"transaction_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "charge_id", b"charge_id", "component", b"component", "corrected", b"corrected", "create_time", b"create_time", "customer_id", b"customer_id", "earnings", b"earnings", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "payment", b"payment", "price_version_id", b"price_version_id", "reservation_id", b"reservation_id", "transaction_id", b"transaction_id", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

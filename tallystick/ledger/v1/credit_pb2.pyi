@@ -54,7 +54,7 @@ class _HoldStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldState.V
     HOLD_STATE_HELD: _HoldState.ValueType  # 1
     """It stands."""
     HOLD_STATE_REFUSED: _HoldState.ValueType  # 2
-    """It was refused for lack of money, and stays refused."""
+    """It was refused, for lack of money or because the customer was frozen, and stays refused."""
     HOLD_STATE_SETTLED: _HoldState.ValueType  # 3
     """A charge captured it."""
     HOLD_STATE_RELEASED: _HoldState.ValueType  # 4
@@ -70,7 +70,7 @@ HOLD_STATE_UNSPECIFIED: HoldState.ValueType  # 0
 HOLD_STATE_HELD: HoldState.ValueType  # 1
 """It stands."""
 HOLD_STATE_REFUSED: HoldState.ValueType  # 2
-"""It was refused for lack of money, and stays refused."""
+"""It was refused, for lack of money or because the customer was frozen, and stays refused."""
 HOLD_STATE_SETTLED: HoldState.ValueType  # 3
 """A charge captured it."""
 HOLD_STATE_RELEASED: HoldState.ValueType  # 4

@@ -426,8 +426,8 @@ class HoldVerdict(_message.Message):
 
     @_builtins.property
     def error(self) -> _item_error_pb2.ItemError:
-        """Refused. INSUFFICIENT_CREDITS is final for this hold id, but leaves a hold that it was to raise as it was, and
-        an allocation that was to become one.
+        """Refused. INSUFFICIENT_CREDITS and CUSTOMER_FROZEN are final for this hold id, but leave a hold that it was to
+        raise as it was, and an allocation that was to become one.
         """
 
     def __init__(

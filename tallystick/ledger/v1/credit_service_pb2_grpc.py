@@ -107,9 +107,9 @@ class CreditServiceServicer(object):
     def PlaceHolds(self, request, context):
         """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
         amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
-        available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
-        id, unless it was to take over an allocation, which then goes on in its lease. For the run of a frozen customer
-        nothing is taken beyond what is set aside for it (CUSTOMER_FROZEN), which is not final.
+        available credits, then from the room under the credit limit. The run of a frozen
+        customer gets nothing beyond what is set aside for it (CUSTOMER_FROZEN). A refusal is final for that hold id, unless
+        it was to take over an allocation, which then goes on in its lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,9 +50,9 @@ class CreditServiceStub:
     PlaceHolds: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.PlaceHoldsRequest, _credit_service_pb2.PlaceHoldsResponse]
     """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
     amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
-    available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
-    id, unless it was to take over an allocation, which then goes on in its lease. For the run of a frozen customer
-    nothing is taken beyond what is set aside for it (CUSTOMER_FROZEN), which is not final.
+    available credits, then from the room under the credit limit. The run of a frozen
+    customer gets nothing beyond what is set aside for it (CUSTOMER_FROZEN). A refusal is final for that hold id, unless
+    it was to take over an allocation, which then goes on in its lease.
     """
     ReleaseReservations: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ReleaseReservationsRequest, _credit_service_pb2.ReleaseReservationsResponse]
     """Ends up to 1,000 reservations for which no charge comes, with a verdict for each. One that ended before
@@ -85,9 +85,9 @@ class CreditServiceAsyncStub(CreditServiceStub):
     PlaceHolds: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.PlaceHoldsRequest, _credit_service_pb2.PlaceHoldsResponse]  # type: ignore[assignment]
     """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
     amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
-    available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
-    id, unless it was to take over an allocation, which then goes on in its lease. For the run of a frozen customer
-    nothing is taken beyond what is set aside for it (CUSTOMER_FROZEN), which is not final.
+    available credits, then from the room under the credit limit. The run of a frozen
+    customer gets nothing beyond what is set aside for it (CUSTOMER_FROZEN). A refusal is final for that hold id, unless
+    it was to take over an allocation, which then goes on in its lease.
     """
     ReleaseReservations: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ReleaseReservationsRequest, _credit_service_pb2.ReleaseReservationsResponse]  # type: ignore[assignment]
     """Ends up to 1,000 reservations for which no charge comes, with a verdict for each. One that ended before
@@ -141,9 +141,9 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_credit_service_pb2.PlaceHoldsResponse, _abc.Awaitable[_credit_service_pb2.PlaceHoldsResponse]]:
         """Places up to 1,000 holds, with a verdict for each. Without a content hash a hold that stands is raised to the
         amount and prolonged to the time, never lowered. Money comes from what was allocated in a lease, then from
-        available credits, then from the room under the credit limit. A refusal for lack of money is final for that hold
-        id, unless it was to take over an allocation, which then goes on in its lease. For the run of a frozen customer
-        nothing is taken beyond what is set aside for it (CUSTOMER_FROZEN), which is not final.
+        available credits, then from the room under the credit limit. The run of a frozen
+        customer gets nothing beyond what is set aside for it (CUSTOMER_FROZEN). A refusal is final for that hold id, unless
+        it was to take over an allocation, which then goes on in its lease.
         """
 
     @_abc_1.abstractmethod

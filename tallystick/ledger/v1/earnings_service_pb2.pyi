@@ -409,8 +409,8 @@ class PayableEarnings(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payable(self) -> _money_pb2.Money:
-        """Collected, past every hold, and earned before the date that was asked for. Never negative, and never more than
-        `available`, unless that is negative.
+        """Collected, past every hold, and earned before the date that was asked for; never more than `available`, and never
+        negative.
         """
 
     @_builtins.property

@@ -13,6 +13,7 @@ from tallystick.common.v1 import item_error_pb2 as _item_error_pb2
 from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.ledger.v1 import account_pb2 as _account_pb2
 from tallystick.ledger.v1 import charge_pb2 as _charge_pb2
+from tallystick.ledger.v1 import correction_pb2 as _correction_pb2
 from tallystick.ledger.v1 import credit_pb2 as _credit_pb2
 from tallystick.ledger.v1 import transaction_pb2 as _transaction_pb2
 import builtins as _builtins
@@ -273,6 +274,140 @@ class GetChargeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetChargeResponse: _TypeAlias = GetChargeResponse  # noqa: Y015
+
+@_typing.final
+class CorrectChargeRequest(_message.Message):
+    """CorrectChargeRequest is the request of CorrectCharge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGE_ID_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    charge_id: _builtins.str
+    """The charge."""
+    correction_id: _builtins.str
+    """Names the correction within its charge, up to 128 characters: sending the same request again changes nothing."""
+    reason: _builtins.str
+    """Why, in words, 1 to 500 characters: the customer and the payees see it. No personal data."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much to take back of the gross amount, above zero, in the charge's currency."""
+
+    def __init__(
+        self,
+        *,
+        charge_id: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "charge_id", b"charge_id", "correction_id", b"correction_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorrectChargeRequest: _TypeAlias = CorrectChargeRequest  # noqa: Y015
+
+@_typing.final
+class CorrectChargeResponse(_message.Message):
+    """CorrectChargeResponse is the response of CorrectCharge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    CHARGE_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """Whether this correction had been posted before, so that this call changed nothing."""
+    @_builtins.property
+    def correction(self) -> _correction_pb2.Correction:
+        """The correction."""
+
+    @_builtins.property
+    def charge(self) -> _charge_pb2.Charge:
+        """The charge as it stands now."""
+
+    @_builtins.property
+    def balance(self) -> _account_pb2.CustomerBalance:
+        """The customer's balance afterwards."""
+
+    def __init__(
+        self,
+        *,
+        correction: _correction_pb2.Correction | None = ...,
+        charge: _charge_pb2.Charge | None = ...,
+        balance: _account_pb2.CustomerBalance | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "charge", b"charge", "correction", b"correction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "charge", b"charge", "correction", b"correction", "duplicate", b"duplicate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorrectChargeResponse: _TypeAlias = CorrectChargeResponse  # noqa: Y015
+
+@_typing.final
+class ListCorrectionsRequest(_message.Message):
+    """ListCorrectionsRequest is the request of ListCorrections."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHARGE_ID_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 50 when zero, never more than 1,000."""
+    page_token: _builtins.str
+    """From `next_page_token` of the page before; the other fields must stay the same."""
+    charge_id: _builtins.str
+    """The charge."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        charge_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCorrectionsRequest: _TypeAlias = ListCorrectionsRequest  # noqa: Y015
+
+@_typing.final
+class ListCorrectionsResponse(_message.Message):
+    """ListCorrectionsResponse is the response of ListCorrections."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def corrections(self) -> _containers.RepeatedCompositeFieldContainer[_correction_pb2.Correction]:
+        """One page."""
+
+    def __init__(
+        self,
+        *,
+        corrections: _abc.Iterable[_correction_pb2.Correction] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrections", b"corrections", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCorrectionsResponse: _TypeAlias = ListCorrectionsResponse  # noqa: Y015
 
 @_typing.final
 class GrantCreditsRequest(_message.Message):
@@ -824,14 +959,17 @@ class PostedEntry(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
     PAYOUT_ID_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """The transaction."""
     type: _transaction_pb2.TransactionType.ValueType
     """What happened."""
     charge_id: _builtins.str
-    """The charge that the transaction posts or collects, or empty."""
+    """The charge that the transaction posts, collects or corrects, or empty."""
     payout_id: _builtins.str
     """The payout whose money its transaction moves, or empty."""
+    correction_id: _builtins.str
+    """The correction that its transaction posts, or empty."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was posted."""
@@ -849,10 +987,11 @@ class PostedEntry(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         entry: _transaction_pb2.Entry | None = ...,
         payout_id: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "create_time", b"create_time", "entry", b"entry", "payout_id", b"payout_id", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "correction_id", b"correction_id", "create_time", b"create_time", "entry", b"entry", "payout_id", b"payout_id", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

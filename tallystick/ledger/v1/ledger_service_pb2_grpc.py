@@ -50,6 +50,16 @@ class LedgerServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GetChargeRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GetChargeResponse.FromString,
                 _registered_method=True)
+        self.CorrectCharge = channel.unary_unary(
+                '/tallystick.ledger.v1.LedgerService/CorrectCharge',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.CorrectChargeRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.CorrectChargeResponse.FromString,
+                _registered_method=True)
+        self.ListCorrections = channel.unary_unary(
+                '/tallystick.ledger.v1.LedgerService/ListCorrections',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListCorrectionsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListCorrectionsResponse.FromString,
+                _registered_method=True)
         self.GrantCredits = channel.unary_unary(
                 '/tallystick.ledger.v1.LedgerService/GrantCredits',
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GrantCreditsRequest.SerializeToString,
@@ -125,17 +135,34 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CorrectCharge(self, request, context):
+        """Takes back a part of a charge, or all of it, once per correction id. The customer first owes less of the charge:
+        less unpaid, then less receivable; what is left it gets as credits, which pay its other debts first. Each payee and
+        fee gives back its part, out of the earnings that it went into, even if these were paid out: then available
+        earnings go below zero. Corrections together never exceed the charge.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCorrections(self, request, context):
+        """Lists the corrections of a charge, the first one first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GrantCredits(self, request, context):
-        """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-        oldest first; the rest is available.
+        """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+        charges, oldest first; the rest is available.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AdjustBalances(self, request, context):
-        """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-        debit-limited account, or the available earnings of an organization, below zero.
+        """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+        chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +236,16 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.GetCharge,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GetChargeRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GetChargeResponse.SerializeToString,
+            ),
+            'CorrectCharge': grpc.unary_unary_rpc_method_handler(
+                    servicer.CorrectCharge,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.CorrectChargeRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.CorrectChargeResponse.SerializeToString,
+            ),
+            'ListCorrections': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCorrections,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListCorrectionsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListCorrectionsResponse.SerializeToString,
             ),
             'GrantCredits': grpc.unary_unary_rpc_method_handler(
                     servicer.GrantCredits,
@@ -338,6 +375,60 @@ class LedgerService(object):
             '/tallystick.ledger.v1.LedgerService/GetCharge',
             tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GetChargeRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GetChargeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CorrectCharge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.LedgerService/CorrectCharge',
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.CorrectChargeRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.CorrectChargeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCorrections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.LedgerService/ListCorrections',
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListCorrectionsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListCorrectionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,13 +44,21 @@ class LedgerServiceStub:
     """
     GetCharge: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetChargeRequest, _ledger_service_pb2.GetChargeResponse]
     """Answers a charge as it stands now."""
+    CorrectCharge: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.CorrectChargeRequest, _ledger_service_pb2.CorrectChargeResponse]
+    """Takes back a part of a charge, or all of it, once per correction id. The customer first owes less of the charge:
+    less unpaid, then less receivable; what is left it gets as credits, which pay its other debts first. Each payee and
+    fee gives back its part, out of the earnings that it went into, even if these were paid out: then available
+    earnings go below zero. Corrections together never exceed the charge.
+    """
+    ListCorrections: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCorrectionsRequest, _ledger_service_pb2.ListCorrectionsResponse]
+    """Lists the corrections of a charge, the first one first."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]
-    """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-    oldest first; the rest is available.
+    """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+    charges, oldest first; the rest is available.
     """
     AdjustBalances: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalancesRequest, _ledger_service_pb2.AdjustBalancesResponse]
-    """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-    debit-limited account, or the available earnings of an organization, below zero.
+    """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+    chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
     """
     GetCustomerBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetCustomerBalanceRequest, _ledger_service_pb2.GetCustomerBalanceResponse]
     """Answers the balance of a customer in one currency."""
@@ -86,13 +94,21 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """
     GetCharge: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetChargeRequest, _ledger_service_pb2.GetChargeResponse]  # type: ignore[assignment]
     """Answers a charge as it stands now."""
+    CorrectCharge: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CorrectChargeRequest, _ledger_service_pb2.CorrectChargeResponse]  # type: ignore[assignment]
+    """Takes back a part of a charge, or all of it, once per correction id. The customer first owes less of the charge:
+    less unpaid, then less receivable; what is left it gets as credits, which pay its other debts first. Each payee and
+    fee gives back its part, out of the earnings that it went into, even if these were paid out: then available
+    earnings go below zero. Corrections together never exceed the charge.
+    """
+    ListCorrections: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCorrectionsRequest, _ledger_service_pb2.ListCorrectionsResponse]  # type: ignore[assignment]
+    """Lists the corrections of a charge, the first one first."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
-    """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-    oldest first; the rest is available.
+    """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+    charges, oldest first; the rest is available.
     """
     AdjustBalances: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalancesRequest, _ledger_service_pb2.AdjustBalancesResponse]  # type: ignore[assignment]
-    """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-    debit-limited account, or the available earnings of an organization, below zero.
+    """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+    chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
     """
     GetCustomerBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetCustomerBalanceRequest, _ledger_service_pb2.GetCustomerBalanceResponse]  # type: ignore[assignment]
     """Answers the balance of a customer in one currency."""
@@ -145,13 +161,33 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers a charge as it stands now."""
 
     @_abc_1.abstractmethod
+    def CorrectCharge(
+        self,
+        request: _ledger_service_pb2.CorrectChargeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.CorrectChargeResponse, _abc.Awaitable[_ledger_service_pb2.CorrectChargeResponse]]:
+        """Takes back a part of a charge, or all of it, once per correction id. The customer first owes less of the charge:
+        less unpaid, then less receivable; what is left it gets as credits, which pay its other debts first. Each payee and
+        fee gives back its part, out of the earnings that it went into, even if these were paid out: then available
+        earnings go below zero. Corrections together never exceed the charge.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCorrections(
+        self,
+        request: _ledger_service_pb2.ListCorrectionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.ListCorrectionsResponse, _abc.Awaitable[_ledger_service_pb2.ListCorrectionsResponse]]:
+        """Lists the corrections of a charge, the first one first."""
+
+    @_abc_1.abstractmethod
     def GrantCredits(
         self,
         request: _ledger_service_pb2.GrantCreditsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.GrantCreditsResponse, _abc.Awaitable[_ledger_service_pb2.GrantCreditsResponse]]:
-        """Adds credits to a customer. First it collects what the customer owes, receivables before unpaid charges,
-        oldest first; the rest is available.
+        """Adds credits to a customer. First it collects what the customer owes, chargebacks, then receivables before unpaid
+        charges, oldest first; the rest is available.
         """
 
     @_abc_1.abstractmethod
@@ -160,8 +196,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.AdjustBalancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.AdjustBalancesResponse, _abc.Awaitable[_ledger_service_pb2.AdjustBalancesResponse]]:
-        """Posts a balanced adjustment between any accounts but the memorandum ones, with a reason. It never takes a
-        debit-limited account, or the available earnings of an organization, below zero.
+        """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
+        chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
         """
 
     @_abc_1.abstractmethod

@@ -58,6 +58,8 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """Money of a purchase that had gone back came again: a dispute was won."""
     TRANSACTION_TYPE_PROCESSOR_FEE: _TransactionType.ValueType  # 13
     """The payment processor took a fee, or gave one back."""
+    TRANSACTION_TYPE_CORRECTION: _TransactionType.ValueType  # 20
+    """A part of a charge was taken back, or all of it."""
 
 class TransactionType(_TransactionType, metaclass=_TransactionTypeEnumTypeWrapper):
     """TransactionType says what happened. Each has a worked example in docs/accounting.md."""
@@ -92,6 +94,8 @@ TRANSACTION_TYPE_PURCHASE_REINSTATEMENT: TransactionType.ValueType  # 12
 """Money of a purchase that had gone back came again: a dispute was won."""
 TRANSACTION_TYPE_PROCESSOR_FEE: TransactionType.ValueType  # 13
 """The payment processor took a fee, or gave one back."""
+TRANSACTION_TYPE_CORRECTION: TransactionType.ValueType  # 20
+"""A part of a charge was taken back, or all of it."""
 Global___TransactionType: _TypeAlias = TransactionType  # noqa: Y015
 
 @_typing.final
@@ -187,16 +191,17 @@ class Transaction(_message.Message):
     ACTOR_API_KEY_ID_FIELD_NUMBER: _builtins.int
     PAYOUT_ID_FIELD_NUMBER: _builtins.int
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    CORRECTION_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"txn_…"."""
     type: Global___TransactionType.ValueType
     """What happened."""
     charge_id: _builtins.str
-    """The charge that it posts or collects, or empty."""
+    """The charge that it posts, collects or corrects, or empty."""
     partition_id: _builtins.str
     """The customer or organization in whose partition it was written, or "platform"."""
     reason: _builtins.str
-    """Why, in words, for grants, adjustments, and what came back. Nobody may put personal data here."""
+    """Why, in words, for grants, adjustments, corrections, and what came back. Nobody may put personal data here."""
     actor_api_key_id: _builtins.str
     """The API key that asked for it."""
     payout_id: _builtins.str
@@ -205,6 +210,8 @@ class Transaction(_message.Message):
     """What it is known by outside: of a purchase the idempotency key that it was granted with, of a refund, chargeback,
     reinstatement, fee or payout reversal the payment processor's own id. Empty for others.
     """
+    correction_id: _builtins.str
+    """The correction of the charge that it posts, or empty."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries. A caller that belongs to an organization or customer sees its own only."""
@@ -231,10 +238,11 @@ class Transaction(_message.Message):
         actor_api_key_id: _builtins.str = ...,
         payout_id: _builtins.str = ...,
         external_id: _builtins.str = ...,
+        correction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "occur_time", b"occur_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "create_time", b"create_time", "entries", b"entries", "external_id", b"external_id", "occur_time", b"occur_time", "partition_id", b"partition_id", "payout_id", b"payout_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_api_key_id", b"actor_api_key_id", "charge_id", b"charge_id", "correction_id", b"correction_id", "create_time", b"create_time", "entries", b"entries", "external_id", b"external_id", "occur_time", b"occur_time", "partition_id", b"partition_id", "payout_id", b"payout_id", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -645,7 +645,9 @@ class CheckAccessResponse(_message.Message):
 
     @_builtins.property
     def refusal(self) -> _item_error_pb2.ItemError:
-        """If not allowed, why: the error that Authorize would answer, INSUFFICIENT_CREDITS or BUDGET_EXCEEDED."""
+        """If not allowed, why: the error that Authorize would answer, INSUFFICIENT_CREDITS, BUDGET_EXCEEDED or
+        CUSTOMER_FROZEN.
+        """
 
     def __init__(
         self,

@@ -114,8 +114,9 @@ class MeteringServiceServicer(object):
 
     def Authorize(self, request, context):
         """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
-        INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
-        the request with the same key answers the same reservation or refusal.
+        INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there, and with CUSTOMER_FROZEN while the customer
+        is frozen: then the run should not start. Repeating the request with the same key answers the same reservation or
+        refusal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

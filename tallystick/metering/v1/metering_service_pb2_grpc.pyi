@@ -42,8 +42,9 @@ class MeteringServiceStub:
     """Does the same for up to 1,000 events, with a verdict for each: one bad event never fails a neighbour."""
     Authorize: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.AuthorizeRequest, _metering_service_pb2.AuthorizeResponse]
     """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
-    INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
-    the request with the same key answers the same reservation or refusal.
+    INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there, and with CUSTOMER_FROZEN while the customer
+    is frozen: then the run should not start. Repeating the request with the same key answers the same reservation or
+    refusal.
     """
     Extend: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.ExtendRequest, _metering_service_pb2.ExtendResponse]
     """Raises a reservation to an amount, or keeps it for longer, while the run goes on. Says the state that is
@@ -88,8 +89,9 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     """Does the same for up to 1,000 events, with a verdict for each: one bad event never fails a neighbour."""
     Authorize: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.AuthorizeRequest, _metering_service_pb2.AuthorizeResponse]  # type: ignore[assignment]
     """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
-    INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
-    the request with the same key answers the same reservation or refusal.
+    INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there, and with CUSTOMER_FROZEN while the customer
+    is frozen: then the run should not start. Repeating the request with the same key answers the same reservation or
+    refusal.
     """
     Extend: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.ExtendRequest, _metering_service_pb2.ExtendResponse]  # type: ignore[assignment]
     """Raises a reservation to an amount, or keeps it for longer, while the run goes on. Says the state that is
@@ -149,8 +151,9 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_metering_service_pb2.AuthorizeResponse, _abc.Awaitable[_metering_service_pb2.AuthorizeResponse]]:
         """Reserves money for a run before it starts, and pins the price that the run will be charged by. Refused, with
-        INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there: then the run should not start. Repeating
-        the request with the same key answers the same reservation or refusal.
+        INSUFFICIENT_CREDITS or BUDGET_EXCEEDED, when the money is not there, and with CUSTOMER_FROZEN while the customer
+        is frozen: then the run should not start. Repeating the request with the same key answers the same reservation or
+        refusal.
         """
 
     @_abc_1.abstractmethod

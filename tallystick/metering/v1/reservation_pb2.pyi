@@ -250,7 +250,7 @@ class Settlement(_message.Message):
 
     @_builtins.property
     def excess_from_credits(self) -> _money_pb2.Money:
-        """Paid from available credits."""
+        """Paid from available credits, with what corrections have taken back since."""
 
     @_builtins.property
     def excess_from_receivable(self) -> _money_pb2.Money:

@@ -64,7 +64,8 @@ class ScheduleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetPayoutSchedule(self, request, context):
-        """Sets when the organization is paid by itself, all of it. Runs that are due already still happen.
+        """Sets when the organization is paid by itself, all of it. The next run is by the new
+        setting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

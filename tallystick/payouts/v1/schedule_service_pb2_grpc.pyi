@@ -36,7 +36,9 @@ class ScheduleServiceStub:
     GetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_service_pb2.GetPayoutScheduleRequest, _schedule_service_pb2.GetPayoutScheduleResponse]
     """Answers when the organization is paid by itself."""
     SetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_service_pb2.SetPayoutScheduleRequest, _schedule_service_pb2.SetPayoutScheduleResponse]
-    """Sets when the organization is paid by itself, all of it. Runs that are due already still happen."""
+    """Sets when the organization is paid by itself, all of it. The next run is by the new
+    setting.
+    """
     PreviewPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_service_pb2.PreviewPayoutScheduleRequest, _schedule_service_pb2.PreviewPayoutScheduleResponse]
     """Answers what the next run of the schedule would pay. Nothing is changed."""
 
@@ -48,7 +50,9 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     GetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.GetPayoutScheduleRequest, _schedule_service_pb2.GetPayoutScheduleResponse]  # type: ignore[assignment]
     """Answers when the organization is paid by itself."""
     SetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.SetPayoutScheduleRequest, _schedule_service_pb2.SetPayoutScheduleResponse]  # type: ignore[assignment]
-    """Sets when the organization is paid by itself, all of it. Runs that are due already still happen."""
+    """Sets when the organization is paid by itself, all of it. The next run is by the new
+    setting.
+    """
     PreviewPayoutSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.PreviewPayoutScheduleRequest, _schedule_service_pb2.PreviewPayoutScheduleResponse]  # type: ignore[assignment]
     """Answers what the next run of the schedule would pay. Nothing is changed."""
 
@@ -69,7 +73,9 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_service_pb2.SetPayoutScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_service_pb2.SetPayoutScheduleResponse, _abc.Awaitable[_schedule_service_pb2.SetPayoutScheduleResponse]]:
-        """Sets when the organization is paid by itself, all of it. Runs that are due already still happen."""
+        """Sets when the organization is paid by itself, all of it. The next run is by the new
+        setting.
+        """
 
     @_abc_1.abstractmethod
     def PreviewPayoutSchedule(

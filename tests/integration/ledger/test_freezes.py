@@ -192,10 +192,11 @@ async def test_a_frozen_customer_gets_no_holds_for_runs(funding: Funding) -> Non
     assert outcome.placed.hold.from_credits == usd(100)
     await funding.post(intent("run-1", 700))
     assert (await funding.held()).available == 100
-    # Nothing was stored of the refusal: the same attempt may succeed later.
+    # The refusal stands for its id, as one for lack of money does.
     await funding.unfreeze()
-    (verdict,) = await funding.hold(hold_request("hold-1", 100))
-    assert verdict.placed.hold.from_credits == usd(100)
+    refused_before, new = await funding.hold(hold_request("hold-1", 100), hold_request("hold-2", 100))
+    assert reason_of(refused_before.error) == "CUSTOMER_FROZEN"
+    assert new.placed.hold.from_credits == usd(100)
 
 
 async def test_a_frozen_customers_lease_gets_nothing_and_is_asked_back(funding: Funding) -> None:

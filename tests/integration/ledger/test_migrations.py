@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from services.kit import migrations as kit
 from services.ledger import migrations
@@ -64,6 +65,12 @@ async def test_a_ledger_with_data_gets_leases_holds_and_new_functions(
             "SELECT reservation_id, captured_credits, captured_receivable FROM ledger.charge"
         ).fetchone()
         assert charge == ("", 0, 0)
+        purchase = admin.execute(
+            "SELECT external_id FROM ledger.transaction WHERE transaction_id = 'txn_1'"
+        ).fetchone()
+        assert purchase == ("1",)
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            admin.execute("UPDATE ledger.transaction SET external_id = ''")
         # The new functions find what the old ones left.
         admin.execute("SET ROLE ledger_writer")
         lease = admin.execute(

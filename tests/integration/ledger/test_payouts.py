@@ -327,3 +327,79 @@ async def test_debits_are_listed_page_by_page(payouts: Payouts) -> None:
         pb.GetPayoutDebitRequest(organization_id="org_x", payout_id="po_3")
     )
     assert (one.debit.amount, one.balance.available) == (usd(10), usd(950))
+
+
+async def payable(
+    payouts: Payouts, before: str = "", organization: str = "org_x"
+) -> dict[str, tuple[int, int]]:
+    """(payable, available) by currency, read page by page."""
+    found: dict[str, tuple[int, int]] = {}
+    request = pb.ListPayableEarningsRequest(organization_id=organization, earned_before=before, page_size=1)
+    while True:
+        answer = await payouts.server.operator.earnings.ListPayableEarnings(request)
+        for one in answer.earnings:
+            found[one.payable.currency_code] = (one.payable.amount_micros, one.available.amount_micros)
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            return found
+
+
+async def test_what_was_earned_before_a_date_is_payable(payouts: Payouts) -> None:
+    for day, amount in ((4, 100), (10, 700), (11, 300), (12, 500)):
+        await payouts.earn(amount, f"run-{day}", day=day)
+    # Monday to Sunday, the 5th to the 11th of January, are earned before the 12th.
+    assert await payable(payouts, "2026-01-12") == {"USD": (1100, 1600)}
+    assert await payable(payouts, "2026-01-04") == {"USD": (0, 1600)}
+    assert await payable(payouts) == {"USD": (1600, 1600)}
+    # Payouts take the oldest first.
+    await payouts.debit("po_1", 900)
+    assert await payable(payouts, "2026-01-12") == {"USD": (200, 700)}
+    await payouts.debit("po_2", 400)
+    assert await payable(payouts, "2026-01-12") == {"USD": (0, 300)}
+    # The later days' money is gone: what comes back of the earlier ones is all there is.
+    await payouts.put_back("po_1")
+    await payouts.debit("po_3", 1200)
+    assert await payable(payouts, "2026-01-12") == {"USD": (0, 0)}
+
+
+async def test_of_payable_earnings_is_never_more_than_there_is(payouts: Payouts) -> None:
+    await payouts.earn(1000, day=1)
+    adjust = ledger.AdjustBalancesRequest(
+        postings=[
+            ledger.Posting(
+                account=account_pb2.AccountRef(owner_id=owner_id, kind=kind, currency_code="USD"),
+                amount=usd(amount),
+            )
+            for owner_id, kind, amount in (
+                ("org_x", account_pb2.ACCOUNT_KIND_ORGANIZATION_PAYABLE, -900),
+                ("platform", account_pb2.ACCOUNT_KIND_ADJUSTMENTS, 900),
+            )
+        ],
+        reason="taken back today",
+        idempotency_key="clawback",
+    )
+    await payouts.server.operator.ledger.AdjustBalances(adjust)
+    assert await payable(payouts, "2026-01-12") == {"USD": (100, 100)}
+
+
+async def test_what_is_held_or_not_collected_is_not_payable(payouts: Payouts) -> None:
+    await payouts.server.create_organization("org_later", 0, 0, 1)
+    await payouts.earn(1000, organization="org_later")
+    assert await payable(payouts, organization="org_later") == {}
+    for currency in ("EUR", "JPY"):
+        money = money_pb2.Money(currency_code=currency, amount_micros=70)
+        await payouts.server.operator.ledger.GrantCredits(
+            ledger.GrantCreditsRequest(
+                customer_id="cus_a",
+                amount=money,
+                source=ledger.CREDIT_SOURCE_PURCHASE,
+                idempotency_key=currency,
+            )
+        )
+        charge = intent(f"run-{currency}", 0)
+        charge.gross.CopyFrom(money)
+        await payouts.server.service.ledger.PostCharge(ledger.PostChargeRequest(intent=charge))
+    assert await payable(payouts) == {"EUR": (70, 70), "JPY": (70, 70)}
+    for date in ("yesterday", "2026-1-1", "20260101", "2026-02-30"):
+        assert (await refused(payable(payouts, date))).reason == "INVALID_FIELD"
+    assert (await refused(payable(payouts, organization="org_nobody"))).reason == "ORGANIZATION_NOT_FOUND"

@@ -67,6 +67,7 @@ class Reserving(World):
                 "unpaid",
                 "credit_limit",
                 "credit_room",
+                "chargebacks",
             )
         }
         assert found["credits"] == found["available"] + found["reserved"] + found["held"], found

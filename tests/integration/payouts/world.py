@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sandbox.stripe.calling import call
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
-from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
+from tallystick.payouts.v1 import (
+    connect_service_pb2,
+    connected_account_pb2,
+    payout_pb2,
+    payout_service_pb2,
+)
 from tests.support.payouts_server import Caller, PayoutsServer
 from tests.support.waiting import eventually
 
@@ -17,10 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 USD = 1_000_000
-
-
-def usd(units: int) -> money_pb2.Money:
-    return money_pb2.Money(currency_code="USD", amount_micros=units * USD)
 
 
 @dataclass
@@ -39,13 +39,18 @@ class World:
         )
         if earned:
             await self.earn(organization_id, earned)
-        if connected:
-            self.connect(organization_id)
         owner = self.owners[organization_id] = self.payouts.caller(created.key)
+        if connected:
+            await self.connect(organization_id)
         return owner
 
     async def earn(self, organization_id: str, units: int) -> None:
+        """Dollars that the organization may be paid."""
+        await self.earn_micros(organization_id, units * USD)
+
+    async def earn_micros(self, organization_id: str, micros: int, currency: str = "USD") -> None:
         """Money that the organization may be paid."""
+        before = await self.available(organization_id, currency)
         ledger = self.payouts.ledger.operator.ledger
         posting = ledger_service_pb2.Posting
         await ledger.AdjustBalances(
@@ -55,17 +60,17 @@ class World:
                         account=account_pb2.AccountRef(
                             owner_id=organization_id,
                             kind=account_pb2.ACCOUNT_KIND_ORGANIZATION_PAYABLE,
-                            currency_code="USD",
+                            currency_code=currency,
                         ),
-                        amount=usd(units),
+                        amount=money_pb2.Money(currency_code=currency, amount_micros=micros),
                     ),
                     posting(
                         account=account_pb2.AccountRef(
                             owner_id="platform",
                             kind=account_pb2.ACCOUNT_KIND_ADJUSTMENTS,
-                            currency_code="USD",
+                            currency_code=currency,
                         ),
-                        amount=usd(-units),
+                        amount=money_pb2.Money(currency_code=currency, amount_micros=-micros),
                     ),
                 ],
                 reason="earnings of a test",
@@ -73,37 +78,41 @@ class World:
             )
         )
 
-    def connect(self, organization_id: str) -> str:
-        """An account at Stripe that can be paid, as onboarding would leave it; its id."""
-        stripe = self.payouts.stripe
-        status, account = call(
-            stripe.url.removeprefix("http://"),
-            "POST",
-            "/v1/accounts",
-            [
-                ("type", "express"),
-                ("capabilities[transfers][requested]", "true"),
-                ("settings[payouts][schedule][interval]", "manual"),
-                ("metadata[organization_id]", organization_id),
-            ],
-            key=stripe.api_key,
+        async def folded() -> bool:
+            return await self.available(organization_id, currency) == before + micros
+
+        await eventually(folded)
+
+    async def connect(self, organization_id: str) -> str:
+        """Go through onboarding, as its owner and Stripe do; the account's id there."""
+        connect = self.owners[organization_id].connect
+        link = await connect.CreateOnboardingLink(
+            connect_service_pb2.CreateOnboardingLinkRequest(organization_id=organization_id)
         )
-        assert status == 200, account
-        stripe.control.onboard(account["id"])
-        self.payouts.query_write(
-            "INSERT INTO payouts.connected_account (organization_id, country_code, stripe_account_id,"
-            " create_attempt_time, transfers_status, bank_payouts_enabled, details_submitted, create_time,"
-            f" refresh_time) VALUES ('{organization_id}', 'US', '{account['id']}', now(), 'active', true,"
-            " true, now(), now())"
+        self.payouts.stripe.control.onboard(link.account.stripe_account_id)
+        await self.refresh(organization_id)
+        return link.account.stripe_account_id
+
+    async def refresh(self, organization_id: str) -> connected_account_pb2.ConnectedAccount:
+        """An organization's account, read at Stripe."""
+        refreshed = await self.owners[organization_id].connect.RefreshConnectedAccount(
+            connect_service_pb2.RefreshConnectedAccountRequest(organization_id=organization_id)
         )
-        return str(account["id"])
+        return refreshed.account
 
     async def request(
         self, organization_id: str, units: int, key: str = "first"
     ) -> payout_service_pb2.RequestPayoutResponse:
+        return await self.request_micros(organization_id, units * USD, key=key)
+
+    async def request_micros(
+        self, organization_id: str, micros: int, currency: str = "USD", *, key: str = "first"
+    ) -> payout_service_pb2.RequestPayoutResponse:
         return await self.owners[organization_id].payouts.RequestPayout(
             payout_service_pb2.RequestPayoutRequest(
-                organization_id=organization_id, amount=usd(units), idempotency_key=key
+                organization_id=organization_id,
+                amount=money_pb2.Money(currency_code=currency, amount_micros=micros),
+                idempotency_key=key,
             )
         )
 
@@ -123,9 +132,17 @@ class World:
         await eventually(reached)
         return await self.get(payout_id)
 
-    async def available(self, organization_id: str) -> int:
+    async def until_state(
+        self, payout_id: str, *states: payout_pb2.PayoutState.ValueType
+    ) -> payout_service_pb2.GetPayoutResponse:
+        """Wait until a payout is in one of these states; its whole history then."""
+        return await self.until(payout_id, lambda payout: payout.state in states)
+
+    async def available(self, organization_id: str, currency: str = "USD") -> int:
         """Available earnings, in micros."""
         response = await self.payouts.ledger.operator.ledger.GetEarningsBalance(
-            ledger_service_pb2.GetEarningsBalanceRequest(organization_id=organization_id)
+            ledger_service_pb2.GetEarningsBalanceRequest(
+                organization_id=organization_id, currency_code=currency
+            )
         )
         return response.balance.available.amount_micros

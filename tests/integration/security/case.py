@@ -63,6 +63,6 @@ def one(
 
 
 LEDGER, DIRECTORY, CREDIT = "ledger.v1.LedgerService", "ledger.v1.DirectoryService", "ledger.v1.CreditService"
-EARNINGS = "ledger.v1.EarningsService"
+EARNINGS, FUNDING = "ledger.v1.EarningsService", "ledger.v1.FundingService"
 METERING, PRICING = "metering.v1.MeteringService", "metering.v1.PricingService"
 BUDGETS, RESERVATIONS = "metering.v1.BudgetService", "metering.v1.ReservationService"

@@ -12,12 +12,14 @@ from tallystick.ledger.v1 import credit_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
+from tallystick.ledger.v1 import funding_service_pb2 as funding
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.integration.security.case import (
     CREDIT,
     DENIED,
     DIRECTORY,
     EARNINGS,
+    FUNDING,
     HOSTS_OF_ANY_AGENT,
     HOSTS_OF_ANY_CUSTOMER,
     LEDGER,
@@ -32,8 +34,10 @@ from tests.integration.security.case import (
 from tests.integration.security.requests import (
     adjust_request,
     charge_intent,
+    correct_request,
     debit_request,
     grant_request,
+    reverse_request,
     usd,
 )
 from tests.integration.security.world import PLATFORM, World
@@ -50,6 +54,15 @@ one(
     "PostCharges",
     lambda w: ledger.PostChargesRequest(intents=[charge_intent(w.bravo.customer, "wf-posts", 7, w.bravo)]),
 )
+one(LEDGER, "CorrectCharge", lambda w: correct_request(w.bravo.charge, "matrix"))
+
+
+@case_of(LEDGER, "ListCorrections")
+def _(world: World) -> Iterator[Case]:
+    yield Case(ledger.ListCorrectionsRequest(charge_id=world.bravo.charge))
+    yield Case(ledger.ListCorrectionsRequest(charge_id=world.shared_charge), shared=True)
+
+
 one(LEDGER, "GrantCredits", lambda w: grant_request(w.bravo))
 one(LEDGER, "AdjustBalances", lambda w: adjust_request("matrix", w.bravo))
 one(
@@ -148,6 +161,27 @@ one(
     DIRECTORY,
     "SetCreditLimit",
     lambda w: directory.SetCreditLimitRequest(customer_id=w.bravo.customer, credit_limit=usd(1)),
+)
+
+one(
+    DIRECTORY,
+    "FreezePayouts",
+    lambda w: directory.FreezePayoutsRequest(organization_id=w.bravo.idle_organization, reason="matrix"),
+)
+one(
+    DIRECTORY,
+    "UnfreezePayouts",
+    lambda w: directory.UnfreezePayoutsRequest(organization_id=w.bravo.idle_organization, reason="matrix"),
+)
+one(
+    DIRECTORY,
+    "FreezeCustomer",
+    lambda w: directory.FreezeCustomerRequest(customer_id=w.bravo.idle_customer, reason="matrix"),
+)
+one(
+    DIRECTORY,
+    "UnfreezeCustomer",
+    lambda w: directory.UnfreezeCustomerRequest(customer_id=w.bravo.idle_customer, reason="matrix"),
 )
 
 
@@ -373,3 +407,28 @@ one(
 def _(world: World) -> Iterator[Case]:
     yield Case(earnings.ListPayoutDebitsRequest())
     yield Case(earnings.ListPayoutDebitsRequest(organization_id=world.bravo.organization))
+
+
+one(
+    EARNINGS,
+    "ListPayableEarnings",
+    lambda w: earnings.ListPayableEarningsRequest(organization_id=w.bravo.organization),
+)
+
+
+# FundingService
+
+one(FUNDING, "ReversePurchase", lambda w: reverse_request(w.bravo, "re_matrix"))
+one(
+    FUNDING,
+    "ReinstatePurchase",
+    lambda w: funding.ReinstatePurchaseRequest(
+        customer_id=w.bravo.customer, reversal_id="re_first", reinstatement_id="adj_matrix"
+    ),
+)
+one(
+    FUNDING,
+    "RecordProcessorFee",
+    lambda w: funding.RecordProcessorFeeRequest(fee_id="fee_of_bravo", amount=usd(1)),
+)
+one(FUNDING, "ListClearingMovements", lambda w: funding.ListClearingMovementsRequest())

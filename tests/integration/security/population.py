@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from tallystick.common.v1 import access_pb2
+from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.common.v1.access_pb2 import Role
 from tallystick.ledger.v1 import directory_service_pb2, earnings_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2, pricing_service_pb2, usage_pb2
@@ -18,10 +18,12 @@ from tests.integration.security.requests import (
     book_request,
     budget_request,
     charge_intent,
+    correct_request,
     debit_request,
     grant_request,
     publish_request,
     reservation_request,
+    reverse_request,
     usage_event,
 )
 from tests.integration.security.world import BRAVO_FEE, SHARED_GROSS, Things, World
@@ -102,9 +104,12 @@ async def _populate_tenant(world: World, things: Things) -> None:
     await world.ledger.create_customer(things.customer)
     granted = await world.ledger.operator.ledger.GrantCredits(grant_request(things))
     things.grant = granted.transaction_id
+    await world.ledger.service.funding.ReversePurchase(reverse_request(things, "re_first"))
     _, things.owner_key = await _create_key(
         world, access_pb2.ROLE_OWNER, f"owner-{things.tenant}-0", organization_id=things.organization
     )
+    await world.ledger.create_organization(things.idle_organization)
+    await world.ledger.create_customer(things.idle_customer)
     await _price(world, things)
     secret, things.customer_key = await _create_key(
         world, access_pb2.ROLE_CUSTOMER, f"customer-{things.tenant}-0", customer_id=things.customer
@@ -116,6 +121,19 @@ async def _populate_tenant(world: World, things: Things) -> None:
         world, access_pb2.ROLE_HOST, f"host-{things.tenant}-0", organization_id=things.organization
     )
     await _run(world, things, secret)
+    await _earn_in_another_currency(world, things)
+
+
+async def _earn_in_another_currency(world: World, things: Things) -> None:
+    """So that what is payable has a second page."""
+    money = money_pb2.Money(currency_code="EUR", amount_micros=1_000)
+    bought = grant_request(things)
+    bought.idempotency_key = "euros"
+    bought.amount.CopyFrom(money)
+    await world.ledger.operator.ledger.GrantCredits(bought)
+    charge = charge_intent(things.customer, f"{things.workflow}-euros", 0, things)
+    charge.gross.CopyFrom(money)
+    await world.ledger.service.ledger.PostCharge(ledger_service_pb2.PostChargeRequest(intent=charge))
 
 
 async def _price(world: World, things: Things) -> None:
@@ -145,6 +163,10 @@ async def _run(world: World, things: Things, host_key: str) -> None:
         ledger_service_pb2.GetChargeRequest(charge_id=things.charge)
     )
     things.transaction = charge.charge.transaction_id
+    for correction_id in ("first", "second"):
+        await world.ledger.operator.ledger.CorrectCharge(
+            correct_request(things.charge, f"{correction_id}-{things.tenant}")
+        )
     pending = usage_event(things.customer, things.agent, f"{things.workflow}-pending")
     pending.outcome = usage_pb2.OUTCOME_PENDING
     deferred = await metering.Meter(metering_service_pb2.MeterRequest(event=pending))
@@ -205,5 +227,6 @@ async def _share(world: World) -> None:
     )
     world.shared_charge = posted.posted.charge.charge_id
     world.shared_transaction = posted.posted.charge.transaction_id
+    await world.ledger.operator.ledger.CorrectCharge(correct_request(world.shared_charge, "shared"))
     adjusted = await world.ledger.operator.ledger.AdjustBalances(adjust_request("both", alpha, bravo))
     world.adjustment = adjusted.transaction.transaction_id

@@ -6,7 +6,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import account_pb2, charge_pb2, earnings_service_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import (
+    account_pb2,
+    charge_pb2,
+    earnings_service_pb2,
+    funding_service_pb2,
+    ledger_service_pb2,
+    purchase_reversal_pb2,
+)
 from tallystick.metering.v1 import (
     budget_pb2,
     budget_service_pb2,
@@ -36,6 +43,23 @@ def grant_request(things: Things) -> ledger_service_pb2.GrantCreditsRequest:
 def debit_request(things: Things, payout_id: str) -> earnings_service_pb2.DebitPayoutRequest:
     return earnings_service_pb2.DebitPayoutRequest(
         organization_id=things.organization, payout_id=payout_id, amount=usd(1)
+    )
+
+
+def reverse_request(things: Things, reversal_id: str) -> funding_service_pb2.ReversePurchaseRequest:
+    """A micro of what grant_request() bought."""
+    return funding_service_pb2.ReversePurchaseRequest(
+        customer_id=things.customer,
+        purchase_key="first",
+        reversal_id=reversal_id,
+        amount=usd(1),
+        kind=purchase_reversal_pb2.PURCHASE_REVERSAL_KIND_REFUND,
+    )
+
+
+def correct_request(charge_id: str, correction_id: str) -> ledger_service_pb2.CorrectChargeRequest:
+    return ledger_service_pb2.CorrectChargeRequest(
+        charge_id=charge_id, correction_id=correction_id, amount=usd(2), reason="A test of tenants."
     )
 
 

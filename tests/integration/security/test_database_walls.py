@@ -76,6 +76,8 @@ def _refused(admin: psycopg.Connection, statement: str) -> bool:
         "INSERT INTO ledger.transaction SELECT * FROM ledger.transaction",
         "INSERT INTO ledger.balance_delta SELECT * FROM ledger.balance_delta",
         "TRUNCATE ledger.charge",
+        "INSERT INTO ledger.correction SELECT * FROM ledger.correction",
+        "UPDATE ledger.corrected_charge SET amount = 0",
         "SELECT ledger.claim_key('cus_a', 'k', '', 'x')",
         "SELECT ledger.insert_collection('cus_a', 1, 'ch_a', true, '{}', 1, 1, 1, 'k')",
     ],

@@ -19,6 +19,7 @@ FORGED: dict[type, tuple[object, ...]] = {
 }
 INTEGER_KEYS = {
     "tallystick.ledger.v1.CreditService.ListLeases",
+    "tallystick.ledger.v1.LedgerService.ListCorrections",
     "tallystick.ledger.v1.LedgerService.ListEntries",
     "tallystick.metering.v1.PricingService.ListPriceVersions",
 }

@@ -115,6 +115,7 @@ def test_nobody_reaches_another_tenant(running: Running, name: str) -> None:
 def test_what_is_shared_shows_each_its_own_part(running: Running) -> None:
     world = running.world
     get_charge = METHODS[f"tallystick.{LEDGER}.GetCharge"]
+    list_corrections = METHODS[f"tallystick.{LEDGER}.ListCorrections"]
     get_transaction = METHODS[f"tallystick.{LEDGER}.GetTransaction"]
 
     async def ask(name: str, method: MethodDescriptor, request: Message) -> str:
@@ -130,6 +131,13 @@ def test_what_is_shared_shows_each_its_own_part(running: Running) -> None:
         paid = await ask("customer_alpha", get_charge, charge)
         assert "900000" in paid
         assert "earnings" not in paid
+        corrections = ledger.ListCorrectionsRequest(charge_id=world.shared_charge)
+        lost = await ask("owner_alpha", list_corrections, corrections)
+        assert lost.count("earnings {") == 1
+        assert "refund" not in lost
+        refunded = await ask("customer_alpha", list_corrections, corrections)
+        assert "refund" in refunded
+        assert "earnings" not in refunded
         adjustment = ledger.GetTransactionRequest(transaction_id=world.adjustment)
         seen = await ask("customer_alpha", get_transaction, adjustment)
         assert seen.count("entries {") == 1

@@ -22,6 +22,7 @@ from tallystick.ledger.v1 import (
     credit_service_pb2,
     directory_service_pb2,
     earnings_service_pb2,
+    funding_service_pb2,
     ledger_service_pb2,
 )
 from tallystick.metering.v1 import (
@@ -39,6 +40,7 @@ LEDGER_SERVICES: tuple[ServiceDescriptor, ...] = (
     directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"],
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
     earnings_service_pb2.DESCRIPTOR.services_by_name["EarningsService"],
+    funding_service_pb2.DESCRIPTOR.services_by_name["FundingService"],
 )
 METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"],
@@ -152,6 +154,15 @@ class Things:
     @property
     def customer(self) -> str:
         return f"cus_{self.tenant}"
+
+    # Two that do nothing: who freezes them is in nobody's way.
+    @property
+    def idle_organization(self) -> str:
+        return f"{self.organization}_idle"
+
+    @property
+    def idle_customer(self) -> str:
+        return f"{self.customer}_idle"
 
     @property
     def agent(self) -> str:

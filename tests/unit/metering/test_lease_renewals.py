@@ -52,7 +52,7 @@ async def known(of: Leases, *lease: tuple[Any, int]) -> list[KnownLease]:
     """Leases as somebody knows them, whatever has become of them since."""
     found = []
     for key, epoch in lease:
-        (one,) = await of.prolong([KnownLease(key, epoch, 1, cast(Any, None), False, 0, 0, 0.0, 0.0)])
+        (one,) = await of.prolong([KnownLease(key, epoch, 1, cast(Any, None), False, False, 0, 0, 0.0, 0.0)])
         assert isinstance(one, KnownLease)
         found.append(one)
     return found

@@ -84,11 +84,28 @@ def test_what_a_killed_runner_left_behind_is_ended_first(tmp_path: Path) -> None
     next_one.kill()
 
 
+def test_what_was_left_behind_with_other_options_is_ended_too(tmp_path: Path) -> None:
+    left_over, next_one = (
+        ChildProcess(
+            "child",
+            [sys.executable, "-c", READY_THEN_WAIT, option],
+            log_path=tmp_path / "log",
+            cwd=tmp_path,
+            pid_file=tmp_path / "pid",
+        )
+        for option in ("--seed=1", "--seed=2")
+    )
+    left_over.start()
+    left_over.wait_until((tmp_path / "ready").exists, timeout=30)
+    next_one.end_left_over()
+    assert left_over.wait(30) == -signal.SIGTERM
+
+
 def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     somebody_else = child(tmp_path, READY_THEN_WAIT)
     somebody_else.start()
-    pid_file.write_text(str(somebody_else.pid))
+    pid_file.write_text(f"{somebody_else.pid}\n{sys.executable} -c pass")
     process = ChildProcess("child", [sys.executable, "-c", ""], log_path=tmp_path / "log", pid_file=pid_file)
     process.start()
     assert process.wait(30) == 0

@@ -70,6 +70,10 @@ def test_dockerfile(tmp_path: Path, text: str, problem: str | None) -> None:
             {"environment": {"METERING_LEDGER_API_KEY": "tsk_x"}},
             "ledger: holds a secret in METERING_LEDGER_API_KEY rather than in a file",
         ),
+        (
+            {"environment": {"PAYOUTS_WEBHOOK_SECRETS": "whsec_x"}},
+            "ledger: holds a secret in PAYOUTS_WEBHOOK_SECRETS rather than in a file",
+        ),
     ],
 )
 def test_compose(change: dict[str, Any], problem: str | None) -> None:

@@ -240,6 +240,7 @@ def test_balance(fake: Servers) -> None:
         "unpaid",
         "credit_limit",
         "credit_room",
+        "chargebacks",
     )
     amounts: dict[str, Any] = {name: usd(number) for number, name in enumerate(fields)}
     answer = reservation_pb2.Balance(customer_id="cus_1", **amounts)
@@ -249,7 +250,7 @@ def test_balance(fake: Servers) -> None:
         balance = result.result()
     assert (request.customer_id, request.currency_code) == ("cus_1", "USD")
     assert balance.customer == "cus_1"
-    assert [getattr(balance, name).micros for name in fields] == list(range(8))
+    assert [getattr(balance, name).micros for name in fields] == list(range(9))
 
 
 def test_a_customers_own_key_need_not_name_it(fake: Servers) -> None:

@@ -18,6 +18,7 @@ from tallystick import (
     BudgetExceeded,
     BufferFull,
     Client,
+    CustomerFrozen,
     IdempotencyKeyReused,
     InsufficientCredits,
     Money,
@@ -200,6 +201,7 @@ def test_threads_of_an_agent_share_a_run(fake: Servers, client: Client) -> None:
     ("refusal", "kind"),
     [
         (server.FailedPrecondition("no money", reason="INSUFFICIENT_CREDITS"), InsufficientCredits),
+        (server.FailedPrecondition("no entry", reason="CUSTOMER_FROZEN"), CustomerFrozen),
         (
             server.FailedPrecondition("no room", reason="BUDGET_EXCEEDED", metadata={"budget_id": "bud_1"}),
             BudgetExceeded,

@@ -84,6 +84,11 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.freeze_event
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON ledger.freeze_event
     FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_rewrite();
 
+-- Whether it was refused because its customer was frozen, and not for lack of money.
+ALTER TABLE ledger.hold
+    ADD COLUMN frozen boolean NOT NULL DEFAULT false,
+    ADD CHECK (state = 'refused' OR NOT frozen);
+
 -- Why payouts were frozen when this one was refused for it; NULL for any other.
 ALTER TABLE ledger.payout_debit
     ADD COLUMN freeze_reason text,

@@ -1,4 +1,4 @@
-"""Purchases that come back, processor fees, who is frozen; and the functions that move money.
+"""Purchases that come back, processor fees, and who is frozen.
 
 Revision ID: 0005
 Revises: 0004
@@ -9,7 +9,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0005"
 down_revision = "0004"
@@ -21,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0005_funding_tables.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

@@ -25,8 +25,13 @@ CREATE TABLE payouts.connected_account (
     country_code text NOT NULL,
     -- Set once, when the payment processor has made the account.
     stripe_account_id text COLLATE "C" UNIQUE,
-    -- When making it was first tried: an idempotency key is good for a day.
-    create_attempt_time timestamptz NOT NULL,
+    -- When making it was first tried under the present idempotency key, which is good for a day. NULL before that, and
+    -- when it is certain that nothing was made: then the country may still change.
+    create_attempt_time timestamptz,
+    -- When the key turned out to be of no more use, without saying what it made. NULL while it is good.
+    create_spent_time timestamptz,
+    -- How many keys were used for that, this one included.
+    create_number integer NOT NULL DEFAULT 1 CHECK (create_number > 0),
     -- The transfers capability: 'active', 'pending' or 'inactive'. It alone says whether money can be sent.
     transfers_status text NOT NULL DEFAULT 'inactive',
     bank_payouts_enabled boolean NOT NULL DEFAULT false,
@@ -41,12 +46,16 @@ CREATE TABLE payouts.connected_account (
     create_time timestamptz NOT NULL,
     refresh_time timestamptz
 );
+CREATE INDEX connected_account_refresh_time ON payouts.connected_account (refresh_time)
+    WHERE stripe_account_id IS NOT NULL;
 
 -- The way back from the payment processor's pages: who holds the secret may have a new link for this organization.
 CREATE TABLE payouts.onboarding_session (
     secret_hash bytea PRIMARY KEY,
     organization_id text COLLATE "C" NOT NULL,
-    expire_time timestamptz NOT NULL
+    expire_time timestamptz NOT NULL,
+    -- How often it was used: each time costs a call to the payment processor, so there is a most.
+    use_count integer NOT NULL DEFAULT 0
 );
 CREATE INDEX onboarding_session_expire_time ON payouts.onboarding_session (expire_time);
 
@@ -224,7 +233,7 @@ DECLARE
 BEGIN
     FOREACH rule SLICE 1 IN ARRAY ARRAY[
         ['connected_account', 'payouts.visible(organization_id)', '*'],
-        ['onboarding_session', 'payouts.visible(organization_id)', ''],
+        ['onboarding_session', 'payouts.visible(organization_id)', '(use_count)'],
         ['payout', 'payouts.visible(organization_id)', '*'],
         ['payout_transition', 'payouts.visible(organization_id)', ''],
         ['payout_reversal', 'payouts.visible(organization_id)', '(posted)'],

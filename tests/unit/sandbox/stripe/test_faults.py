@@ -153,3 +153,16 @@ def test_an_unknown_fault_is_refused(standin: StripeStandIn) -> None:
         standin.control.fault("cut", "transfer.create")
     with pytest.raises(SandboxError, match="colour"):
         standin.control.fault("cut", colour="red")
+
+
+def test_a_fault_waits_for_a_call_that_it_concerns(
+    standin: StripeStandIn, stripe: StripeClient, account: str
+) -> None:
+    made = stripe.v1.transfers.create(params(account), {"idempotency_key": "k"})
+    standin.control.fault("server_error", "transfers.create")
+    # Neither a replay nor an invalid call is executed, so neither may use it up.
+    assert stripe.v1.transfers.create(params(account), {"idempotency_key": "k"}).id == made.id
+    with pytest.raises(library.InvalidRequestError):
+        stripe.v1.transfers.create(params(account) | {"amount": "ten"}, key())
+    with pytest.raises(library.APIError):
+        stripe.v1.transfers.create(params(account), key())

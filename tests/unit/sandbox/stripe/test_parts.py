@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from stripe._encode import _api_encode
 from sandbox.stripe import forms, handlers, spec, templates
 from sandbox.stripe.clock import Clock
 from sandbox.stripe.ids import Ids
+from sandbox.stripe.store import PLATFORM, Store
 from sandbox.stripe.values import Json
 
 names = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
@@ -81,8 +84,70 @@ def test_every_sample_is_valid() -> None:
         assert document.object_problems(templates.new(kind)) == []
 
 
+KINDS = sorted(
+    spec.load().schemas.keys() & json.loads((spec.DATA / "fixtures.connect.json").read_text())["resources"]
+)
+
+
+@given(st.data())
+def test_the_quick_check_says_yes_only_where_the_validator_does(data: st.DataObject) -> None:
+    document = spec.load()
+    kind = data.draw(st.sampled_from(KINDS))
+    value = templates.sample(kind)
+    # Spoil up to three places, anywhere in it.
+    for _ in range(data.draw(st.integers(0, 3))):
+        place: Any = value
+        while isinstance(place, (dict, list)) and place:
+            names = sorted(place) if isinstance(place, dict) else range(len(place))
+            name = data.draw(st.sampled_from(names))
+            if not isinstance(place[name], (dict, list)) or data.draw(st.booleans()):
+                odd: st.SearchStrategy[Any] = (
+                    st.none()
+                    | st.booleans()
+                    | st.integers()
+                    | st.floats()
+                    | st.text()
+                    | st.just({})
+                    | st.just([])
+                )
+                place[data.draw(st.sampled_from([name, "odd"])) if isinstance(place, dict) else name] = (
+                    data.draw(odd)
+                )
+                break
+            place = place[name]
+    said, valid = (
+        document._check(document.schemas[kind])(value),
+        document._is_valid(value, document.schemas[kind]),
+    )
+    assert said == bool(document._validator(document.schemas[kind]).is_valid(value)) or not said
+    assert valid == bool(document._validator(document.schemas[kind]).is_valid(value))
+
+
+def test_what_the_stand_in_answers_needs_only_the_quick_check() -> None:
+    document = spec.load()
+    slow = [kind for kind in KINDS if not document._check(document.schemas[kind])(templates.sample(kind))]
+    assert [kind for kind in slow if not kind.startswith("deleted_")] == ["file"]
+
+
+def test_time_may_pass_faster() -> None:
+    clock = Clock(100)
+    clock.run_at(1_000_000)
+    deadline = time.monotonic() + 10
+    while clock.now() < 1_000:
+        assert time.monotonic() < deadline
+    # Who receives webhooks lives in real time.
+    assert abs(clock.outside() - time.time()) < 60
+    clock.run_at(1)
+    told = clock.now()
+    assert 0 <= clock.now() - told <= 60
+    for speed, frozen in ((0, False), (2, True)):
+        with pytest.raises(ValueError, match="stands still" if frozen else "or faster"):
+            Clock(100, frozen=frozen).run_at(speed)
+    assert Clock(100, frozen=True).outside() == 100
+
+
 def test_every_operation_is_one_of_the_document() -> None:
-    known = {operation.id for operation in spec.load()._operations}
+    known = {operation.id for operation in spec.load().operations}
     assert set(handlers.OPERATIONS) <= known
     assert len({operation.name for operation in handlers.OPERATIONS.values()}) == len(handlers.OPERATIONS)
 
@@ -91,3 +156,36 @@ def test_a_literal_path_wins_over_a_template() -> None:
     found = spec.load().find("GET", "/v1/charges/search")
     assert found is not None
     assert (found[0].id, found[1]) == ("GetChargesSearch", {})
+
+
+def test_a_page_of_a_long_list_looks_at_no_more_than_it_shows() -> None:
+    store = Store()
+    for number in range(10_000):
+        store.add(
+            PLATFORM,
+            {
+                "object": "transfer",
+                "id": f"tr_{number}",
+                "created": number,
+                "transfer_group": f"g{number % 5_000}",
+            },
+        )
+    looked: list[str] = []
+
+    def where(value: Json) -> bool:
+        looked.append(value["id"])
+        return True
+
+    def page(*filters: str, **params: object) -> list[str]:
+        looked.clear()
+        found = store.page("transfer", PLATFORM, params, "/v1/transfers", *filters, where=where)
+        assert len(looked) <= 11
+        return [value["id"] for value in found["data"]]
+
+    assert page(limit=2) == ["tr_9999", "tr_9998"]
+    assert page(limit=2, starting_after="tr_5000") == ["tr_4999", "tr_4998"]
+    assert page(limit=2, ending_before="tr_5000") == ["tr_5002", "tr_5001"]
+    assert page("transfer_group", transfer_group="g7") == ["tr_5007", "tr_7"]
+    assert page("transfer_group", transfer_group="none") == []
+    store.remove(PLATFORM, {"object": "transfer", "id": "tr_7", "transfer_group": "g7"})
+    assert page("transfer_group", transfer_group="g7") == ["tr_5007"]

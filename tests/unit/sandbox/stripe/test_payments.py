@@ -111,7 +111,7 @@ def test_a_card_may_decline_only_when_charged(stripe: StripeClient) -> None:
 def test_a_holder_authenticates(
     standin: StripeStandIn, stripe: StripeClient, receiver: Receiver, fails: bool
 ) -> None:
-    who = customer(stripe, "pm_card_authenticationRequired")
+    who = customer(stripe, "pm_card_authenticationRequiredOnSetup")
     made = intent(stripe, who, off_session=False, setup_future_usage="off_session")
     assert made.status == "requires_action"
     assert made.next_action.type == "redirect_to_url"

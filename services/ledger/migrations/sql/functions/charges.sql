@@ -13,8 +13,9 @@
 --
 -- One row per charge comes back, in order. status: 'posted', 'duplicate' (same content came before), 'reused'
 -- (other content came before), or 'unknown' with the id that does not exist. Unknown ones store nothing. The rest
--- of the row is the charge as it stands now, what became of the reservation that it claims (NULL: nothing, it
--- stands) with its lease if that is current, the hold for its outcome, and the customer's balance behind it all.
+-- of the row is the charge as it stands now (corrected_legs: NULL if it never was), what became of the reservation
+-- that it claims (NULL: nothing, it stands) with its lease if that is current, the hold for its outcome, and the
+-- customer's balance behind it all.
 CREATE FUNCTION ledger.post_charges(
     charge_ids text[],
     customer_ids text[],
@@ -52,6 +53,7 @@ CREATE FUNCTION ledger.post_charges(
     processing_fees bigint[],
     platform_fee_bps integer[],
     processing_fee_bps integer[],
+    corrected_legs bigint[],
     reservation_id text,
     captured_credits bigint,
     captured_receivable bigint,
@@ -292,7 +294,7 @@ BEGIN
                 ELSE 'reused' END,
            i.unknown_id, c.transaction_id, c.create_time, c.evidence_hash,
            coalesce(o.receivable, 0), coalesce(o.unpaid, 0),
-           c.payee_gross, c.platform_fees, c.processing_fees, c.platform_fee_bps, c.processing_fee_bps,
+           c.payee_gross, c.platform_fees, c.processing_fees, c.platform_fee_bps, c.processing_fee_bps, x.legs,
            c.reservation_id, c.captured_credits, c.captured_receivable, i.reservation_state,
            l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.create_time,
            h.state::text, h.purpose::text, h.credits, h.receivable, h.captured_credits, h.captured_receivable,
@@ -307,6 +309,7 @@ BEGIN
         reservation_state, lease_epoch, outcome_hold_id, number)
     LEFT JOIN ledger.charge c ON c.charge_id = i.charge_id AND c.customer_id = i.customer_id
     LEFT JOIN ledger.open_charge o ON o.customer_id = i.customer_id AND o.charge_id = i.charge_id
+    LEFT JOIN ledger.corrected_charge x ON x.charge_id = i.charge_id AND x.customer_id = i.customer_id
     LEFT JOIN ledger.idempotency k ON NOT i.fresh AND k.owner_id = i.customer_id AND k.key = i.charge_id
     LEFT JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.lease_epoch)

@@ -28,11 +28,11 @@ $$;
 -- none), with what was allocated until when. That allocation ends with the hold's beginning: as much of it as the hold
 -- needs changes from the lease to the hold, the rest stays in the lease.
 --
--- One row per hold comes back, in order. status: 'placed', 'insufficient' (final if the hold is new and was not
--- allocated in a lease; spendable says what it could have been at most), 'frozen' (the customer is frozen and its run
--- lacks something, of which nothing is kept), 'reused' (the id came before with other content), 'settled', 'released' or
--- 'expired' (there is nothing to raise, or to convert, any more), or 'unknown' for a customer that does not exist. Then
--- the hold, the lease that it came from if that is current, and the customer's balance behind the whole batch.
+-- One row per hold comes back, in order. status: 'placed', 'insufficient' (spendable says what it could have been at
+-- most) or 'frozen' (the customer is, and its run lacks something), both final if the hold is new and was not allocated
+-- in a lease, 'reused' (the id came before with other content), 'settled', 'released' or 'expired' (there is nothing to
+-- raise, or to convert, any more), or 'unknown' for a customer that does not exist. Then the hold, the lease that it
+-- came from if that is current, and the customer's balance behind the whole batch.
 CREATE FUNCTION ledger.place_holds(
     customer_ids text[],
     hold_ids text[],
@@ -146,13 +146,13 @@ BEGIN
                             WHEN item.purpose = 'outcome' OR lacking <= free.available + free.credit_room
                             THEN 'placed' ELSE 'insufficient' END;
             -- What is allocated in a lease goes on there when it is refused more: that must not end it.
-            IF verdict = 'placed' OR (verdict = 'insufficient' AND item.from_epoch = 0) THEN
+            IF verdict = 'placed' OR item.from_epoch = 0 THEN
                 INSERT INTO ledger.hold (
                     customer_id, hold_id, currency_code, purpose, state, credits, receivable, content_hash,
-                    price_version_id, expire_time, create_time, end_time)
+                    price_version_id, frozen, expire_time, create_time, end_time)
                 SELECT item.customer_id, item.hold_id, item.currency_code, item.purpose,
                        CASE verdict WHEN 'placed' THEN 'held' ELSE 'refused' END::ledger.hold_state, 0, 0,
-                       item.content_hash, item.price_version_id, item.expire_time, moment,
+                       item.content_hash, item.price_version_id, verdict = 'frozen', item.expire_time, moment,
                        CASE verdict WHEN 'placed' THEN NULL ELSE moment END
                 ON CONFLICT DO NOTHING;
                 IF NOT FOUND THEN
@@ -171,7 +171,8 @@ BEGIN
         ELSE
             -- Asked for again, or ended: as it stands.
             lacking := 0;
-            verdict := CASE known.state WHEN 'refused' THEN 'insufficient' ELSE 'known' END;
+            verdict := CASE WHEN known.state <> 'refused' THEN 'known'
+                            WHEN known.frozen THEN 'frozen' ELSE 'insufficient' END;
         END IF;
         IF verdict = 'placed' THEN
             -- Held already; it only changes by what.

@@ -191,7 +191,11 @@ BEGIN
            l.recall OR (l.remaining > 0 AND (c.freeze_time IS NOT NULL OR EXISTS (
                SELECT FROM ledger.open_charge o
                WHERE o.customer_id = i.customer_id AND o.currency_code = i.currency_code
-           ) OR ledger.chargebacks(i.customer_id, i.currency_code) > 0)),
+           ) OR EXISTS (
+               SELECT FROM ledger.account b
+               WHERE (b.owner_id, b.kind, b.currency_code) = (i.customer_id, 'customer_chargebacks', i.currency_code)
+                 AND b.debits > b.credits
+           ))),
            l.draining, l.create_time,
            s.available, s.credit_room, c.freeze_time IS NOT NULL
     FROM unnest(customer_ids, currency_codes, epochs)

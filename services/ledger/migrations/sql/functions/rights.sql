@@ -4,6 +4,7 @@ GRANT EXECUTE ON FUNCTION ledger.visible(text) TO ledger_reader, ledger_writer;
 GRANT EXECUTE ON FUNCTION ledger.today() TO ledger_reader, ledger_writer;
 GRANT EXECUTE ON FUNCTION
     ledger.post_charges, ledger.grant_credits, ledger.collect, ledger.set_credit_limit, ledger.adjust,
+    ledger.correct_charge,
     ledger.debit_payout, ledger.complete_payout, ledger.return_payout, ledger.reverse_payout,
     ledger.reverse_purchase, ledger.reinstate_purchase, ledger.record_processor_fee,
     ledger.freeze_payouts, ledger.freeze_customer,

@@ -1,0 +1,54 @@
+"""What the RPCs of the ledger share: the two pools, and what each movement of credits ends with."""
+
+import hashlib
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from services.kit.db import Database, retry_transaction
+from services.kit.tenancy import Tenants, scope
+from services.ledger.domain.accounts import CustomerBalance
+from services.ledger.store import balances, movements
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LedgerBase:
+    """Holds the pools of the writer's database role and of the reader's."""
+
+    def __init__(self, writer: Database, reader: Database) -> None:
+        self._writer = writer
+        self._reader = reader
+
+    async def _collect_rest(
+        self, customer_id: str, currency: str, actor: str, collected: movements.Collected
+    ) -> int:
+        """Collect what the transaction that added credits has left; answers how much was collected in all.
+
+        Long debts are collected in several short transactions; the collecting worker finishes what a crash
+        leaves.
+        """
+        total = collected.amount
+
+        async def collect() -> movements.Collected:
+            async with self._writer.hot() as connection:
+                return await movements.collect(
+                    connection, customer_id, currency, movements.COLLECT_LIMIT, actor
+                )
+
+        while collected.more:
+            # Not counted twice if repeated: what was collected is no longer open.
+            collected = await retry_transaction(collect, idempotent=True)
+            total += collected.amount
+        return total
+
+    async def _customer_balance(self, tenants: Tenants, customer_id: str, currency: str) -> CustomerBalance:
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants)
+            return await balances.customer_balance(connection, customer_id, currency)
+
+
+def content_hash(request: Message) -> bytes:
+    """What must be equal for a request with the same idempotency key to be the same one."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()

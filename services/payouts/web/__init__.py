@@ -1,0 +1,1 @@
+"""What payouts serves over HTTP: webhooks of the payment processor, and pages for browsers."""

@@ -191,8 +191,14 @@ def purchase(
     """Buy credits, and ask again, under the same key, until it is known what became of it, or time is up."""
     attempts = Attempts(policy, timeout)
     pause = _SHORTEST_LOOK
+    bought: Purchase | None = None
     while True:
-        response = yield from _call("PurchaseCredits", request, policy, attempts.left())
+        try:
+            response = yield from _call("PurchaseCredits", request, policy, attempts.left())
+        except TallystickError as error:
+            if bought is None or not error.retryable:
+                raise
+            return bought
         bought = purchase_from_proto(cast(payment_service_pb2.PurchaseCreditsResponse, response))
         if bought.state != "processing" or pause >= attempts.left():
             return bought

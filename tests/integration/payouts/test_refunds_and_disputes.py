@@ -106,6 +106,37 @@ async def test_a_refund_from_the_dashboard_is_heard_of(buyers: Buyers, stripe: S
     await buyers.check()
 
 
+@pytest.mark.parametrize("heard_between", [True, False])
+async def test_a_refund_that_fails_gives_the_credits_again(buyers: Buyers, heard_between: bool) -> None:
+    card = await buyers.add_card("pm_card_refundFail")
+    bought = (await buyers.buy(20, method=card)).purchase
+    if heard_between:
+        await buyers.refund(bought.purchase_id, 20)
+        assert await buyers.available() == 0
+    else:
+        buyers.payouts.stripe.control.run("charge refund", charge=buyers.charge_of(bought))
+    buyers.payouts.advance(timedelta(hours=2))
+    await buyers.hear(*buyers.events("refund.failed"))
+    assert (await buyers.get(bought.purchase_id)).refunded.amount_micros == 0
+    assert await buyers.available() == 20
+    await buyers.check()
+    # What is there again may go back again.
+    await buyers.refund(bought.purchase_id, 20, "again")
+    assert await buyers.available() == 0
+    await buyers.check()
+
+
+async def test_a_refund_that_takes_its_time_is_posted_once(buyers: Buyers) -> None:
+    card = await buyers.add_card("pm_card_pendingRefund")
+    bought = (await buyers.buy(20, method=card)).purchase
+    await buyers.refund(bought.purchase_id, 5)
+    buyers.payouts.advance(timedelta(hours=2))
+    await buyers.hear()
+    assert (await buyers.get(bought.purchase_id)).refunded.amount_micros == 5 * USD
+    assert await buyers.available() == 15
+    await buyers.check()
+
+
 async def test_refunding_what_was_spent_leaves_a_debt(buyers: Buyers) -> None:
     bought = (await buyers.buy(20)).purchase
     await buyers.adjust(-18)

@@ -150,7 +150,7 @@ class Purchaser:
         """Ask for the payment, with the frozen body and key."""
         step = Step(WORKER, "payment_intents.create")
         try:
-            intent = await self._payments.create(purchase.intent.body, purchase.intent.key)
+            intent = await self._payments.create(purchase.intent, self._clock)
         except Refused as error:
             code, now = error.decline_code or error.code or "refused", self._clock.now()
             if not error.payment_intent_id:
@@ -228,7 +228,7 @@ class Purchaser:
         """Ask for a refund, with the key while it is good; then only look for it."""
         if request.refund.may_be_repeated(self._clock.now()):
             try:
-                made = await self._payments.refund(request.refund.body, request.refund.key)
+                made = await self._payments.refund(request.refund, self._clock)
             except Refused as error:
                 return _refused(request, error.code or "refused", error.message)
         else:

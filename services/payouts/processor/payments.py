@@ -1,12 +1,13 @@
 """Payments of customers, and what goes back of them."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import stripe
 
+from services.kit.clock import Clock
 from services.kit.money import Money
+from services.payouts.domain.payout import Call
 from services.payouts.domain.purchase import Fee, Intent, IntentStatus, Movements, Reversal, ReversalKind
 from services.payouts.domain.units import from_minor
 from services.payouts.processor.api import StripeApi, metadata_of
@@ -34,10 +35,14 @@ class Payments:
         self._refunds = api.client.v1.refunds
         self._disputes = api.client.v1.disputes
 
-    async def create(self, body: Mapping[str, Any], key: str) -> Intent:
+    async def create(self, call: Call, clock: Clock) -> Intent:
         """Make a payment and confirm it. Refused names the payment if it was made and then declined."""
         created = await self._api.call(
-            "payment_intents.create", self._intents.create_async, params=body, key=key
+            "payment_intents.create",
+            self._intents.create_async,
+            params=call.body,
+            key=call.key,
+            may_begin=lambda: call.may_be_repeated(clock.now()),
         )
         return _intent(created)
 
@@ -98,9 +103,15 @@ class Payments:
             tuple(dead),
         )
 
-    async def refund(self, body: Mapping[str, Any], key: str) -> str:
+    async def refund(self, call: Call, clock: Clock) -> str:
         """Give money of a payment back; the id of the refund, which may still fail."""
-        made = await self._api.call("refunds.create", self._refunds.create_async, params=body, key=key)
+        made = await self._api.call(
+            "refunds.create",
+            self._refunds.create_async,
+            params=call.body,
+            key=call.key,
+            may_begin=lambda: call.may_be_repeated(clock.now()),
+        )
         return made.id
 
     async def find_refund(self, payment_intent_id: str, refund_request_id: str) -> str | None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from sandbox.stripe.calling import call
+from services.kit.client import connect
 from services.payouts.domain.event import EventState, Handlers, ProcessorEvent, parse_event
+from services.payouts.domain.reconciliation import Difference
+from services.payouts.processor.api import StripeApi
+from services.payouts.processor.balance import Balance
+from services.payouts.processor.pace import Pace
 from services.payouts.purchaser import Purchaser
+from services.payouts.reconciler import Reconciler
+from services.payouts.rpc.ledger import Ledger
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import account_pb2, ledger_service_pb2
 from tallystick.payouts.v1 import payment_service_pb2 as pb
@@ -216,6 +223,17 @@ class Buyers:
         assert granted() == succeeded
         paid = [one for one in self.payments() if one["status"] == "succeeded"]
         assert succeeded == [(len(paid), sum(one["amount"] for one in paid) * MICROS_PER_CENT)]
+        assert await self._differences() == []
+
+    async def _differences(self) -> list[Difference]:
+        """Movements about which Stripe and the ledger differ, but for what the fixture has put there."""
+        ledger, stripe = self.payouts.ledger, self.payouts.stripe
+        api = StripeApi(stripe.api_key, base_url=stripe.url, pace=Pace(1000))
+        async with connect(ledger.address, ledger.service.key) as channel:
+            reconciler = Reconciler(ledger=Ledger(channel), balance=Balance(api), clock=self.payouts.clock)
+            found = await reconciler.compare(None, datetime.now(UTC) + timedelta(days=365))
+        await api.close()
+        return [one for one in found.differences if one.processor is None or one.processor.type != "topup"]
 
     def at_stripe(self) -> int:
         """What the platform has at Stripe beside what the fixture put there, in minor units."""

@@ -4,6 +4,7 @@ As the executor of payouts does, it makes one call to the ledger or to Stripe be
 any step may be repeated: so it does not matter where a process is killed, nor how many of them run.
 """
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -69,16 +70,17 @@ class Purchaser:
         return PeriodicWorker("payouts.purchaser", interval, self.step)
 
     async def step(self) -> bool:
-        """Work on purchases that are due, one after another. Answers whether there may be more."""
-        for _ in range(_BATCH):
-            now = self._clock.now()
-            async with self._writer.begin() as connection:
-                await scope(connection, PLATFORM)
-                due = await purchases.claim_due(connection, now - _HEAD_START, now + LEASE, 1)
-            if not due:
-                return False
-            await self.take_further(due[0])
-        return True
+        """Work on purchases that are due, some at once. Answers whether there may be more."""
+        now = self._clock.now()
+        async with self._writer.begin() as connection:
+            await scope(connection, PLATFORM)
+            due = await purchases.claim_due(connection, now - _HEAD_START, now + LEASE, _BATCH)
+        # One that Stripe does not answer must not keep the others from their credits.
+        ended = await asyncio.gather(*map(self.take_further, due), return_exceptions=True)
+        for one in ended:
+            if isinstance(one, BaseException):
+                raise one
+        return len(due) == _BATCH
 
     async def begin(self, purchase: Purchase) -> Purchase:
         """Take a new purchase as far as it comes now, ahead of the worker."""

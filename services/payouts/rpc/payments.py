@@ -14,6 +14,7 @@ from services.kit.money import Money, check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.tenancy import scope, tenants_of
 from services.kit.text import check_text
+from services.kit.times import time_from_page_key
 from services.payouts.domain import purchase as rules
 from services.payouts.domain.auto_recharge import (
     DEFAULT_COOL_OFF_SECONDS,
@@ -206,9 +207,10 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
         page = Page.parse(
             request.page_size, request.page_token, key_types=(str, str), filter={"wanted": repr(wanted)}
         )
+        after = None if page.after is None else (time_from_page_key(page.after[0]), str(page.after[1]))
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
-            found = await purchases.list_newest(connection, wanted, page)
+            found = await purchases.list_newest(connection, wanted, after, page.limit)
         shown, token = page.cut(found, lambda one: (one.create_time.isoformat(), one.purchase_id))
         return pb.ListPurchasesResponse(purchases=map(purchase_to_proto, shown), next_page_token=token)
 

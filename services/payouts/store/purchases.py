@@ -11,7 +11,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kit.money import Money
-from services.kit.pages import Page
 from services.payouts.domain.payout import Call, Step
 from services.payouts.domain.purchase import (
     Change,
@@ -234,22 +233,22 @@ class PurchaseFilter:
     states: tuple[PurchaseState, ...] = ()
 
 
-async def list_newest(connection: AsyncConnection, wanted: PurchaseFilter, page: Page) -> Sequence[Purchase]:
-    """One page of purchases, the newest first; keyset (time of creation, purchase_id) as texts."""
+async def list_newest(
+    connection: AsyncConnection, wanted: PurchaseFilter, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[Purchase]:
+    """Up to `limit` purchases after a time of creation and an id, the newest first."""
     tests: list[ColumnElement[bool]] = []
     if wanted.customer_id:
         tests.append(purchase.c.customer_id == wanted.customer_id)
     if wanted.states:
         tests.append(purchase.c.state.in_(wanted.states))
-    if page.after is not None:
-        created, purchase_id = page.after
-        after = tuple_(datetime.fromisoformat(str(created)), purchase_id)
-        tests.append(tuple_(purchase.c.create_time, purchase.c.purchase_id) < after)
+    if after is not None:
+        tests.append(tuple_(purchase.c.create_time, purchase.c.purchase_id) < tuple_(*after))
     statement = (
         select(purchase)
         .where(*tests)
         .order_by(purchase.c.create_time.desc(), purchase.c.purchase_id.desc())
-        .limit(page.limit)
+        .limit(limit)
     )
     return [_purchase(row) for row in await connection.execute(statement)]
 

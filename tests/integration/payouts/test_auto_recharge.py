@@ -7,6 +7,7 @@ import pytest
 
 from sandbox.stripe.server import StripeStandIn
 from tallystick.common.v1 import access_pb2, money_pb2
+from tallystick.ledger.v1 import credit_service_pb2
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
 from tallystick.payouts.v1 import payment_service_pb2 as pb
 from tallystick.payouts.v1 import purchase_pb2
@@ -77,9 +78,21 @@ async def test_nothing_is_bought_while_there_is_enough(buyers: Buyers) -> None:
 
 async def test_what_a_lease_has_free_is_available_and_no_more_than_is_leased(buyers: Buyers) -> None:
     await _set(buyers)
-    # Nothing is leased, so whatever is claimed to be free in a lease counts for nothing.
-    answer = await _recharge(buyers, usd(100))
-    assert answer.HasField("purchase")
+    await buyers.adjust(6)
+    leased = await buyers.payouts.ledger.service.credits.OpenLease(
+        credit_service_pb2.OpenLeaseRequest(customer_id="cus_ada", currency_code="USD", wanted_micros=6 * USD)
+    )
+    assert leased.granted.lease.remaining == usd(6)
+    assert await buyers.available() == 0
+    assert not (await _recharge(buyers, usd(5))).HasField("purchase")
+    # More than is leased cannot be free.
+    assert not (await _recharge(buyers, usd(100))).HasField("purchase")
+    assert (await _recharge(buyers, usd(4))).HasField("purchase")
+
+
+async def test_what_is_claimed_to_be_free_in_no_lease_counts_for_nothing(buyers: Buyers) -> None:
+    await _set(buyers)
+    assert (await _recharge(buyers, usd(100))).HasField("purchase")
 
 
 async def test_the_cool_off_and_the_ceiling_hold(buyers: Buyers) -> None:

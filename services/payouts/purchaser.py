@@ -31,11 +31,10 @@ from services.payouts.domain.purchase import (
     Origin,
     Purchase,
     PurchaseState,
-    RefundRequest,
-    RefundState,
     Reversal,
     ReversalKind,
 )
+from services.payouts.domain.refund import RefundRequest, RefundState
 from services.payouts.processor.errors import InDoubt, KeyConflict, KeyRefused, Refused, Throttled
 from services.payouts.processor.payments import Payments
 from services.payouts.rpc.ledger import Ledger, is_final

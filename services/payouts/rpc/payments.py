@@ -25,14 +25,8 @@ from services.payouts.domain.auto_recharge import (
 from services.payouts.domain.charges import check_chargeable
 from services.payouts.domain.payer import method_not_found
 from services.payouts.domain.payout import Step
-from services.payouts.domain.purchase import (
-    Change,
-    Origin,
-    Purchase,
-    PurchaseState,
-    RefundRequest,
-    RefundState,
-)
+from services.payouts.domain.purchase import Change, Origin, Purchase, PurchaseState
+from services.payouts.domain.refund import RefundRequest, RefundState, check_refundable, refund_call
 from services.payouts.domain.units import Operation
 from services.payouts.payers import Payers
 from services.payouts.processor.errors import ProcessorError, Refused
@@ -338,7 +332,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
                 amount_micros=money.amount_micros,
                 reason=reason,
                 requester=current_principal().api_key_id,
-                refund=rules.refund_call(refund_request_id, purchase, money, now),
+                refund=refund_call(refund_request_id, purchase, money, now),
             )
             step = Step(new.requester, "RefundPurchase", reason)
             async with self._writer.begin() as connection:
@@ -348,7 +342,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
                 if saved is not None:
                     # The row is locked by its update: no other refund is written down after this sum.
                     asked = await purchases.sum_refunds_under_way(connection, purchase.purchase_id)
-                    rules.check_refundable(purchase, money.amount_micros, asked)
+                    check_refundable(purchase, money.amount_micros, asked)
                     await purchases.add_refund(connection, new)
                     return saved
             # Somebody else changed it: judge again, unless that was the same request.

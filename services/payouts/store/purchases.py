@@ -19,11 +19,10 @@ from services.payouts.domain.purchase import (
     Origin,
     Purchase,
     PurchaseState,
-    RefundRequest,
-    RefundState,
     Reversal,
     ReversalKind,
 )
+from services.payouts.domain.refund import RefundRequest, RefundState
 from services.payouts.store.tables import (
     purchase,
     purchase_fee,

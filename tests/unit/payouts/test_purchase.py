@@ -24,6 +24,7 @@ from services.payouts.domain.purchase import (
     Reversal,
     ReversalKind,
 )
+from services.payouts.domain.refund import check_refundable
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 STEP = Step(WORKER, "test")
@@ -177,9 +178,9 @@ def test_sums_count_what_came_again() -> None:
     )
     assert after.fee_micros == 15_880_000
     assert [fee.fee_id for fee in change.fees] == ["txn_1", "txn_4", "txn_5"]
-    rules.check_refundable(after, 7_000_000, 3_000_000)
+    check_refundable(after, 7_000_000, 3_000_000)
     with pytest.raises(FailedPrecondition, match="at most"):
-        rules.check_refundable(after, 7_000_001, 3_000_000)
+        check_refundable(after, 7_000_001, 3_000_000)
 
 
 def test_a_fee_that_is_not_known_yet_is_asked_for_later() -> None:

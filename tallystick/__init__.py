@@ -9,8 +9,8 @@
 ...     run.tokens(input=18_042, output=911, model="gpt-4o-mini")
 ...     run.succeed()
 
-The generated messages and stubs are in `tallystick.common.v1`, `tallystick.ledger.v1` and
-`tallystick.metering.v1`, for what the client does not cover.
+The generated messages and stubs are in `tallystick.common.v1`, `tallystick.ledger.v1`,
+`tallystick.metering.v1` and `tallystick.payouts.v1`, for what the client does not cover.
 """
 
 from tallystick._evidence import evidence_hash
@@ -39,6 +39,7 @@ from tallystick.errors import (
     OutcomeAlreadyResolved,
     OutcomeExpired,
     OutcomeNotFound,
+    PaymentMethodNotFound,
     PermissionDenied,
     ReservationEnded,
     ReservationTokenInvalid,
@@ -57,6 +58,8 @@ from tallystick.models import (
     Metered,
     Outcome,
     Payment,
+    Purchase,
+    PurchaseState,
     Refused,
     Reservation,
     RunFields,
@@ -104,7 +107,10 @@ __all__ = [
     "OutcomeExpired",
     "OutcomeNotFound",
     "Payment",
+    "PaymentMethodNotFound",
     "PermissionDenied",
+    "Purchase",
+    "PurchaseState",
     "Refused",
     "Reservation",
     "ReservationEnded",

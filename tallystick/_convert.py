@@ -20,6 +20,8 @@ from tallystick.models import (
     Metered,
     Outcome,
     Payment,
+    Purchase,
+    PurchaseState,
     Reservation,
     Settled,
     Settlement,
@@ -28,6 +30,7 @@ from tallystick.models import (
     UsageEvent,
 )
 from tallystick.money import Money
+from tallystick.payouts.v1 import payment_service_pb2, purchase_pb2
 
 _OUTCOMES: dict[Outcome, usage_pb2.Outcome.ValueType] = {
     "success": usage_pb2.OUTCOME_SUCCESS,
@@ -47,6 +50,13 @@ _RESERVATION_STATES: dict[int, Literal["settled", "released", "expired"]] = {
     reservation_pb2.RESERVATION_STATE_SETTLED: "settled",
     reservation_pb2.RESERVATION_STATE_RELEASED: "released",
     reservation_pb2.RESERVATION_STATE_EXPIRED: "expired",
+}
+_PURCHASE_STATES: dict[int, PurchaseState] = {
+    purchase_pb2.PURCHASE_STATE_PROCESSING: "processing",
+    purchase_pb2.PURCHASE_STATE_REQUIRES_ACTION: "requires_action",
+    purchase_pb2.PURCHASE_STATE_SUCCEEDED: "succeeded",
+    purchase_pb2.PURCHASE_STATE_FAILED: "failed",
+    purchase_pb2.PURCHASE_STATE_CANCELLED: "cancelled",
 }
 
 
@@ -243,6 +253,23 @@ def balance_from_proto(balance: reservation_pb2.Balance) -> Balance:
         credit_limit=_money(balance.credit_limit),
         credit_room=_money(balance.credit_room),
         chargebacks=_money(balance.chargebacks),
+    )
+
+
+def purchase_from_proto(response: payment_service_pb2.PurchaseCreditsResponse) -> Purchase:
+    """What became of a purchase."""
+    bought = response.purchase
+    return Purchase(
+        purchase_id=bought.purchase_id,
+        customer=bought.customer_id,
+        amount=_money(bought.amount),
+        state=_PURCHASE_STATES.get(bought.state, "processing"),
+        failure_code=bought.failure_code,
+        failure_reason=bought.failure_reason,
+        payment_method=bought.payment_method_id,
+        transaction_id=bought.transaction_id,
+        client_secret=response.client_secret,
+        action_url=response.action_url,
     )
 
 

@@ -21,6 +21,7 @@ from tallystick._convert import (
     metered_from_proto,
     outcome_from_proto,
     outcome_to_proto,
+    purchase_from_proto,
     released_from_proto,
     repeats,
     reservation_from_proto,
@@ -39,11 +40,13 @@ from tallystick.models import (
     DeferredOutcome,
     FinalOutcome,
     Metered,
+    Purchase,
     Reservation,
     Settled,
     Settlement,
     UsageEvent,
 )
+from tallystick.payouts.v1 import payment_service_pb2
 
 # Half of what a server accepts in one call; larger batches gain nothing, and hold up those behind them.
 BATCH_SIZE = 500
@@ -62,13 +65,17 @@ Method = Literal[
     "GetOutcome",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+PaymentMethod = Literal["PurchaseCredits"]
+PAYMENT_METHODS: tuple[PaymentMethod, ...] = get_args(PaymentMethod)
+# Between two questions how a purchase went on.
+_SHORTEST_LOOK, _LONGEST_LOOK = 0.2, 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """Call a method once. Answered with its response, or with the error that it ended with."""
 
-    method: Method
+    method: Method | PaymentMethod
     request: Message
     timeout: float
     request_id: str
@@ -176,6 +183,27 @@ def balance(customer: str, currency: str, policy: RetryPolicy, timeout: float | 
     request = metering_service_pb2.GetBalanceRequest(customer_id=customer, currency_code=currency)
     response = yield from _call("GetBalance", request, policy, timeout)
     return balance_from_proto(cast(metering_service_pb2.GetBalanceResponse, response).balance)
+
+
+def purchase(
+    request: payment_service_pb2.PurchaseCreditsRequest, policy: RetryPolicy, timeout: float | None
+) -> Operation[Purchase]:
+    """Buy credits, and ask again, under the same key, until it is known what became of it, or time is up."""
+    attempts = Attempts(policy, timeout)
+    pause = _SHORTEST_LOOK
+    bought: Purchase | None = None
+    while True:
+        try:
+            response = yield from _call("PurchaseCredits", request, policy, attempts.left())
+        except TallystickError as error:
+            if bought is None or not error.retryable:
+                raise
+            return bought
+        bought = purchase_from_proto(cast(payment_service_pb2.PurchaseCreditsResponse, response))
+        if bought.state != "processing" or pause >= attempts.left():
+            return bought
+        yield Wait(pause)
+        pause = min(2 * pause, _LONGEST_LOOK)
 
 
 def resolve_outcome(
@@ -295,7 +323,9 @@ def _may_succeed_later(verdict: Verdict) -> bool:
     return isinstance(verdict, TallystickError) and verdict.retryable
 
 
-def _call(method: Method, request: Message, policy: RetryPolicy, timeout: float | None) -> Operation[Message]:
+def _call(
+    method: Method | PaymentMethod, request: Message, policy: RetryPolicy, timeout: float | None
+) -> Operation[Message]:
     """Call, and call again after errors that may pass, until it succeeds or the time is up."""
     attempts = Attempts(policy, timeout)
     request_id = new_request_id()

@@ -3,6 +3,7 @@
 All of them raise TypeError or ValueError for what cannot be asked.
 """
 
+import os
 from datetime import timedelta
 from decimal import Decimal
 from typing import TypeAlias
@@ -13,6 +14,7 @@ from tallystick._convert import money_to_proto, usage_to_proto
 from tallystick.metering.v1 import metering_service_pb2
 from tallystick.models import Reservation, RunFields, Usage, UsageEvent, WorkFields
 from tallystick.money import Money
+from tallystick.payouts.v1 import payment_service_pb2
 
 Amount: TypeAlias = Money | Decimal | str | int
 
@@ -74,6 +76,18 @@ def check_access_request(
         action_type=action,
         workflow_id=workflow_id,
         cost=None if cost is None else money_to_proto(amount_of(cost, "")),
+    )
+
+
+def purchase_request(
+    amount: Amount, currency: str, payment_method: str | None, idempotency_key: str | None, customer: str
+) -> payment_service_pb2.PurchaseCreditsRequest:
+    """The request of a purchase. Without a key it gets one of its own, under which it may be sent again."""
+    return payment_service_pb2.PurchaseCreditsRequest(
+        customer_id=customer,
+        amount=money_to_proto(amount_of(amount, currency)),
+        payment_method_id=payment_method or "",
+        idempotency_key=idempotency_key or os.urandom(16).hex(),
     )
 
 

@@ -14,7 +14,7 @@ import grpc
 
 from tallystick import _operations, _requests
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import METERING_ADDRESS, OPTIONS, PLAINTEXT_OPTIONS, Caller
+from tallystick._channel import METERING_ADDRESS, OPTIONS, PAYOUTS_ADDRESS, PLAINTEXT_OPTIONS, Caller
 from tallystick._delivery import DeliveryTask
 from tallystick._operations import Call, Operation, Wait
 from tallystick._outbox import BufferOptions, BufferStats, Outbox
@@ -31,6 +31,7 @@ from tallystick.models import (
     EventFields,
     FinalOutcome,
     Metered,
+    Purchase,
     Refused,
     Reservation,
     RunFields,
@@ -40,6 +41,7 @@ from tallystick.models import (
     UsageEvent,
     WorkFields,
 )
+from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.run import AsyncRun
 
 T = TypeVar("T")
@@ -59,6 +61,7 @@ class AsyncClient:
         api_key: str | None = None,
         *,
         metering: str | grpc.aio.Channel = METERING_ADDRESS,
+        payouts: str | grpc.aio.Channel = PAYOUTS_ADDRESS,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,
@@ -70,6 +73,7 @@ class AsyncClient:
         self._caller = Caller.of(api_key, tls_ca, insecure)
         self._retry = retry or RetryPolicy()
         self._target = metering
+        self._payouts_target = payouts
         self._closed = False
         self._channels: list[grpc.aio.Channel] = []
         # Filled at the first call: channels belong to the event loop that is running when they are made.
@@ -179,6 +183,20 @@ class AsyncClient:
         """As `Client.balance`: what a customer has and owes in one currency."""
         return await self._drive(_operations.balance(customer, currency, self._retry, timeout))
 
+    async def purchase(
+        self,
+        amount: Amount,
+        currency: str = "USD",
+        payment_method: str | None = None,
+        idempotency_key: str | None = None,
+        *,
+        customer: str = "",
+        timeout: float | None = None,
+    ) -> Purchase:
+        """As `Client.purchase`: buy credits with a saved payment method."""
+        request = _requests.purchase_request(amount, currency, payment_method, idempotency_key, customer)
+        return await self._drive(_operations.purchase(request, self._retry, timeout))
+
     async def resolve_outcome(
         self,
         outcome_id: str,
@@ -242,6 +260,8 @@ class AsyncClient:
     def _connect(self) -> None:
         stub = MeteringServiceStub(self._channel(self._target))
         self._methods = {method: getattr(stub, method) for method in _operations.METHODS}
+        payments = PaymentServiceStub(self._channel(self._payouts_target))
+        self._methods |= {method: getattr(payments, method) for method in _operations.PAYMENT_METHODS}
 
     def _channel(self, target: str | grpc.aio.Channel) -> grpc.aio.Channel:
         if isinstance(target, grpc.aio.Channel):

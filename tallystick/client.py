@@ -15,7 +15,7 @@ import grpc
 
 from tallystick import _operations, _requests
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import METERING_ADDRESS, OPTIONS, PLAINTEXT_OPTIONS, Caller
+from tallystick._channel import METERING_ADDRESS, OPTIONS, PAYOUTS_ADDRESS, PLAINTEXT_OPTIONS, Caller
 from tallystick._delivery import DeliveryThread
 from tallystick._keepalive import KeepAliveThread
 from tallystick._operations import Call, Operation, Wait
@@ -33,6 +33,7 @@ from tallystick.models import (
     EventFields,
     FinalOutcome,
     Metered,
+    Purchase,
     Refused,
     Reservation,
     RunFields,
@@ -42,6 +43,7 @@ from tallystick.models import (
     UsageEvent,
     WorkFields,
 )
+from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.run import Run
 
 T = TypeVar("T")
@@ -51,7 +53,8 @@ class Client:
     """Asks whether agents may run, reports what they did, and learns what it cost.
 
     `api_key` is by default taken from the environment variable TALLYSTICK_API_KEY. `metering` is an address
-    (host:port), or a channel that you made, which stays yours to close. Other machines are reached with TLS,
+    (host:port), or a channel that you made, which stays yours to close; so is `payouts`, which only
+    `purchase` calls. Other machines are reached with TLS,
     and trusted as `tls_ca` (a file of PEM roots) or gRPC's own roots say; this machine in plaintext, unless
     `tls_ca` is given. `insecure=True` means plaintext everywhere, for networks that something else encrypts.
 
@@ -71,6 +74,7 @@ class Client:
         api_key: str | None = None,
         *,
         metering: str | grpc.Channel = METERING_ADDRESS,
+        payouts: str | grpc.Channel = PAYOUTS_ADDRESS,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,
@@ -85,6 +89,8 @@ class Client:
         self._channels: list[grpc.Channel] = []
         stub = MeteringServiceStub(self._channel(metering))
         self._methods: dict[str, Any] = {method: getattr(stub, method) for method in _operations.METHODS}
+        payments = PaymentServiceStub(self._channel(payouts))
+        self._methods |= {method: getattr(payments, method) for method in _operations.PAYMENT_METHODS}
         options = BufferOptions(
             path=buffer_path, capacity=buffer_capacity, fsync=buffer_fsync, on_refused=on_refused
         )
@@ -264,6 +270,31 @@ class Client:
         `customer` may be left out with a customer's own API key.
         """
         return self._drive(_operations.balance(customer, currency, self._retry, timeout))
+
+    def purchase(
+        self,
+        amount: Amount,
+        currency: str = "USD",
+        payment_method: str | None = None,
+        idempotency_key: str | None = None,
+        *,
+        customer: str = "",
+        timeout: float | None = None,
+    ) -> Purchase:
+        """Buy credits with a saved payment method: the customer's default, unless one is named.
+
+        For the API key of a customer, or an operator's with `customer`. The answer's `state` says how it
+        stands; a payment that is declined is no error. "requires_action" means that the customer has to
+        confirm, on `action_url`. It is "processing" if `timeout` was too short to know more.
+
+        What is sent again with the same `idempotency_key` is bought once, however often, also by another
+        process after a crash, and answers how it went on. Without one, every call buys.
+
+        Raises PaymentMethodNotFound, or another TallystickError. After one that is `retryable`, only the same
+        `idempotency_key` is safe.
+        """
+        request = _requests.purchase_request(amount, currency, payment_method, idempotency_key, customer)
+        return self._drive(_operations.purchase(request, self._retry, timeout))
 
     def resolve_outcome(
         self,

@@ -4,7 +4,8 @@
     ├── InvalidArgument            a field is malformed: see `field_violations`; nothing was stored
     │   └── ReservationTokenInvalid   the token is damaged, or belongs to other work
     ├── NotFound                   no such thing, or another tenant's; `reason` says what
-    │   └── OutcomeNotFound        no event was reported as pending under this outcome id
+    │   ├── OutcomeNotFound        no event was reported as pending under this outcome id
+    │   └── PaymentMethodNotFound  the customer has not saved this payment method, or none at all
     ├── AlreadyExists              the id is taken by something else
     │   └── IdempotencyKeyReused   this event was reported before, with other content
     ├── PermissionDenied           the key is good, its role may not
@@ -107,6 +108,10 @@ class NotFound(TallystickError):
 
 class OutcomeNotFound(NotFound):
     """No event was recorded with this outcome id, or its outcome was known at once."""
+
+
+class PaymentMethodNotFound(NotFound):
+    """The customer has no such saved payment method, or none at all."""
 
 
 class AlreadyExists(TallystickError):
@@ -325,6 +330,7 @@ _BY_REASON: dict[str, type[TallystickError]] = {
     "RESERVATION_TOKEN_INVALID": ReservationTokenInvalid,
     "RESERVATION_ENDED": ReservationEnded,
     "OUTCOME_NOT_FOUND": OutcomeNotFound,
+    "PAYMENT_METHOD_NOT_FOUND": PaymentMethodNotFound,
     "OUTCOME_ALREADY_RESOLVED": OutcomeAlreadyResolved,
     "OUTCOME_EXPIRED": OutcomeExpired,
 }

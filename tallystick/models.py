@@ -333,6 +333,33 @@ class Balance:
     """Owed because money that was paid went back. Credits that come in pay it first."""
 
 
+PurchaseState = Literal["processing", "requires_action", "succeeded", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """Credits that a customer buys, and how that stands."""
+
+    purchase_id: str
+    customer: str
+    amount: Money
+    """What is paid, and credited."""
+    state: PurchaseState
+    """The customer has the credits once it is "succeeded"."""
+    failure_code: str
+    """Why it failed, as the payment processor's code, such as "insufficient_funds"; empty otherwise."""
+    failure_reason: str
+    """The same in words."""
+    payment_method: str
+    """The saved payment method that pays."""
+    transaction_id: str
+    """The transaction in the ledger; empty until it is "succeeded"."""
+    client_secret: str = field(repr=False)
+    """With "requires_action", what the payment processor's page needs to let the customer confirm."""
+    action_url: str
+    """With "requires_action", where the customer can confirm without a page of yours. May be empty."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
     """A recorded event that can never be charged as it is, and why."""

@@ -28,6 +28,7 @@ OUTCOME = "out"
 RESERVATION = "rsv"
 BUDGET = "bud"
 PAYOUT = "po"
+PURCHASE = "pur"
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}")
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")

@@ -18,6 +18,7 @@ from services.metering.config import MeteringConfig
 from services.metering.domain.reservation_token import TokenSigner
 from services.metering.lease_keeper import LeaseKeeper
 from services.metering.outcome_expiry import OutcomeExpiry
+from services.metering.recharger import Recharger
 from services.metering.reconciler import Reconciler
 from services.metering.recovery import Recovery
 from services.metering.rpc.balances import Balances
@@ -149,10 +150,12 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             recovery_delay=config.recovery_delay,
         )
         workers += [credits.teller(_VALKEY_INTERVAL), gate.teller(_VALKEY_INTERVAL)]
+        recharger = _open_recharger(config, ledger, credits, cleanup)
+        watch = _nobody_watches if recharger is None else recharger.seen
         # One run at a time: the more events gather in a run, the less each of them costs.
         meter = Coalescer[Report, Metered](pipeline.run).submit
         reservations = Reservations(
-            credits=credits, gate=gate, terms=terms, signer=signer, clock=clock, meter=meter
+            credits=credits, gate=gate, terms=terms, signer=signer, clock=clock, meter=meter, watch=watch
         )
         balances = Balances(ledger=ledger, credits=credits, gate=gate, terms=terms, clock=clock)
         yield App(
@@ -168,6 +171,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     reader=reader,
                     ledger=ledger,
                     clock=clock,
+                    watch=watch,
                 ),
                 PricingService(writer=writer, reader=reader, ledger=ledger, catalog=catalog, clock=clock),
                 BudgetService(
@@ -183,6 +187,28 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
         )
+
+
+def _open_recharger(
+    config: MeteringConfig, ledger: Ledger, credits: Credits, cleanup: AsyncExitStack
+) -> Recharger | None:
+    if config.payouts_address is None or config.payouts_api_key is None:
+        return None
+    channel = connect(
+        config.payouts_address,
+        config.payouts_api_key,
+        tls_ca=config.payouts_tls_ca_file,
+        insecure=config.insecure,
+    )
+    cleanup.push_async_callback(channel.close)
+    recharger = Recharger(channel=channel, ledger=ledger, credits=credits)
+    # Before the channels: it waits for what is under way.
+    cleanup.push_async_callback(recharger.close)
+    return recharger
+
+
+def _nobody_watches(customer_id: str, currency_code: str, available_micros: int) -> None:
+    """Where payouts is not there to buy credits."""
 
 
 def _open_redis(config: MeteringConfig, cleanup: AsyncExitStack) -> tuple[Pools, Valkey]:

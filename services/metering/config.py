@@ -58,6 +58,16 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
     ledger_tls_ca_file: Path | None = field(
         default=None, metadata=setting("PEM roots for calling the ledger over TLS")
     )
+    payouts_address: str | None = field(
+        default=None,
+        metadata=setting("host:port, or unix:/path, of payouts, which is asked to buy credits; none without"),
+    )
+    payouts_api_key: str | None = field(
+        default=None, metadata=setting("key of role service, for calling payouts", secret=True)
+    )
+    payouts_tls_ca_file: Path | None = field(
+        default=None, metadata=setting("PEM roots for calling payouts over TLS")
+    )
     pool_size: int = field(
         default=8, metadata=setting("database connections of each kind that are kept", minimum=1)
     )
@@ -81,11 +91,17 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
             found.append(f"redis_url: {problem}")
         if not self.token_secrets or any(len(key) < MIN_KEY_LENGTH for key in self.token_secrets):
             found.append(f"token_keys: must be secrets of at least {MIN_KEY_LENGTH} characters")
-        if self.ledger_tls_ca_file is not None and not self.ledger_tls_ca_file.is_file():
-            found.append(f"ledger_tls_ca_file: {self.ledger_tls_ca_file} is not a file")
-        if self.ledger_tls_ca_file is None and not self.insecure and not is_loopback(self.ledger_address):
-            found.append(
-                f"ledger_address: {self.ledger_address} is another machine: set ledger_tls_ca_file, or"
-                " insecure if something else encrypts the traffic"
-            )
+        found += self._problems_of_calls("ledger", self.ledger_address, self.ledger_tls_ca_file)
+        if (self.payouts_address is None) != (self.payouts_api_key is None):
+            found.append("payouts_address, payouts_api_key: give both or neither")
+        if self.payouts_address is not None:
+            found += self._problems_of_calls("payouts", self.payouts_address, self.payouts_tls_ca_file)
         return found
+
+    def _problems_of_calls(self, service: str, address: str, tls_ca: Path | None) -> list[str]:
+        if tls_ca is not None and not tls_ca.is_file():
+            return [f"{service}_tls_ca_file: {tls_ca} is not a file"]
+        if tls_ca is None and not self.insecure and not is_loopback(address):
+            problem = f"{service}_address: {address} is another machine: set {service}_tls_ca_file, or"
+            return [f"{problem} insecure if something else encrypts the traffic"]
+        return []

@@ -21,17 +21,24 @@ from services.payouts.domain.minimums import parse_minimums
 from services.payouts.executor import Executor
 from services.payouts.inbox import Inbox
 from services.payouts.intake import Intake
+from services.payouts.payers import Payers
 from services.payouts.payout_events import PayoutEvents
 from services.payouts.processor.accounts import ProcessorAccounts
 from services.payouts.processor.api import StripeApi
 from services.payouts.processor.balance import Balance
 from services.payouts.processor.bank_payouts import BankPayouts
+from services.payouts.processor.customers import Customers
 from services.payouts.processor.events import Events
 from services.payouts.processor.pace import Pace
+from services.payouts.processor.payments import Payments
 from services.payouts.processor.transfers import Transfers
+from services.payouts.purchase_events import PurchaseEvents
+from services.payouts.purchaser import Purchaser
+from services.payouts.recharger import Recharger
 from services.payouts.reconciler import Reconciler
 from services.payouts.rpc.connect import ConnectService
 from services.payouts.rpc.ledger import Ledger
+from services.payouts.rpc.payments import PaymentService
 from services.payouts.rpc.payouts import PayoutService
 from services.payouts.rpc.reconciliation import ReconciliationService
 from services.payouts.rpc.schedules import ScheduleService
@@ -43,6 +50,8 @@ from services.payouts.web.webhooks import WebhookReceiver
 from tallystick.payouts.v1 import (
     connect_service_pb2,
     connect_service_pb2_grpc,
+    payment_service_pb2,
+    payment_service_pb2_grpc,
     payout_service_pb2,
     payout_service_pb2_grpc,
     reconciliation_service_pb2,
@@ -65,6 +74,7 @@ class App:
     workers: Sequence[Worker]
     web: WebServer
     executor: Executor
+    purchase_events: PurchaseEvents
 
 
 @asynccontextmanager
@@ -112,12 +122,23 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             clock=clock,
         )
 
+        # Money that comes in.
+        payments = Payments(api)
+        purchaser = Purchaser(writer=writer, ledger=ledger, payments=payments, clock=clock)
+        return_url = config.purchase_return_url or config.public_url
+        recharger = Recharger(
+            writer=writer, ledger=ledger, purchaser=purchaser, clock=clock, return_url=return_url
+        )
+
         # What Stripe tells.
         payout_events = PayoutEvents(
             writer=writer, transfers=transfers, bank_payouts=bank_payouts, clock=clock
         )
         account_events = AccountEvents(writer=writer, reader=accounts, clock=clock)
-        handlers = Handlers({**payout_events.handlers(), **account_events.handlers()})
+        purchase_events = PurchaseEvents(writer=writer, purchaser=purchaser, payments=payments, clock=clock)
+        handlers = Handlers(
+            {**payout_events.handlers(), **account_events.handlers(), **purchase_events.handlers()}
+        )
         intake = Intake(writer=writer, handlers=handlers, livemode=api.livemode, clock=clock)
         inbox = Inbox(
             writer=writer,
@@ -141,6 +162,7 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             executor.worker(config.executor_interval),
             scheduler.worker(config.schedule_interval),
             accounts.worker(),
+            purchaser.worker(config.purchaser_interval),
             inbox,
             catch_up.worker(config.catch_up_interval),
         ]
@@ -158,6 +180,17 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
                     writer=writer, reader=reader, scheduler=scheduler, ledger=ledger, clock=clock
                 ),
                 ConnectService(accounts=accounts, ledger=ledger, reader=reader),
+                PaymentService(
+                    writer=writer,
+                    reader=reader,
+                    ledger=ledger,
+                    payments=payments,
+                    payers=Payers(writer=writer, customers=Customers(api), clock=clock),
+                    purchaser=purchaser,
+                    recharger=recharger,
+                    return_url=return_url,
+                    clock=clock,
+                ),
                 ReconciliationService(
                     writer=writer,
                     reader=reader,
@@ -169,6 +202,7 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             workers=workers,
             web=web,
             executor=executor,
+            purchase_events=purchase_events,
         )
 
 
@@ -201,6 +235,7 @@ def _bindings(
     payouts: PayoutService,
     schedules: ScheduleService,
     connected: ConnectService,
+    payments: PaymentService,
     reconciliation: ReconciliationService,
 ) -> tuple[ServiceBinding, ...]:
     return (
@@ -218,6 +253,11 @@ def _bindings(
             connect_service_pb2.DESCRIPTOR.services_by_name["ConnectService"],
             connect_service_pb2_grpc.add_ConnectServiceServicer_to_server,
             connected,
+        ),
+        bind(
+            payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
+            payment_service_pb2_grpc.add_PaymentServiceServicer_to_server,
+            payments,
         ),
         bind(
             reconciliation_service_pb2.DESCRIPTOR.services_by_name["ReconciliationService"],

@@ -70,6 +70,13 @@ class PayoutsConfig(ServerConfig, StripeConfig):
         default="http://127.0.0.1:8053",
         metadata=setting("where browsers reach web_address; https, behind a proxy, in live mode"),
     )
+    purchase_return_url: str | None = field(
+        default=None,
+        metadata=setting("where a browser goes after a payment was confirmed at a bank; public_url if unset"),
+    )
+    purchaser_interval: timedelta = field(
+        default=timedelta(seconds=1), metadata=setting("pause between two searches for purchases, in seconds")
+    )
     webhook_secrets: str = field(
         metadata=setting(
             "signing secrets of the webhook endpoints (whsec_…), separated by commas; all are accepted:"

@@ -235,7 +235,7 @@ class Executor:
             return await self._look_up(payout)
         step = Step(WORKER, "transfers.create")
         try:
-            transfer = await self._transfers.create(call.body, call.key)
+            transfer = await self._transfers.create(call, self._clock)
         except Refused as error:
             change = rules.transfer_refused(
                 payout, error.code or "refused", error.message, step, self._clock.now()
@@ -285,7 +285,7 @@ class Executor:
         bank: BankPayout | None
         if call.may_be_repeated(self._clock.now()):
             try:
-                bank = await self._bank_payouts.create(account_id, call.body, call.key)
+                bank = await self._bank_payouts.create(account_id, call, self._clock)
             except Refused as error:
                 change = rules.bank_refused(payout, error.code or "refused", error.message, step)
                 return await self._save(payout, change)

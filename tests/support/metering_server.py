@@ -162,6 +162,7 @@ async def running_metering(
     lease_interval: timedelta = timedelta(milliseconds=50),
     lease_idle: timedelta = timedelta(seconds=60),
     lease_scan_interval: timedelta = timedelta(seconds=10),
+    payouts_address: str | None = None,
 ) -> AsyncIterator[MeteringServer]:
     """Serve metering on this database until the end of the `async with`, with its workers.
 
@@ -181,6 +182,8 @@ async def running_metering(
         lease_interval=lease_interval,
         lease_idle=lease_idle,
         lease_scan_interval=lease_scan_interval,
+        payouts_address=payouts_address,
+        payouts_api_key=None if payouts_address is None else ledger.service.key,
     )
     running: MeteringServer | None = None
     async with open_app(config) as app, connect(ledger.address, ledger.service.key) as channel:

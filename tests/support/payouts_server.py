@@ -22,6 +22,7 @@ from services.payouts.app import App, open_app
 from services.payouts.config import PayoutsConfig
 from services.payouts.web.webhooks import PATH as WEBHOOK_PATH
 from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceStub
+from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
 from tallystick.payouts.v1.reconciliation_service_pb2_grpc import ReconciliationServiceStub
 from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceStub
@@ -30,6 +31,7 @@ from tests.support.ledger_server import LedgerServer
 if TYPE_CHECKING:
     # Known to type checkers only.
     from tallystick.payouts.v1.connect_service_pb2_grpc import ConnectServiceAsyncStub
+    from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceAsyncStub
     from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceAsyncStub
     from tallystick.payouts.v1.reconciliation_service_pb2_grpc import ReconciliationServiceAsyncStub
     from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
@@ -67,6 +69,7 @@ class Caller:
     schedules: ScheduleServiceAsyncStub
     connect: ConnectServiceAsyncStub
     reconciliation: ReconciliationServiceAsyncStub
+    payments: PaymentServiceAsyncStub
 
 
 @dataclass
@@ -95,6 +98,7 @@ class PayoutsServer:
             ScheduleServiceStub(channel),
             ConnectServiceStub(channel),
             ReconciliationServiceStub(channel),
+            PaymentServiceStub(channel),
         )
 
     @property
@@ -137,6 +141,7 @@ def payouts_config(
             "inbox_interval": timedelta(milliseconds=20),
             # Else time that passes for another reason pays organizations by their schedule.
             "schedule_interval": timedelta(hours=1),
+            "purchaser_interval": timedelta(milliseconds=20),
             **settings,
         }
     )

@@ -39,7 +39,11 @@ _BATCHES_WAITING = 32
 
 
 class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
-    """Serves MeteringService. `meter` is the way of single events: those in flight are gathered."""
+    """Serves MeteringService.
+
+    `meter` is the way of single events: those in flight are gathered. `watch` is told what a customer has
+    left: customer, currency, micros.
+    """
 
     def __init__(
         self,
@@ -54,7 +58,9 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
         reader: Database,
         ledger: Ledger,
         clock: Clock,
+        watch: Callable[[str, str, int], None],
     ) -> None:
+        self._watch = watch
         self._pipeline = pipeline
         self._meter = meter
         self._credits = credits
@@ -197,6 +203,10 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
     async def _complete(self, metered: Sequence[Metered]) -> None:
         """Tell Redis what budgets have spent, and add what leases have free to what customers have left."""
         await self._gate.spent({key: total for one in metered for key, total in one.spent.items()})
+        for one in metered:
+            # Without what a lease has free: rather too little than too much, since payouts looks again.
+            left = one.posted.balance
+            self._watch(left.customer_id, left.available.currency_code, left.available.amount_micros)
         if not metered or not may_see_balance(current_principal()):
             return
         spendable = await self._credits.spendable([one.posted.balance for one in metered])

@@ -34,7 +34,11 @@ _OF_RESERVATION: Final = ("customer_id", "workflow_id", "ordinal", "agent_id", "
 
 
 class Reservations:
-    """Authorize, Extend, Settle and Release. `meter` records and charges one event."""
+    """Authorize, Extend, Settle and Release.
+
+    `meter` records and charges one event. `watch` is told what a customer has left: customer, currency,
+    micros.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Reservations:
         signer: TokenSigner,
         clock: Clock,
         meter: Callable[[Report], Awaitable[Metered]],
+        watch: Callable[[str, str, int], None],
     ) -> None:
         self._credits = credits
         self._gate = gate
@@ -52,6 +57,7 @@ class Reservations:
         self._signer = signer
         self._clock = clock
         self._meter = meter
+        self._watch = watch
 
     async def authorize(
         self, request: metering_service_pb2.AuthorizeRequest
@@ -76,8 +82,11 @@ class Reservations:
         except FailedPrecondition as error:
             if error.reason in _REFUSALS:
                 _REFUSED.labels(error.reason).inc()
+            if error.reason == "INSUFFICIENT_CREDITS":
+                self._watched(reservation, int(error.metadata.get("available_micros", 0)))
             raise _for_caller(error, principal) from error
         _AUTHORIZED.labels("durable" if kept.reservation.is_durable else "leased").inc()
+        self._watched(kept.reservation, kept.available_micros)
         return metering_service_pb2.AuthorizeResponse(
             reservation=reservation_to_proto(kept.reservation, kept.token),
             available_balance=_available(kept.reservation, kept.available_micros, principal),
@@ -132,6 +141,7 @@ class Reservations:
         await self._gate.spent({key: metered.spent[key] for key in others})
         settlement = settlement_of_charge(reservation, ended, metered.posted.charge)
         _count_end(settlement)
+        self._watched(reservation, available)
         answer = metered.event
         if may_see_balance(principal):
             answer.available_balance.CopyFrom(money_to_proto(reservation.currency_code, available))
@@ -151,6 +161,9 @@ class Reservations:
             settlement=settlement,
             available_balance=_available(reservation, released.available_micros, principal),
         )
+
+    def _watched(self, reservation: Reservation, available_micros: int) -> None:
+        self._watch(reservation.customer_id, reservation.currency_code, available_micros)
 
     async def _extend(self, before: Reservation, wanted: Reservation, now: datetime) -> Kept:
         if wanted.amount_micros:

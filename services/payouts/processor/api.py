@@ -48,11 +48,13 @@ class StripeApi:
         params: Mapping[str, Any] | None = None,
         key: str = "",
         account: str = "",
+        may_begin: Callable[[], bool] | None = None,
     ) -> T:
         """Call `method` of the library, such as `client.v1.transfers.create_async`, in its turn.
 
         `ids` are of the path; `key` is the idempotency key that every POST has; `account` is the connected
-        account on whose behalf it is; `operation` names it in logs and metrics. Raises ProcessorError.
+        account on whose behalf it is; `operation` names it in logs and metrics. `may_begin` is asked when its
+        turn has come, which may be long after the caller has decided. Raises ProcessorError.
         """
         options: dict[str, str] = {}
         if key:
@@ -60,6 +62,8 @@ class StripeApi:
         if account:
             options["stripe_account"] = account
         await self._pace.turn()
+        if may_begin is not None and not may_begin():
+            raise InDoubt("its idempotency key grew too old before its turn came")
         try:
             answer = await method(*ids, params=params or {}, options=options)
         except stripe.StripeError as error:

@@ -1,12 +1,11 @@
 """Payouts from connected accounts to their banks: theirs, not the platform's."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import stripe
 
-from services.payouts.domain.payout import BankPayout, BankStatus
+from services.kit.clock import Clock
+from services.payouts.domain.payout import BankPayout, BankStatus, Call
 from services.payouts.processor.api import StripeApi, metadata_of
 
 
@@ -17,10 +16,15 @@ class BankPayouts:
         self._api = api
         self._service = api.client.v1.payouts
 
-    async def create(self, stripe_account_id: str, body: Mapping[str, Any], key: str) -> BankPayout:
-        """Send money of a connected account to its bank."""
+    async def create(self, stripe_account_id: str, call: Call, clock: Clock) -> BankPayout:
+        """Send money of a connected account to its bank. Not begun once the key is too old."""
         created = await self._api.call(
-            "payouts.create", self._service.create_async, params=body, key=key, account=stripe_account_id
+            "payouts.create",
+            self._service.create_async,
+            params=call.body,
+            key=call.key,
+            account=stripe_account_id,
+            may_begin=lambda: call.may_be_repeated(clock.now()),
         )
         return _bank_payout(created)
 

@@ -15,14 +15,26 @@ import stripe
 
 
 class ProcessorError(Exception):
-    """Base of all. `code` is Stripe's, "" if it gave none; the message is safe to show to its tenant."""
+    """Base of all. `code` is Stripe's, "" if it gave none; the message is safe to show to its tenant.
 
-    def __init__(self, message: str, *, code: str = "", decline_code: str = "", status: int = 0) -> None:
+    `payment_intent_id` is the payment that was made and then declined, "" if there is none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        decline_code: str = "",
+        status: int = 0,
+        payment_intent_id: str = "",
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.decline_code = decline_code
         self.status = status
+        self.payment_intent_id = payment_intent_id
 
 
 class Refused(ProcessorError):
@@ -70,7 +82,14 @@ def translate(error: stripe.StripeError) -> ProcessorError:
     code = (error.code or (said.code if said is not None else None)) or ""
     decline_code = (said.decline_code if said is not None else None) or ""
     message = (error.user_message or str(error) or type(error).__name__)[:_LONGEST_MESSAGE]
-    return _kind(error, status)(message, code=code, decline_code=decline_code, status=status)
+    intent = said.payment_intent if said is not None else None
+    return _kind(error, status)(
+        message,
+        code=code,
+        decline_code=decline_code,
+        status=status,
+        payment_intent_id="" if intent is None else intent.id,
+    )
 
 
 def _kind(error: stripe.StripeError, status: int) -> type[ProcessorError]:

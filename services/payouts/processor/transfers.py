@@ -1,13 +1,13 @@
 """Transfers from the platform to connected accounts, and what comes back of them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import stripe
 
+from services.kit.clock import Clock
 from services.kit.money import Money
+from services.payouts.domain.payout import Call
 from services.payouts.domain.units import from_minor
 from services.payouts.processor.api import StripeApi, metadata_of
 
@@ -39,9 +39,15 @@ class Transfers:
         self._api = api
         self._service = api.client.v1.transfers
 
-    async def create(self, body: Mapping[str, Any], key: str) -> Transfer:
-        """Make a transfer: synchronous, there is no state in between."""
-        created = await self._api.call("transfers.create", self._service.create_async, params=body, key=key)
+    async def create(self, call: Call, clock: Clock) -> Transfer:
+        """Make a transfer: synchronous, there is no state in between. Not begun once the key is too old."""
+        created = await self._api.call(
+            "transfers.create",
+            self._service.create_async,
+            params=call.body,
+            key=call.key,
+            may_begin=lambda: call.may_be_repeated(clock.now()),
+        )
         return _transfer(created)
 
     async def get(self, transfer_id: str) -> Transfer:

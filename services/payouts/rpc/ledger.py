@@ -23,6 +23,7 @@ from tallystick.ledger.v1 import (
     ledger_service_pb2,
     ledger_service_pb2_grpc,
     payout_debit_pb2,
+    purchase_reversal_pb2,
 )
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Ledger:
         self._ledger = ledger_service_pb2_grpc.LedgerServiceStub(channel)
         self._funding = funding_service_pb2_grpc.FundingServiceStub(channel)
         self._directory = directory_service_pb2_grpc.DirectoryServiceStub(channel)
+        self._funding = funding_service_pb2_grpc.FundingServiceStub(channel)
 
     async def debit_payout(self, organization_id: str, payout_id: str, amount: Money) -> None:
         """Take a payout from the available earnings. FailedPrecondition if they do not cover it."""
@@ -168,6 +170,91 @@ class Ledger:
             )
         )
         return response.organization
+
+    async def get_customer_balance(self, customer_id: str, currency_code: str) -> account_pb2.CustomerBalance:
+        """What a customer has and owes; NotFound if there is no such customer."""
+        response = await _answer(
+            self._ledger.GetCustomerBalance(
+                ledger_service_pb2.GetCustomerBalanceRequest(
+                    customer_id=customer_id, currency_code=currency_code
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+        return response.balance
+
+    async def grant_purchase(self, customer_id: str, purchase_id: str, amount: Money) -> str:
+        """A customer has paid for credits, once per purchase; the transaction that granted them."""
+        response = await _answer(
+            self._ledger.GrantCredits(
+                ledger_service_pb2.GrantCreditsRequest(
+                    customer_id=customer_id,
+                    amount=to_proto(amount),
+                    source=ledger_service_pb2.CREDIT_SOURCE_PURCHASE,
+                    reason="purchase",
+                    idempotency_key=purchase_id,
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+        return response.transaction_id
+
+    async def reverse_purchase(
+        self,
+        customer_id: str,
+        purchase_id: str,
+        reversal_id: str,
+        amount: Money,
+        *,
+        is_dispute: bool,
+        reason: str,
+    ) -> None:
+        """Money of a purchase went back, once per reversal."""
+        await _answer(
+            self._funding.ReversePurchase(
+                funding_service_pb2.ReversePurchaseRequest(
+                    customer_id=customer_id,
+                    purchase_key=purchase_id,
+                    reversal_id=reversal_id,
+                    amount=to_proto(amount),
+                    kind=(
+                        purchase_reversal_pb2.PURCHASE_REVERSAL_KIND_CHARGEBACK
+                        if is_dispute
+                        else purchase_reversal_pb2.PURCHASE_REVERSAL_KIND_REFUND
+                    ),
+                    reason=reason,
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+
+    async def reinstate_purchase(
+        self, customer_id: str, reversal_id: str, reinstatement_id: str, amount: Money, *, reason: str
+    ) -> None:
+        """Money that went back came again, once per reversal."""
+        await _answer(
+            self._funding.ReinstatePurchase(
+                funding_service_pb2.ReinstatePurchaseRequest(
+                    customer_id=customer_id,
+                    reversal_id=reversal_id,
+                    reinstatement_id=reinstatement_id,
+                    amount=to_proto(amount),
+                    reason=reason,
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
+
+    async def record_processor_fee(self, fee_id: str, amount: Money, reason: str) -> None:
+        """The payment processor took a fee, or gave one back (negative), once per fee id."""
+        await _answer(
+            self._funding.RecordProcessorFee(
+                funding_service_pb2.RecordProcessorFeeRequest(
+                    fee_id=fee_id, amount=to_proto(amount), reason=reason
+                ),
+                timeout=_TIMEOUT_SECONDS,
+            )
+        )
 
 
 def is_in_transit(debit: payout_debit_pb2.PayoutDebit) -> bool:

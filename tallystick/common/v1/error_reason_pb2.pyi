@@ -187,6 +187,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. A transfer of the payout was found, or the one that was named is not its. Nothing was changed.
     Metadata: `payout_id`, `transfer_id`.
     """
+    ERROR_REASON_TOO_MANY_PAYMENT_METHODS: _ErrorReason.ValueType  # 57
+    """FAILED_PRECONDITION. The customer has as many saved payment methods as there may be. Metadata: `customer_id`,
+    `limit`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -360,6 +364,10 @@ ERROR_REASON_PURCHASE_STATE_CONFLICT: ErrorReason.ValueType  # 55
 ERROR_REASON_TRANSFER_CONFLICT: ErrorReason.ValueType  # 56
 """FAILED_PRECONDITION. A transfer of the payout was found, or the one that was named is not its. Nothing was changed.
 Metadata: `payout_id`, `transfer_id`.
+"""
+ERROR_REASON_TOO_MANY_PAYMENT_METHODS: ErrorReason.ValueType  # 57
+"""FAILED_PRECONDITION. The customer has as many saved payment methods as there may be. Metadata: `customer_id`,
+`limit`.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""

@@ -174,7 +174,7 @@ class PurchaseCreditsRequest(_message.Message):
     PAYMENT_METHOD_ID_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
-    """The customer."""
+    """The customer; with a customer's own key it may be left empty."""
     payment_method_id: _builtins.str
     """A saved payment method; the customer's default when empty."""
     idempotency_key: _builtins.str
@@ -216,7 +216,7 @@ class PurchaseCreditsResponse(_message.Message):
     """With REQUIRES_ACTION, where the customer can confirm without a page of ours. May be empty."""
     @_builtins.property
     def purchase(self) -> _purchase_pb2.Purchase:
-        """The purchase as it stands."""
+        """The purchase as it stands. While it is PROCESSING, sending the same request again answers how it went on."""
 
     def __init__(
         self,
@@ -553,19 +553,27 @@ class RechargeCreditsRequest(_message.Message):
 
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    LEASE_FREE_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     currency_code: _builtins.str
     """ISO 4217 code."""
+    @_builtins.property
+    def lease_free(self) -> _money_pb2.Money:
+        """What the customer's current credit lease has free, which only metering knows: it is available too. At most what the
+        ledger says is leased counts.
+        """
+
     def __init__(
         self,
         *,
         customer_id: _builtins.str = ...,
         currency_code: _builtins.str = ...,
+        lease_free: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_free", b"lease_free"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "customer_id", b"customer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "customer_id", b"customer_id", "lease_free", b"lease_free"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,18 +586,30 @@ class RechargeCreditsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PURCHASE_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Whether the customer has auto-recharge, and nothing has stopped it. If not, asking again within a minute is of no
+    use.
+    """
     @_builtins.property
     def purchase(self) -> _purchase_pb2.Purchase:
         """The purchase that was begun, or is under way. Unset if none is."""
+
+    @_builtins.property
+    def threshold(self) -> _money_pb2.Money:
+        """What it waits for: asking is of no use while more is available. Unset unless `enabled`."""
 
     def __init__(
         self,
         *,
         purchase: _purchase_pb2.Purchase | None = ...,
+        enabled: _builtins.bool = ...,
+        threshold: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["purchase", b"purchase"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["purchase", b"purchase", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["purchase", b"purchase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "purchase", b"purchase", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,7 +113,8 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemovePaymentMethod(self, request, context):
-        """Removes a saved payment method. Removing it again answers the same.
+        """Removes a saved payment method, for good. If it was the default, the newest of the others is from then on. Removing
+        it again answers the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +129,8 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelPurchase(self, request, context):
-        """Cancels a purchase that is not paid yet. Cancelling it again answers the same.
+        """Cancels a purchase that is not paid yet. Cancelling it again answers the same. A payment that is under way is
+        cancelled as soon as the payment processor can; until then the purchase stands as it did.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +138,7 @@ class PaymentServiceServicer(object):
 
     def RefundPurchase(self, request, context):
         """Gives a part or all of a purchase back to the payment method that paid it. Credits that were spent already become
-        debt of the customer.
+        debt of the customer. What the payment processor refuses is refused for good under this idempotency key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,16 +40,20 @@ class PaymentServiceStub:
     ListPaymentMethods: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListPaymentMethodsRequest, _payment_service_pb2.ListPaymentMethodsResponse]
     """Lists the saved payment methods of a customer, the default first."""
     RemovePaymentMethod: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RemovePaymentMethodRequest, _payment_service_pb2.RemovePaymentMethodResponse]
-    """Removes a saved payment method. Removing it again answers the same."""
+    """Removes a saved payment method, for good. If it was the default, the newest of the others is from then on. Removing
+    it again answers the same.
+    """
     PurchaseCredits: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.PurchaseCreditsRequest, _payment_service_pb2.PurchaseCreditsResponse]
     """Buys credits with a saved payment method. The answer may be SUCCEEDED at once, FAILED, or one of the states in
     between; the credits come with SUCCEEDED, once, whatever is lost on the way.
     """
     CancelPurchase: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPurchaseRequest, _payment_service_pb2.CancelPurchaseResponse]
-    """Cancels a purchase that is not paid yet. Cancelling it again answers the same."""
+    """Cancels a purchase that is not paid yet. Cancelling it again answers the same. A payment that is under way is
+    cancelled as soon as the payment processor can; until then the purchase stands as it did.
+    """
     RefundPurchase: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RefundPurchaseRequest, _payment_service_pb2.RefundPurchaseResponse]
     """Gives a part or all of a purchase back to the payment method that paid it. Credits that were spent already become
-    debt of the customer.
+    debt of the customer. What the payment processor refuses is refused for good under this idempotency key.
     """
     GetPurchase: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetPurchaseRequest, _payment_service_pb2.GetPurchaseResponse]
     """Answers a purchase."""
@@ -76,16 +80,20 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     ListPaymentMethods: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListPaymentMethodsRequest, _payment_service_pb2.ListPaymentMethodsResponse]  # type: ignore[assignment]
     """Lists the saved payment methods of a customer, the default first."""
     RemovePaymentMethod: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RemovePaymentMethodRequest, _payment_service_pb2.RemovePaymentMethodResponse]  # type: ignore[assignment]
-    """Removes a saved payment method. Removing it again answers the same."""
+    """Removes a saved payment method, for good. If it was the default, the newest of the others is from then on. Removing
+    it again answers the same.
+    """
     PurchaseCredits: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.PurchaseCreditsRequest, _payment_service_pb2.PurchaseCreditsResponse]  # type: ignore[assignment]
     """Buys credits with a saved payment method. The answer may be SUCCEEDED at once, FAILED, or one of the states in
     between; the credits come with SUCCEEDED, once, whatever is lost on the way.
     """
     CancelPurchase: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPurchaseRequest, _payment_service_pb2.CancelPurchaseResponse]  # type: ignore[assignment]
-    """Cancels a purchase that is not paid yet. Cancelling it again answers the same."""
+    """Cancels a purchase that is not paid yet. Cancelling it again answers the same. A payment that is under way is
+    cancelled as soon as the payment processor can; until then the purchase stands as it did.
+    """
     RefundPurchase: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RefundPurchaseRequest, _payment_service_pb2.RefundPurchaseResponse]  # type: ignore[assignment]
     """Gives a part or all of a purchase back to the payment method that paid it. Credits that were spent already become
-    debt of the customer.
+    debt of the customer. What the payment processor refuses is refused for good under this idempotency key.
     """
     GetPurchase: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetPurchaseRequest, _payment_service_pb2.GetPurchaseResponse]  # type: ignore[assignment]
     """Answers a purchase."""
@@ -127,7 +135,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.RemovePaymentMethodRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.RemovePaymentMethodResponse, _abc.Awaitable[_payment_service_pb2.RemovePaymentMethodResponse]]:
-        """Removes a saved payment method. Removing it again answers the same."""
+        """Removes a saved payment method, for good. If it was the default, the newest of the others is from then on. Removing
+        it again answers the same.
+        """
 
     @_abc_1.abstractmethod
     def PurchaseCredits(
@@ -145,7 +155,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.CancelPurchaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CancelPurchaseResponse, _abc.Awaitable[_payment_service_pb2.CancelPurchaseResponse]]:
-        """Cancels a purchase that is not paid yet. Cancelling it again answers the same."""
+        """Cancels a purchase that is not paid yet. Cancelling it again answers the same. A payment that is under way is
+        cancelled as soon as the payment processor can; until then the purchase stands as it did.
+        """
 
     @_abc_1.abstractmethod
     def RefundPurchase(
@@ -154,7 +166,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.RefundPurchaseResponse, _abc.Awaitable[_payment_service_pb2.RefundPurchaseResponse]]:
         """Gives a part or all of a purchase back to the payment method that paid it. Credits that were spent already become
-        debt of the customer.
+        debt of the customer. What the payment processor refuses is refused for good under this idempotency key.
         """
 
     @_abc_1.abstractmethod

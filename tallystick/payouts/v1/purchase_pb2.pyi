@@ -28,7 +28,7 @@ class _PurchaseStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purchas
     PURCHASE_STATE_UNSPECIFIED: _PurchaseState.ValueType  # 0
     """Never valid."""
     PURCHASE_STATE_PROCESSING: _PurchaseState.ValueType  # 1
-    """The payment is under way."""
+    """The payment is under way, or is made and the credits are on their way."""
     PURCHASE_STATE_REQUIRES_ACTION: _PurchaseState.ValueType  # 2
     """The customer's bank wants the customer to confirm: open `action_url`, or use `client_secret` in a page."""
     PURCHASE_STATE_SUCCEEDED: _PurchaseState.ValueType  # 3
@@ -44,7 +44,7 @@ class PurchaseState(_PurchaseState, metaclass=_PurchaseStateEnumTypeWrapper):
 PURCHASE_STATE_UNSPECIFIED: PurchaseState.ValueType  # 0
 """Never valid."""
 PURCHASE_STATE_PROCESSING: PurchaseState.ValueType  # 1
-"""The payment is under way."""
+"""The payment is under way, or is made and the credits are on their way."""
 PURCHASE_STATE_REQUIRES_ACTION: PurchaseState.ValueType  # 2
 """The customer's bank wants the customer to confirm: open `action_url`, or use `client_secret` in a page."""
 PURCHASE_STATE_SUCCEEDED: PurchaseState.ValueType  # 3
@@ -236,7 +236,7 @@ class AutoRecharge(_message.Message):
     enabled: _builtins.bool
     """Whether it does."""
     cool_off_seconds: _builtins.int
-    """Seconds between two purchases at least. 60 when zero."""
+    """Seconds between two purchases at least: 10 to 2,678,400 (31 days). 60 when zero."""
     payment_method_id: _builtins.str
     """The payment method; the customer's default when empty."""
     stopped_reason: _builtins.str

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from sandbox.stripe.server import StripeStandIn
+from tests.integration.payouts.buyers import Buyers
 from tests.integration.payouts.world import World
 from tests.support.ledger_server import LedgerServer, running_ledger
 from tests.support.payouts_server import running_payouts, running_stripe
@@ -34,3 +35,23 @@ async def still_world(database_url: str, ledger: LedgerServer, stripe: StripeSta
     """The same, with nobody who works on payouts."""
     async with running_payouts(database_url, ledger, stripe, workers=False) as running:
         yield World(running)
+
+
+@pytest.fixture
+async def buyers(database_url: str, ledger: LedgerServer, stripe: StripeStandIn) -> AsyncIterator[Buyers]:
+    """Payouts with a customer who has a card."""
+    async with running_payouts(database_url, ledger, stripe, webhooks=False) as running:
+        found = Buyers(running)
+        await found.customer()
+        yield found
+
+
+@pytest.fixture
+async def still_buyers(
+    database_url: str, ledger: LedgerServer, stripe: StripeStandIn
+) -> AsyncIterator[Buyers]:
+    """The same, with nobody who works on what was left behind."""
+    async with running_payouts(database_url, ledger, stripe, webhooks=False, workers=False) as running:
+        found = Buyers(running)
+        await found.customer()
+        yield found

@@ -16,8 +16,10 @@ from tallystick import _evidence, errors, models, money
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import price_book_pb2
-from tests.support.ledger_server import running_ledger
-from tests.support.metering_server import bonus, fee, price, running_metering, tokens
+from tallystick.payouts.v1 import payment_service_pb2
+from tests.support.ledger_server import LedgerServer, running_ledger
+from tests.support.metering_server import MeteringServer, bonus, fee, price, running_metering, tokens
+from tests.support.payouts_server import PayoutsServer, running_payouts, running_stripe
 
 ROOT = Path(__file__).parents[3]
 LIST_PRICES = price(
@@ -34,36 +36,56 @@ def examples() -> str:
 
 
 async def test_the_examples_run(database_url: str, tmp_path: Path) -> None:
-    async with running_ledger(database_url) as ledger, running_metering(database_url, ledger) as metering:
-        await ledger.create_organization("org_helper")
-        await ledger.create_customer("cus_ada")
-        await ledger.operator.ledger.GrantCredits(
-            ledger_service_pb2.GrantCreditsRequest(
-                customer_id="cus_ada",
-                amount=money_pb2.Money(currency_code="USD", amount_micros=10_000_000),
-                source=ledger_service_pb2.CREDIT_SOURCE_PURCHASE,
-                idempotency_key="first",
-            )
-        )
-        created = await ledger.operator.directory.CreateApiKey(
-            directory_service_pb2.CreateApiKeyRequest(role=access_pb2.ROLE_HOST, idempotency_key="host")
-        )
-        await metering.publish(LIST_PRICES)
+    with running_stripe() as stripe:
+        async with (
+            running_ledger(database_url) as ledger,
+            running_metering(database_url, ledger) as metering,
+            running_payouts(database_url, ledger, stripe) as payouts,
+        ):
+            await _run(ledger, metering, payouts, tmp_path)
 
-        # The default, for where this server listens.
-        program = (
-            "from tallystick import AsyncClient, Client\n"
-            "for kind in (AsyncClient, Client):\n"
-            f"    kind.__init__.__kwdefaults__['metering'] = {metering.address!r}\n"
+
+async def _run(ledger: LedgerServer, metering: MeteringServer, payouts: PayoutsServer, folder: Path) -> None:
+    """Run the page in a process of its own, in this folder."""
+    await ledger.create_organization("org_helper")
+    await ledger.create_customer("cus_ada")
+    await ledger.operator.ledger.GrantCredits(
+        ledger_service_pb2.GrantCreditsRequest(
+            customer_id="cus_ada",
+            amount=money_pb2.Money(currency_code="USD", amount_micros=10_000_000),
+            source=ledger_service_pb2.CREDIT_SOURCE_PURCHASE,
+            idempotency_key="first",
         )
-        host = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-c", program + examples()),
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.fspath(ROOT), "TALLYSTICK_API_KEY": created.secret},
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(120):
-            _, said = await host.communicate()
+    )
+    created = await ledger.operator.directory.CreateApiKey(
+        directory_service_pb2.CreateApiKeyRequest(role=access_pb2.ROLE_HOST, idempotency_key="host")
+    )
+    customer = await ledger.create_caller(access_pb2.ROLE_CUSTOMER, "ada", customer_id="cus_ada")
+    await payouts.caller(customer.key).payments.AddPaymentMethod(
+        payment_service_pb2.AddPaymentMethodRequest(customer_id="cus_ada", payment_method_id="pm_card_visa")
+    )
+    await metering.publish(LIST_PRICES)
+
+    # The default, for where this server listens.
+    program = (
+        "from tallystick import AsyncClient, Client\n"
+        "for kind in (AsyncClient, Client):\n"
+        f"    kind.__init__.__kwdefaults__['metering'] = {metering.address!r}\n"
+        f"    kind.__init__.__kwdefaults__['payouts'] = {payouts.address!r}\n"
+    )
+    host = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", program + examples()),
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.fspath(ROOT),
+            "TALLYSTICK_API_KEY": created.secret,
+            "CUSTOMER_API_KEY": customer.key,
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(120):
+        _, said = await host.communicate()
     assert host.returncode == 0, said.decode()
 
 

@@ -96,3 +96,13 @@ def test_unusable_urls_are_named_together_and_never_shown(capsys: pytest.Capture
     said = capsys.readouterr().err
     assert [line.split(":")[1].strip() for line in said.splitlines()] == ["database_url", "redis_url"]
     assert "s3cret" not in said
+
+
+def test_payouts_is_called_with_a_key_and_not_in_plaintext_elsewhere() -> None:
+    with pytest.raises(ConfigError, match="payouts_address, payouts_api_key"):
+        resolve(MeteringConfig, ENV_PREFIX, ["--payouts-address", "127.0.0.1:50053"], ENVIRONMENT)
+    environment = {**ENVIRONMENT, "METERING_PAYOUTS_API_KEY": "tsk_y_secret"}
+    config = resolve(MeteringConfig, ENV_PREFIX, ["--payouts-address", "127.0.0.1:50053"], environment)
+    assert "secret" not in repr(config)
+    with pytest.raises(ConfigError, match="payouts_address: 10"):
+        resolve(MeteringConfig, ENV_PREFIX, ["--payouts-address", "10.0.0.1:50053"], environment)

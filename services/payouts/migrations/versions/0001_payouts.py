@@ -13,7 +13,7 @@ branch_labels = None
 depends_on = None
 
 _SQL = Path(__file__).parent.parent / "sql"
-_FILES: Final = ("0001_payouts", "0001_events")
+_FILES: Final = ("0001_payouts", "0001_events", "0001_purchases")
 
 
 def upgrade() -> None:

@@ -1,5 +1,6 @@
-"""`python -m services.payouts serve | migrate`: wiring only."""
+"""`python -m services.payouts serve | migrate | reconcile`: wiring only."""
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -8,8 +9,9 @@ from services.kit import cli
 from services.kit.config import DatabaseConfig
 from services.kit.server import run, serve
 from services.payouts.app import open_app
-from services.payouts.config import ENV_PREFIX, PayoutsConfig
+from services.payouts.config import ENV_PREFIX, PayoutsConfig, StripeConfig
 from services.payouts.migrations import migrate
+from services.payouts.reconcile import reconcile
 
 
 async def _serve(config: PayoutsConfig) -> None:
@@ -30,9 +32,14 @@ def _run_migrate(config: DatabaseConfig) -> int:
     return 0
 
 
+def _run_reconcile(config: StripeConfig) -> int:
+    return asyncio.run(reconcile(config))
+
+
 COMMANDS: Final = (
     cli.Command("serve", "answer its gRPC services, and webhooks over HTTP", PayoutsConfig, _run_serve),
     cli.Command("migrate", 'bring the schema "payouts" up to date', DatabaseConfig, _run_migrate),
+    cli.Command("reconcile", "compare Stripe's books with the ledger", StripeConfig, _run_reconcile),
 )
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from services.kit.config import DatabaseConfig, ServerConfig, setting
+from services.kit.config import Config, DatabaseConfig, ServerConfig, setting
 from services.kit.net import AddressError, is_loopback, parse_address
 from services.payouts.domain.minimums import MinimumsError, parse_minimums
 
@@ -13,7 +13,7 @@ ENV_PREFIX = "PAYOUTS"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StripeConfig(DatabaseConfig):
+class StripeConfig(Config):
     """What everything is told that calls Stripe and the ledger."""
 
     stripe_api_key: str = field(
@@ -55,7 +55,7 @@ class StripeConfig(DatabaseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PayoutsConfig(ServerConfig, StripeConfig):
+class PayoutsConfig(ServerConfig, StripeConfig, DatabaseConfig):
     """Configuration of `python -m services.payouts serve`."""
 
     listen_address: str = field(default="127.0.0.1:50053", metadata=setting("host:port that serves gRPC"))

@@ -9,6 +9,7 @@ from sandbox.stripe.calling import call
 from services.ledger.audit import audit
 from tallystick.ledger.v1 import earnings_service_pb2, payout_debit_pb2
 from tests.integration.payouts.world import World
+from tests.support.waiting import eventually
 
 MINOR = 10_000
 
@@ -35,6 +36,15 @@ async def prove(world: World) -> None:
     What left Stripe's balance is what the ledger has completed, less what came back; no payout left twice;
     what is not at its end says why, or when it goes on; and the ledger is sound.
     """
+
+    async def told() -> bool:
+        """Whether the ledger has heard of everything that it is owed now."""
+        return not world.payouts.query(
+            "SELECT FROM payouts.payout WHERE owed IN ('complete', 'return') AND hold = ''"
+            " UNION ALL SELECT FROM payouts.payout_reversal WHERE NOT posted"
+        )
+
+    await eventually(told)
     made = transfers(world)
     per_payout = Counter(one["metadata"].get("payout_id") for one in made)
     assert all(count == 1 for count in per_payout.values()), per_payout

@@ -1,4 +1,4 @@
-"""The README's tour: its commands run as printed, and answer what is printed below them.
+"""The tours of README and docs/payouts.md: their commands run as printed, and answer what is printed there.
 
 A block `sh` holds commands; where a block `text` follows at once, it shows what they print, with `…` for what
 is left out. Ids that are made anew may differ.
@@ -17,7 +17,8 @@ import pytest
 from sandbox.servers import Stores
 from sandbox.stack import Endpoints, Stack
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+TOURS = ("README.md", "docs/payouts.md")
 ENDS = "end-of-answer"
 # What is folded a moment later is asked for again.
 ATTEMPTS = 50
@@ -33,9 +34,11 @@ class Step:
     shown: tuple[str, ...] | None
 
 
-def steps() -> list[Step]:
+def steps(page: str) -> list[Step]:
     found = re.findall(
-        r"^```sh\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", README.read_text(), flags=re.MULTILINE | re.DOTALL
+        r"^```sh\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?",
+        (ROOT / page).read_text(),
+        flags=re.MULTILINE | re.DOTALL,
     )
     return [Step(commands, tuple(shown.splitlines()) if shown else None) for commands, shown in found]
 
@@ -43,6 +46,7 @@ def steps() -> list[Step]:
 def localized(text: str, endpoints: Endpoints, stack: Stack) -> str:
     """The commands for this stack: a Python environment, ports and secrets of its own."""
     text = text.replace(".venv/bin/grpcurl", str(Path(sys.executable).parent / "grpcurl"))
+    text = text.replace(".venv/bin/python", f"STRIPE_STAND_IN={endpoints.stripe} {sys.executable}")
     text = text.replace(".sandbox/secrets", str(stack.operator_key.path.parent))
     ports = {"50051": endpoints.ledger, "50052": endpoints.metering, "50053": endpoints.payouts}
     return re.sub(r"\bcall (5005[123])\b", lambda found: f"call {port(ports[found[1]])}", text)
@@ -110,8 +114,9 @@ def stack(session_stores: Stores, database_url: str, redis_url: str, tmp_path: P
         yield running
 
 
-def test_the_tour_goes_as_the_readme_shows(stack: Stack) -> None:
-    tour = steps()
+@pytest.mark.parametrize("page", TOURS)
+def test_a_tour_goes_as_its_page_shows(stack: Stack, page: str) -> None:
+    tour = steps(page)
     assert len(tour) > 5
     shell = Shell()
     try:

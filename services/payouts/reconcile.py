@@ -38,13 +38,13 @@ async def reconcile(config: StripeConfig) -> int:
 def _lines(found: Comparison) -> list[str]:
     lines = [
         f"{currency}: Stripe {total.processor(currency)}, ledger {total.ledger(currency)},"
-        f" {total.matched:,} movements agree"
+        f" movements that agree {total.matched:,}"
         for currency, total in sorted(found.totals.items())
     ]
     for one in sorted(found.differences, key=lambda one: one.time):
         lines += _difference(one)
     count = len(found.differences)
-    return [*lines, f"{count:,} differences" if count else "nothing differs"]
+    return [*lines, f"differences: {count:,}" if count else "nothing differs"]
 
 
 def _difference(one: Difference) -> list[str]:

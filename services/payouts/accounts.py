@@ -7,6 +7,7 @@ written only if nobody else wrote meanwhile. So it does not matter where a proce
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -63,12 +64,20 @@ class Accounts:
     """
 
     def __init__(
-        self, *, writer: Database, processor: ProcessorAccounts, urls: OnboardingUrls, clock: Clock
+        self,
+        *,
+        writer: Database,
+        processor: ProcessorAccounts,
+        urls: OnboardingUrls,
+        clock: Clock,
+        wake: Callable[[], None],
     ) -> None:
+        """`wake` is told when payouts that waited for an account may go on."""
         self._writer = writer
         self._processor = processor
         self._urls = urls
         self._clock = clock
+        self._wake = wake
 
     def worker(self) -> PeriodicWorker:
         """Reads accounts that were not read for a day, and forgets ways back that have ended."""
@@ -214,6 +223,7 @@ class Accounts:
             if saved is not None and rules.can_do_more(before, saved):
                 await payouts.release(connection, saved.organization_id, self._clock.now())
         if saved is not None:
+            self._wake()
             _tell_operators(before, saved)
         return saved
 

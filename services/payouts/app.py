@@ -114,12 +114,15 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             concurrency=config.concurrency,
         )
-        scheduler = Scheduler(writer=writer, ledger=ledger, minimums=minimums, clock=clock)
+        scheduler = Scheduler(
+            writer=writer, ledger=ledger, minimums=minimums, clock=clock, wake=executor.wake
+        )
         accounts = Accounts(
             writer=writer,
             processor=ProcessorAccounts(api),
             urls=OnboardingUrls(config.public_url),
             clock=clock,
+            wake=executor.wake,
         )
 
         # Money that comes in.
@@ -132,14 +135,17 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
 
         # What Stripe tells.
         payout_events = PayoutEvents(
-            writer=writer, transfers=transfers, bank_payouts=bank_payouts, clock=clock
+            writer=writer,
+            transfers=transfers,
+            bank_payouts=bank_payouts,
+            clock=clock,
+            wake=executor.wake,
         )
         account_events = AccountEvents(writer=writer, reader=accounts, clock=clock)
         purchase_events = PurchaseEvents(writer=writer, purchaser=purchaser, payments=payments, clock=clock)
         handlers = Handlers(
             {**payout_events.handlers(), **account_events.handlers(), **purchase_events.handlers()}
         )
-        intake = Intake(writer=writer, handlers=handlers, livemode=api.livemode, clock=clock)
         inbox = Inbox(
             writer=writer,
             handlers=handlers,
@@ -147,6 +153,7 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
             concurrency=config.inbox_concurrency,
             interval=config.inbox_interval,
         )
+        intake = Intake(writer=writer, handlers=handlers, livemode=api.livemode, clock=clock, wake=inbox.wake)
         catch_up = CatchUp(writer=writer, events=Events(api), intake=intake, clock=clock)
         receiver = WebhookReceiver(
             intake=intake,

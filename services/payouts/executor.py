@@ -78,14 +78,23 @@ class Executor:
         self._concurrency = concurrency
         self._leased: deque[str] = deque()
         self._leasing = asyncio.Lock()
+        self._none_due = False
         self._lease_id = ids.new_id("lease")
+        self._worker: PeriodicWorker | None = None
 
     def worker(self, interval: timedelta) -> PeriodicWorker:
-        """Works on what is due, every `interval`."""
-        return PeriodicWorker("payouts.executor", interval, self.step)
+        """Works on what is due, every `interval`, and when woken."""
+        self._worker = PeriodicWorker("payouts.executor", interval, self.step)
+        return self._worker
+
+    def wake(self) -> None:
+        """A payout has just got something to do."""
+        if self._worker is not None:
+            self._worker.wake()
 
     async def step(self) -> bool:
         """Work on organizations that are due. Answers whether there may be more."""
+        self._none_due = False
         turns = await asyncio.gather(*(self._run() for _ in range(self._concurrency)))
         return any(turns)
 
@@ -113,13 +122,15 @@ class Executor:
     async def _next(self) -> str | None:
         """An organization that this process has leased."""
         async with self._leasing:
-            if not self._leased:
+            if not self._leased and not self._none_due:
                 now = self._clock.now()
                 async with self._writer.begin() as connection:
                     await scope(connection, PLATFORM)
                     self._leased.extend(
                         await work.lease(connection, self._lease_id, now, now + LEASE, self._concurrency)
                     )
+                # One look is enough for all who run in this step.
+                self._none_due = not self._leased
             return self._leased.popleft() if self._leased else None
 
     async def _work_on(self, organization_id: str) -> None:

@@ -60,6 +60,10 @@ class Inbox:
     def start(self) -> None:
         self._worker.start()
 
+    def wake(self) -> None:
+        """Events have come."""
+        self._worker.wake()
+
     async def stop(self, grace: timedelta) -> None:
         deadline = asyncio.get_running_loop().time() + grace.total_seconds()
         await self._worker.stop(grace)

@@ -1,6 +1,6 @@
 """Taking in events of the payment processor, whichever way they come."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from prometheus_client import Counter
@@ -17,11 +17,21 @@ _RECEIVED: Final = Counter("tallystick_events_received", "New events of the paym
 class Intake:
     """Stores each event once, to be handled by the inbox."""
 
-    def __init__(self, *, writer: Database, handlers: Handlers, livemode: bool, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        writer: Database,
+        handlers: Handlers,
+        livemode: bool,
+        clock: Clock,
+        wake: Callable[[], None],
+    ) -> None:
+        """`wake` is told when there are new events."""
         self._writer = writer
         self._handlers = handlers
         self._livemode = livemode
         self._clock = clock
+        self._wake = wake
         self._gathered: Coalescer[ProcessorEvent, None] = Coalescer(self._take_sent)
 
     def read(self, content: object, *, caught_up: bool = False) -> ProcessorEvent:
@@ -52,4 +62,6 @@ class Intake:
         # Repeated after a lost connection: what was stored by then is there already.
         new_count = await retry_transaction(attempt, idempotent=True)
         _RECEIVED.labels(source).inc(new_count)
+        if new_count:
+            self._wake()
         return new_count

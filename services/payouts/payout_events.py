@@ -32,12 +32,20 @@ class PayoutEvents:
     """
 
     def __init__(
-        self, *, writer: Database, transfers: Transfers, bank_payouts: BankPayouts, clock: Clock
+        self,
+        *,
+        writer: Database,
+        transfers: Transfers,
+        bank_payouts: BankPayouts,
+        clock: Clock,
+        wake: Callable[[], None],
     ) -> None:
+        """`wake` is told when a payout has got something to do."""
         self._writer = writer
         self._transfers = transfers
         self._bank_payouts = bank_payouts
         self._clock = clock
+        self._wake = wake
 
     def handlers(self) -> Mapping[str, Handler]:
         """Handlers by prefix of the type of event."""
@@ -138,6 +146,7 @@ class PayoutEvents:
                 after = await self._write(connection, before, change)
         except _ChangedMeanwhileError:
             return False
+        self._wake()
         if after.bank_status is BankStatus.FAILED and before.bank_status is not BankStatus.FAILED:
             _log.warning(
                 "payout.bank_failed",

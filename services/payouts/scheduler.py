@@ -1,7 +1,7 @@
 """The worker that requests payouts on the day of each organization's schedule."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -26,12 +26,20 @@ class Scheduler:
     """Runs schedules that are due, in any number of processes: of a run there is one payout per currency."""
 
     def __init__(
-        self, *, writer: Database, ledger: Ledger, minimums: Mapping[str, int], clock: Clock
+        self,
+        *,
+        writer: Database,
+        ledger: Ledger,
+        minimums: Mapping[str, int],
+        clock: Clock,
+        wake: Callable[[], None],
     ) -> None:
+        """`wake` is told when payouts were requested."""
         self._writer = writer
         self._ledger = ledger
         self._minimums = minimums
         self._clock = clock
+        self._wake = wake
 
     def worker(self, interval: timedelta) -> PeriodicWorker:
         """Looks for schedules that are due, every `interval`."""
@@ -91,6 +99,7 @@ class Scheduler:
             for currency, amount in amounts.items():
                 new = self._payout(schedule, run, Money(currency, amount))
                 await payouts.create(connection, new, now)
+        self._wake()
         _log.info(
             "schedule.run",
             organization_id=schedule.organization_id,

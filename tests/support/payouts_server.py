@@ -137,11 +137,11 @@ def payouts_config(
             "ledger_api_key": ledger_key,
             "webhook_secrets": f"{WEBHOOK_SECRET},{CONNECT_SECRET}",
             "web_address": "127.0.0.1:0",
-            "executor_interval": timedelta(milliseconds=20),
-            "inbox_interval": timedelta(milliseconds=20),
+            "executor_interval": timedelta(milliseconds=200),
+            "inbox_interval": timedelta(milliseconds=200),
             # Else time that passes for another reason pays organizations by their schedule.
             "schedule_interval": timedelta(hours=1),
-            "purchaser_interval": timedelta(milliseconds=20),
+            "purchaser_interval": timedelta(milliseconds=200),
             **settings,
         }
     )

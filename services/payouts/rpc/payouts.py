@@ -105,6 +105,7 @@ class PayoutService(payout_service_pb2_grpc.PayoutServiceServicer):
                 reason=payout.refusal["reason"],
                 metadata=payout.refusal["metadata"],
             )
+        self._executor.wake()
         return pb.RequestPayoutResponse(payout=payout_to_proto(payout), duplicate=duplicate)
 
     async def CancelPayout(
@@ -268,8 +269,9 @@ class PayoutService(payout_service_pb2_grpc.PayoutServiceServicer):
             async with self._writer.begin() as connection:
                 await scope(connection, tenants_of(current_principal()))
                 after = await payouts.save(connection, before, wanted, now)
-            # Somebody else was first: judge again.
+            # Otherwise somebody else was first: judge again.
             if after is not None:
+                self._executor.wake()
                 return after
 
 

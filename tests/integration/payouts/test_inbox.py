@@ -397,7 +397,11 @@ async def test_what_was_read_at_stripe_is_not_written_over_what_somebody_wrote_s
         api = StripeApi(stripe.api_key, base_url=stripe.url, pace=Pace(1000))
         reading = _Interrupted(api, payouts)
         handler = PayoutEvents(
-            writer=writer, transfers=reading, bank_payouts=BankPayouts(api), clock=payouts.clock
+            writer=writer,
+            transfers=reading,
+            bank_payouts=BankPayouts(api),
+            clock=payouts.clock,
+            wake=lambda: None,
         )
         now = payouts.clock.now()
         event = ProcessorEvent(

@@ -196,7 +196,13 @@ async def test_ten_thousand_bad_webhooks_leave_no_trace(database_url: str) -> No
 
     await writer.open()
     try:
-        intake = Intake(writer=writer, handlers=Handlers({"transfer.": never}), livemode=False, clock=clock)
+        intake = Intake(
+            writer=writer,
+            handlers=Handlers({"transfer.": never}),
+            livemode=False,
+            clock=clock,
+            wake=lambda: None,
+        )
         receiver = WebhookReceiver(
             intake=intake, secrets=["whsec_a", "whsec_b"], tolerance=TOLERANCE, clock=clock
         )

@@ -152,3 +152,43 @@ async def test_a_worker_that_never_started_can_be_stopped_and_none_starts_twice(
     with pytest.raises(RuntimeError, match="started before"):
         worker.start()
     await worker.stop(GRACE)
+
+
+async def test_a_worker_that_is_woken_does_not_wait_for_its_interval() -> None:
+    steps = 0
+    ran = asyncio.Event()
+
+    async def step() -> bool:
+        nonlocal steps
+        steps += 1
+        ran.set()
+        return False
+
+    worker = PeriodicWorker("woken", timedelta(hours=1), step)
+    worker.start()
+    for number in (1, 2, 3):
+        async with asyncio.timeout(10):
+            await ran.wait()
+        ran.clear()
+        assert steps == number
+        worker.wake()
+    await worker.stop(timedelta(seconds=1))
+
+
+async def test_what_comes_while_a_step_runs_makes_for_another_one() -> None:
+    going, steps = asyncio.Event(), 0
+
+    async def step() -> bool:
+        nonlocal steps
+        steps += 1
+        if steps == 1:
+            worker.wake()
+        else:
+            going.set()
+        return False
+
+    worker = PeriodicWorker("woken", timedelta(hours=1), step)
+    worker.start()
+    async with asyncio.timeout(10):
+        await going.wait()
+    await worker.stop(timedelta(seconds=1))

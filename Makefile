@@ -1,6 +1,8 @@
 # Everything a contributor types. Each target makes the environment it needs from the hashed pins in requirements/;
 # stamp files remember what is installed, so that a second run installs nothing.
 .DEFAULT_GOAL := help
+# The suite starts services many times: without cached bytecode each start compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 SHELL := /bin/sh
 
 # The Python that makes the environments: 3.11 or newer.

@@ -29,7 +29,9 @@ T = TypeVar("T")
 numbers = itertools.count()
 
 SHORT, LONG, DAY = 1.0, 5.0, 86_400.0
-MOMENT_SECONDS = 2.5
+# What is on its way back waits for workers that failed while a service was restarted, and pause longer each time:
+# seconds. What nobody brings back stays for a day, with the reservations that are made for one.
+MOMENT_SECONDS = 10.0
 SETTLED = reservation_pb2.RESERVATION_STATE_SETTLED
 
 
@@ -508,7 +510,7 @@ class ReservationMachine(RuleBasedStateMachine):
             return
 
         held = sum(one.max_bonus for one in self.deferred if one.account is account)
-        # What is on its way back counts as reserved for a moment, which is shorter than any reservation.
+        # What is on its way back counts as reserved for a moment.
         until = now + MOMENT_SECONDS
         while balance.kept > account.at_most_kept(time.time()) + held:
             assert time.time() < until, "kept for nobody"

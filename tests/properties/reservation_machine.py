@@ -29,8 +29,8 @@ T = TypeVar("T")
 numbers = itertools.count()
 
 SHORT, LONG, DAY = 1.0, 5.0, 86_400.0
-# What is on its way back waits for workers that failed while a service was restarted, and pause longer each time:
-# seconds. What nobody brings back stays for a day, with the reservations that are made for one.
+# What is on its way back waits for workers that failed while a service was restarted, and pause longer each
+# time: seconds. What nobody brings back stays for a day, with the reservations that are made for one.
 MOMENT_SECONDS = 10.0
 SETTLED = reservation_pb2.RESERVATION_STATE_SETTLED
 
@@ -114,6 +114,8 @@ class ReservationMachine(RuleBasedStateMachine):
             self._run(self._create(account))
             self.grant(self.accounts.index(account), units, CALM_CALL)
         self.running.accounts += self.accounts
+        if not stormy:
+            self._run(eventually(self._redis_is_used))
 
     # Steps
 
@@ -291,6 +293,25 @@ class ReservationMachine(RuleBasedStateMachine):
                     budget_service_pb2.CreateBudgetRequest(budget=budget)
                 )
             )
+
+    async def _redis_is_used(self) -> bool:
+        """Whether metering has found Redis again after the storms of other examples: what it keeps in
+        PostgreSQL until then, Redis does not remember.
+        """
+        probe = f"cus_{next(numbers)}"
+        await self.running.clients.create_customer(probe, 0)
+        await self.running.clients.grant(probe, UNIT, f"grant-{probe}")
+        request = pb.AuthorizeRequest(
+            customer_id=probe,
+            workflow_id=f"run-{next(numbers)}",
+            agent_id=AGENT_ID,
+            action_type="run",
+            max_cost=usd(UNIT),
+            ttl=_duration(SHORT),
+        )
+        reservation = (await granted(lambda: self._host.Authorize(request))).reservation
+        await granted(lambda: self._host.Release(pb.ReleaseRequest(token=reservation.token)))
+        return bool(reservation.kind == reservation_pb2.RESERVATION_KIND_LEASED)
 
     async def _authorize(self, account: Account, request: pb.AuthorizeRequest, how: How) -> None:
         amount = request.max_cost.amount_micros

@@ -17,8 +17,8 @@ from tests.support.rpc_errors import refusal
 from tests.support.waiting import eventually
 
 # As only somebody with the whole machine can: everything that has been posted was posted a day earlier.
-# Locked first, in the order in which movements take them: totals that are folded while the dates change would go to
-# buckets of the day that was.
+# Locked first, in the order in which movements take them: totals that are folded while the dates change would
+# go to buckets of the day that was.
 YESTERDAY = """
 LOCK TABLE ledger.charge, ledger.transaction, ledger.entry, ledger.balance_delta, ledger.earnings_bucket
     IN EXCLUSIVE MODE;

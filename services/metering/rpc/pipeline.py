@@ -54,8 +54,7 @@ class Metered(NamedTuple):
 
     `event` is the answer to who reported it, and `posted` what the ledger said. Of a duplicate `record` is
     what was recorded first: the claim in it stands, and not that of the report (`record.is_settled_with`
-    tells which). `spent` is what the counters of the budgets that counted the event say now; only who
-    recorded the event learns that.
+    tells which). `spent` is what the counters of the budgets that count the event say now.
     """
 
     event: MeteredEvent
@@ -115,8 +114,12 @@ class Pipeline:
         accepted = dict.fromkeys(one.charge.key for one in judged if isinstance(one, UsageRecord))
         posted = await self._post([records[key].charge for key in accepted])
         self._confirmations.add(_confirmed(posted, known, records))
-        fresh = {key: _spent(spending[key], counted) for key in first.keys() - known.keys()}
-        return [self._answer(one, report, posted, fresh) for one, report in zip(judged, reports, strict=True)]
+        fresh = first.keys() - known.keys()
+        spent = {key: _spent(some, counted) for key, some in spending.items()}
+        return [
+            self._answer(one, report, posted, fresh, spent)
+            for one, report in zip(judged, reports, strict=True)
+        ]
 
     async def _price(self, reports: Sequence[Report]) -> list[UsageRecord | TallystickError]:
         """What to record of each report; nothing is stored yet."""
@@ -145,8 +148,14 @@ class Pipeline:
             begin = self._writer.hot if any(spending.values()) else self._writer.call
             async with begin() as connection:
                 known = await usage_events.record(connection, records, self._recovery_delay)
-                # Only what is new: a rolled back or repeated event is not counted twice.
-                added = [spend for key, some in spending.items() if key not in known for spend in some]
+                # Only what is new: a rolled back or repeated event is not counted twice. What is repeated
+                # adds nothing, and yet hears what the counters say: whoever counted it may have been cut off
+                # before Redis was told.
+                added = [
+                    spend._replace(amount_micros=0) if key in known else spend
+                    for key, some in spending.items()
+                    for spend in some
+                ]
                 return known, await budgets.count_spend(connection, added)
 
         # Idempotent by key: if the connection broke at the commit, the second run finds what the first one
@@ -185,7 +194,8 @@ class Pipeline:
         judged: UsageRecord | TallystickError,
         report: Report,
         posted: Mapping[EventKey, PostVerdict],
-        fresh: dict[EventKey, Mapping[CounterKey, int]],
+        fresh: set[EventKey],
+        spent: Mapping[EventKey, Mapping[CounterKey, int]],
     ) -> Verdict:
         """The verdict on one report. Takes the event from `fresh`: what reports it again is a duplicate."""
         if isinstance(judged, TallystickError):
@@ -195,8 +205,8 @@ class Pipeline:
         if isinstance(verdict, TallystickError):
             _VERDICTS.labels("pending").inc()
             return verdict
-        spent = fresh.pop(judged.charge.key, None)
-        duplicate = spent is None
+        duplicate = judged.charge.key not in fresh
+        fresh.discard(judged.charge.key)
         _VERDICTS.labels("duplicate" if duplicate else "recorded").inc()
         event = metered_to_proto(
             judged,
@@ -205,7 +215,7 @@ class Pipeline:
             duplicate=duplicate,
             evidence_differs=judged.evidence_differs(report.event),
         )
-        return Metered(event, verdict, judged, spent or {})
+        return Metered(event, verdict, judged, spent[judged.charge.key])
 
 
 def _spent(spending: Sequence[Spend], counted: Mapping[CounterKey, int]) -> Mapping[CounterKey, int]:

@@ -218,3 +218,19 @@ async def test_a_cap_is_not_forgotten_when_redis_is_emptied(reserving: Reserving
         client.flushall()
     assert (await refused(reserving.authorize("run-2", 400_000))).reason == "BUDGET_EXCEEDED"
     assert (await status(reserving, budget_id))[0] == RUN_MICROS
+
+
+async def test_what_is_reported_again_tells_redis_what_its_first_report_could_not(
+    reserving: Reserving, redis_url: str
+) -> None:
+    budget_id = await cap(reserving, 500_000)
+    await reserving.release((await reserving.authorize("run-1", 1)).reservation.token)
+    await reserving.meter(run("run-2"))
+    with redis.Redis.from_url(redis_url) as client:
+        # As if whoever reported it had been gone between the commit and the news to Redis.
+        for key in client.scan_iter(f"*{{{budget_id}}}*"):
+            if client.type(key) == b"hash" and client.hexists(key, "spent"):
+                client.hset(key, "spent", 0)
+    await reserving.meter(run("run-2"))
+    assert (await refused(reserving.authorize("run-3", 400_000))).reason == "BUDGET_EXCEEDED"
+    assert (await status(reserving, budget_id))[0] == RUN_MICROS

@@ -251,7 +251,8 @@ async def test_budgets_count_what_is_new_and_the_verdict_says_what_they_come_to(
 
     assert first.spent == counters(RUN_MICROS, "run-1")
     assert second.spent == counters(2 * RUN_MICROS, "run-2")
-    assert again.spent == {}
+    # Counted once, and said again: Redis may have missed it.
+    assert again.spent == second.spent
 
 
 async def test_budgets_count_what_an_outcome_adds_when_it_is_decided(

@@ -29,6 +29,12 @@ class World:
 
     payouts: PayoutsServer
     owners: dict[str, Caller] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)
+
+    def reopened(self, payouts: PayoutsServer) -> World:
+        """The same people, at a payouts that was started anew."""
+        owners = {organization_id: payouts.caller(key) for organization_id, key in self._keys.items()}
+        return World(payouts, owners, self._keys)
 
     async def organization(self, organization_id: str, earned: int = 0, *, connected: bool = True) -> Caller:
         """An organization that earned so many units; its owner."""
@@ -39,6 +45,7 @@ class World:
         )
         if earned:
             await self.earn(organization_id, earned)
+        self._keys[organization_id] = created.key
         owner = self.owners[organization_id] = self.payouts.caller(created.key)
         if connected:
             await self.connect(organization_id)

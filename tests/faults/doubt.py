@@ -34,7 +34,7 @@ async def answer_to_newest(world: World) -> int:
     statuses: list[int] = []
 
     async def tried() -> bool:
-        sent = deliveries(world, "transfer.created")
+        sent = deliveries(world.payouts, "transfer.created")
         # One for each transfer.
         if len(sent) == len(transfers(world)) and sent[-1]["status"] is not None:
             statuses[:] = [sent[-1]["status"]]

@@ -75,7 +75,7 @@ async def _change_something(world: World) -> list[str]:
     assert [step.stripe_id[:3] for step in history.transitions] == ["", "acc", "tr_", "po_", "trr"]
     assert [one.amount.amount_micros for one in history.reversals] == [10 * USD]
     await prove(world)
-    assert await world.available("org_lark") == 70 * USD
+    await world.until_available("org_lark", 70 * USD)
     return [one.type for one in await heard(world)]
 
 
@@ -84,7 +84,7 @@ async def test_fault_02_the_same_event_comes_twice_at_once(world: World) -> None
         await command(world, "webhooks mishap", kind="duplicate", type=kind, count=20)
     kinds = await _change_something(world)
     assert (kinds.count("transfer.created"), kinds.count("transfer.reversed")) == (1, 1)
-    assert [one["handling"] for one in deliveries(world, "transfer.created")] == [["duplicate"]]
+    assert [one["handling"] for one in deliveries(world.payouts, "transfer.created")] == [["duplicate"]]
 
 
 async def test_fault_03_two_events_tell_of_one_change(world: World) -> None:
@@ -203,8 +203,8 @@ async def test_fault_08_news_of_an_unknown_account_or_payout_is_set_aside_and_al
     assert aside[stranger] == "the account is not known here"
     assert aside[unknown] == "it names the payout po_nobody, which is not here"
     assert alerts() - before >= 2
-    assert {one["status"] for one in deliveries(world, "account.updated")} == {200}
-    assert {one["status"] for one in deliveries(world, "payout.created")} == {200}
+    assert {one["status"] for one in deliveries(world.payouts, "account.updated")} == {200}
+    assert {one["status"] for one in deliveries(world.payouts, "payout.created")} == {200}
     assert (await world.get(payout.payout_id)).payout == payout
     assert await world.available("org_lark") == 60 * USD
     await prove(world)
@@ -409,11 +409,7 @@ async def test_fault_17_too_little_money_at_stripe_fails_it_and_gives_the_amount
     done = await world.until_state(payout.payout_id, FAILED)
     assert done.payout.failure_code == "balance_insufficient"
     assert done.payout.failure_reason
-
-    async def returned() -> bool:
-        return await world.available("org_lark") == 100 * USD
-
-    await eventually(returned)
+    await world.until_available("org_lark", 100 * USD)
     await prove(world)
 
 
@@ -432,11 +428,7 @@ async def test_fault_18_a_capability_that_was_lost_fails_it_with_its_reason(stil
         done = await world.until_state(payout.payout_id, FAILED)
         assert done.payout.failure_code == "insufficient_capabilities_for_transfer"
         assert done.payout.failure_reason
-
-        async def returned() -> bool:
-            return await world.available("org_lark") == 100 * USD
-
-        await eventually(returned)
+        await world.until_available("org_lark", 100 * USD)
         await prove(world)
 
 
@@ -502,7 +494,7 @@ async def test_fault_22_a_whole_transfer_comes_back_and_is_told_again(world: Wor
     assert [one.amount.amount_micros for one in history.reversals] == [40 * USD]
     assert history.payout.state == COMPLETED
     await prove(world)
-    assert await world.available("org_lark") == 100 * USD
+    await world.until_available("org_lark", 100 * USD)
 
 
 async def test_fault_23_two_parts_come_back_and_never_more_than_left(world: World) -> None:
@@ -526,7 +518,7 @@ async def test_fault_23_two_parts_come_back_and_never_more_than_left(world: Worl
     assert history.payout.reversed.amount_micros == 35 * USD
     assert history.payout.state == COMPLETED
     await prove(world)
-    assert await world.available("org_lark") == 95 * USD
+    await world.until_available("org_lark", 95 * USD)
     assert world.payouts.query("SELECT DISTINCT posted FROM payouts.payout_reversal") == [(True,)]
 
 
@@ -539,20 +531,16 @@ async def test_fault_24_a_reversal_is_refused_and_the_debt_stays_noted(world: Wo
     charged = await books.server.service.ledger.PostCharge(
         ledger_service_pb2.PostChargeRequest(intent=intent("run-1", 100 * USD, organization="org_lark"))
     )
-
-    async def earned() -> bool:
-        # Less the fees.
-        return await world.available("org_lark") == 82_100_000
-
-    await eventually(earned)
+    # Less the fees.
+    await world.until_available("org_lark", 82_100_000)
     payout = await paid_out(world, 80)
     await books.correct("taken-back", 100 * USD, charge_id=charged.posted.charge.charge_id)
     with pytest.raises(SandboxError, match="insufficient"):
         await command(world, "transfer reverse", transfer=payout.transfer_id)
     await settled(world)
     assert (await world.get(payout.payout_id)).payout == payout
-    balance = await books.earned("org_lark")
-    assert (balance.available.amount_micros, balance.clawed_back.amount_micros) == (-80 * USD, 80 * USD)
+    await world.until_available("org_lark", -80 * USD)
+    assert (await books.earned("org_lark")).clawed_back.amount_micros == 80 * USD
     assert (await refusal(world.request("org_lark", 1, "second"))).reason == "INSUFFICIENT_EARNINGS"
     await prove(world)
 
@@ -625,7 +613,7 @@ async def test_fault_27_after_four_days_without_an_endpoint_everything_ends_the_
         assert done.payout.state == COMPLETED
         assert done.payout.bank_failure_code == "account_closed"
         await prove(world)
-        assert await world.available("org_lark") == 70 * USD
+        await world.until_available("org_lark", 70 * USD)
         found = await heard(world)
         assert all(one.caught_up for one in found)
         assert [one.type for one in found].count("transfer.reversed") == 1

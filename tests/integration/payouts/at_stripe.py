@@ -6,9 +6,11 @@ import asyncio
 from typing import Any
 
 from sandbox.stripe.calling import call
+from sandbox.stripe.server import StripeStandIn
 from tallystick.payouts.v1 import payout_pb2
 from tallystick.payouts.v1 import reconciliation_service_pb2 as pb
 from tests.integration.payouts.world import World
+from tests.support.payouts_server import PayoutsServer
 from tests.support.waiting import eventually
 
 
@@ -52,9 +54,19 @@ async def paid_out(world: World, units: int = 40, key: str = "first") -> payout_
     return done.payout
 
 
-def deliveries(world: World, kind: str) -> list[dict[str, Any]]:
+def transfer_by_hand(stripe: StripeStandIn) -> dict[str, Any]:
+    """A transfer that no payout asked for, as Stripe shows it."""
+    address, key = stripe.url.removeprefix("http://"), stripe.api_key
+    asked = [("type", "express"), ("capabilities[transfers][requested]", "true")]
+    account = call(address, "POST", "/v1/accounts", asked, key=key)[1]
+    stripe.control.onboard(account["id"])
+    body = [("amount", "100"), ("currency", "usd"), ("destination", account["id"])]
+    return call(address, "POST", "/v1/transfers", body, key=key)[1]
+
+
+def deliveries(payouts: PayoutsServer, kind: str) -> list[dict[str, Any]]:
     """Deliveries of events of a type, in the order of the events."""
-    view = world.payouts.stripe.control.run("webhooks list")
+    view = payouts.stripe.control.run("webhooks list")
     found = [one for one in (*view["waiting"], *view["done"]) if one["type"] == kind]
     return sorted(found, key=lambda one: str(one["id"]))
 

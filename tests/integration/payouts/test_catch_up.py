@@ -4,9 +4,9 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-from sandbox.stripe.calling import call
 from sandbox.stripe.server import StripeStandIn
 from tallystick.payouts.v1 import payout_pb2
+from tests.integration.payouts.at_stripe import transfer_by_hand
 from tests.integration.payouts.world import World
 from tests.support.ledger_server import LedgerServer
 from tests.support.payouts_server import MovedClock, PayoutsServer, running_payouts
@@ -65,9 +65,9 @@ async def test_an_event_that_comes_to_be_seen_late_is_found(
     async with running_payouts(
         database_url, ledger, stripe, webhooks=False, catch_up_interval=FAST
     ) as payouts:
-        _transfer_by_hand(stripe)
+        transfer_by_hand(stripe)
         await payouts.advance(timedelta(minutes=8))
-        _transfer_by_hand(stripe)
+        transfer_by_hand(stripe)
 
         async def both() -> bool:
             return [row[1] for row in _stored(payouts)] == ["quarantined", "quarantined"]
@@ -92,7 +92,7 @@ async def test_the_cursor_waits_until_a_list_was_read_whole(
     database_url: str, ledger: LedgerServer, stripe: StripeStandIn
 ) -> None:
     for _ in range(60):
-        await _run(stripe, "events send", type="transfer.updated", object=_transfer_by_hand(stripe))
+        await _run(stripe, "events send", type="transfer.updated", object=transfer_by_hand(stripe))
     # More than a page; the second one fails at first.
     stripe.control.fault("server_error", "events.list", skip=1, count=3)
     async with running_payouts(
@@ -167,13 +167,3 @@ async def test_ten_thousand_accounts_do_not_cost_ten_thousand_calls_a_round(
         # 300 of 86,400 seconds, and some for those that pass meanwhile.
         assert 35 <= len(_lists_read(stripe)) <= 60
         assert _lists_read(stripe)[0] is None
-
-
-def _transfer_by_hand(stripe: StripeStandIn) -> dict[str, Any]:
-    """A transfer that no payout asked for, as Stripe shows it."""
-    address, key = stripe.url.removeprefix("http://"), stripe.api_key
-    asked = [("type", "express"), ("capabilities[transfers][requested]", "true")]
-    account = call(address, "POST", "/v1/accounts", asked, key=key)[1]
-    stripe.control.onboard(account["id"])
-    body = [("amount", "100"), ("currency", "usd"), ("destination", account["id"])]
-    return call(address, "POST", "/v1/transfers", body, key=key)[1]

@@ -85,10 +85,7 @@ class World:
             )
         )
 
-        async def folded() -> bool:
-            return await self.available(organization_id, currency) == before + micros
-
-        await eventually(folded)
+        await self.until_available(organization_id, before + micros, currency)
 
     async def connect(self, organization_id: str) -> str:
         """Go through onboarding, as its owner and Stripe do; the account's id there."""
@@ -153,3 +150,11 @@ class World:
             )
         )
         return response.balance.available.amount_micros
+
+    async def until_available(self, organization_id: str, micros: int, currency: str = "USD") -> None:
+        """Wait until so much is available: what was posted an instant ago is not yet."""
+
+        async def there() -> bool:
+            return await self.available(organization_id, currency) == micros
+
+        await eventually(there)

@@ -4,10 +4,10 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-from sandbox.stripe.calling import call
 from sandbox.stripe.server import StripeStandIn
 from tallystick.payouts.v1 import payout_pb2
-from tests.integration.payouts.world import USD, World
+from tests.integration.payouts.at_stripe import transfer_by_hand
+from tests.integration.payouts.world import World
 from tests.support.ledger_server import LedgerServer
 from tests.support.payouts_server import MovedClock, PayoutsServer, running_payouts
 from tests.support.waiting import eventually
@@ -34,52 +34,6 @@ def _lists_read(stripe: StripeStandIn) -> list[str | None]:
 
 async def _run(stripe: StripeStandIn, words: str, **arguments: object) -> dict[str, Any]:
     return await asyncio.to_thread(stripe.control.run, words, **arguments)
-
-
-HANDLED = ("transfer.", "payout.", "account.", "capability.")
-
-
-async def test_after_four_days_without_an_endpoint_everything_ends_the_same(
-    database_url: str, ledger: LedgerServer, stripe: StripeStandIn
-) -> None:
-    clock = MovedClock()
-    # Nobody is told anything, and nobody looks.
-    async with running_payouts(
-        database_url, ledger, stripe, clock=clock, webhooks=False, catch_up_interval=NEVER
-    ) as payouts:
-        world = World(payouts)
-        await world.organization("org_lark", 100)
-        payout = (await world.request("org_lark", 40)).payout
-        sent = (await world.until(payout.payout_id, lambda found: found.bank_status == PENDING)).payout
-        await _run(stripe, "payout submit", payout=sent.bank_payout_id)
-        await _run(stripe, "payout arrive", payout=sent.bank_payout_id)
-        await _run(stripe, "payout fail", payout=sent.bank_payout_id)
-        await _run(stripe, "transfer reverse", transfer=sent.transfer_id, amount=1000)
-    # Longer than Stripe tries to deliver.
-    clock.advance(timedelta(days=4))
-    stripe.control.advance(4 * 86_400)
-    async with running_payouts(
-        database_url, ledger, stripe, clock=clock, webhooks=False, catch_up_interval=FAST
-    ) as payouts:
-        world = World(payouts)
-        done = await world.until(
-            payout.payout_id,
-            lambda found: (
-                found.bank_status == payout_pb2.BANK_STATUS_FAILED
-                and found.reversed.amount_micros == 10 * USD
-            ),
-        )
-        assert done.payout.state == payout_pb2.PAYOUT_STATE_COMPLETED
-        assert done.payout.bank_failure_code == "account_closed"
-
-        async def posted() -> bool:
-            return await world.available("org_lark") == 70 * USD
-
-        await eventually(posted)
-        kinds = [row[0] for row in _stored(payouts)]
-        assert kinds.count("transfer.reversed") == 1
-        assert {row[2] for row in _stored(payouts)} == {True}
-        assert not [kind for kind in kinds if not str(kind).startswith(HANDLED)]
 
 
 async def test_what_a_webhook_brought_is_not_handled_again(
@@ -111,9 +65,9 @@ async def test_an_event_that_comes_to_be_seen_late_is_found(
     async with running_payouts(
         database_url, ledger, stripe, webhooks=False, catch_up_interval=FAST
     ) as payouts:
-        _transfer_by_hand(stripe)
+        transfer_by_hand(stripe)
         await payouts.advance(timedelta(minutes=8))
-        _transfer_by_hand(stripe)
+        transfer_by_hand(stripe)
 
         async def both() -> bool:
             return [row[1] for row in _stored(payouts)] == ["quarantined", "quarantined"]
@@ -138,7 +92,7 @@ async def test_the_cursor_waits_until_a_list_was_read_whole(
     database_url: str, ledger: LedgerServer, stripe: StripeStandIn
 ) -> None:
     for _ in range(60):
-        await _run(stripe, "events send", type="transfer.updated", object=_transfer_by_hand(stripe))
+        await _run(stripe, "events send", type="transfer.updated", object=transfer_by_hand(stripe))
     # More than a page; the second one fails at first.
     stripe.control.fault("server_error", "events.list", skip=1, count=3)
     async with running_payouts(
@@ -213,13 +167,3 @@ async def test_ten_thousand_accounts_do_not_cost_ten_thousand_calls_a_round(
         # 300 of 86,400 seconds, and some for those that pass meanwhile.
         assert 35 <= len(_lists_read(stripe)) <= 60
         assert _lists_read(stripe)[0] is None
-
-
-def _transfer_by_hand(stripe: StripeStandIn) -> dict[str, Any]:
-    """A transfer that no payout asked for, as Stripe shows it."""
-    address, key = stripe.url.removeprefix("http://"), stripe.api_key
-    asked = [("type", "express"), ("capabilities[transfers][requested]", "true")]
-    account = call(address, "POST", "/v1/accounts", asked, key=key)[1]
-    stripe.control.onboard(account["id"])
-    body = [("amount", "100"), ("currency", "usd"), ("destination", account["id"])]
-    return call(address, "POST", "/v1/transfers", body, key=key)[1]

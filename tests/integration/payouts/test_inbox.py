@@ -1,14 +1,9 @@
 """What becomes of events: what is there now is taken over, once, however and whenever they come."""
 
-import asyncio
 import base64
 import json
 from datetime import timedelta
-from typing import Any
 
-import pytest
-
-from sandbox.stripe.calling import call
 from sandbox.stripe.server import StripeStandIn
 from services.kit.db import Database
 from services.payouts.domain.event import EventState, ProcessorEvent
@@ -20,11 +15,19 @@ from services.payouts.processor.pace import Pace
 from services.payouts.processor.transfers import Transfer, Transfers
 from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
 from tallystick.payouts.v1 import reconciliation_service_pb2 as pb
+from tests.integration.payouts.at_stripe import (
+    account_of,
+    call_stripe,
+    command,
+    heard,
+    heard_of,
+    paid_out,
+    settled,
+)
 from tests.integration.payouts.world import USD, World
 from tests.support.ledger_server import LedgerServer
 from tests.support.payouts_server import MovedClock, PayoutsServer, running_payouts
 from tests.support.rpc_errors import refusal
-from tests.support.waiting import eventually
 
 PENDING = payout_pb2.BANK_STATUS_PENDING
 COMPLETED = payout_pb2.PAYOUT_STATE_COMPLETED
@@ -35,202 +38,41 @@ PENDING_EVENT = pb.PROCESSOR_EVENT_STATE_PENDING
 FAILING = pb.PROCESSOR_EVENT_STATE_FAILING
 
 
-def _stripe(world: World, method: str, path: str, account: str = "", **params: Any) -> dict[str, Any]:
-    stripe = world.payouts.stripe
-    pairs = [(name, str(value)) for name, value in params.items()]
-    address = stripe.url.removeprefix("http://")
-    status, answer = call(address, method, path, pairs, key=stripe.api_key, account=account)
-    assert status == 200, answer
-    return answer
-
-
-def _account(world: World, organization_id: str = "org_lark") -> str:
-    """The id at Stripe of an organization's account."""
-    ((found,),) = world.payouts.query(
-        f"SELECT stripe_account_id FROM payouts.connected_account WHERE organization_id = '{organization_id}'"
-    )
-    return str(found)
-
-
-async def _run(world: World, words: str, **arguments: object) -> dict[str, Any]:
-    """A command that sends webhooks, which this event loop answers."""
-    return await asyncio.to_thread(world.payouts.stripe.control.run, words, **arguments)
-
-
-async def _events(world: World, state: int = 0) -> list[pb.ProcessorEvent]:
-    response = await world.payouts.operator.reconciliation.ListProcessorEvents(
-        pb.ListProcessorEventsRequest(page_size=1000, state=pb.ProcessorEventState.ValueType(state))
-    )
-    return list(response.events)
-
-
-async def _event(world: World, kind: str, *states: int) -> pb.ProcessorEvent:
-    """The last event of a type, once it is in one of the states."""
-    found: list[pb.ProcessorEvent] = []
-
-    async def there() -> bool:
-        found[:] = [one for one in await _events(world) if one.type == kind and one.state in states]
-        return bool(found)
-
-    await eventually(there)
-    return found[0]
-
-
-async def _settled(world: World) -> None:
-    """Wait until everything that was sent is handled."""
-    await _run(world, "webhooks settle")
-
-    async def handled() -> bool:
-        return not world.payouts.query(
-            "SELECT FROM payouts.processor_event WHERE state IN ('pending', 'failing')"
-        )
-
-    await eventually(handled)
-
-
-async def _may_owe(world: World) -> None:
-    """Let Stripe take back what is on its way to the bank already."""
-    await _run(world, "account reserves", account=_account(world))
-
-
-async def _paid_out(world: World, units: int = 40, key: str = "first") -> payout_pb2.Payout:
-    """A payout of org_lark whose money is on its way to the bank."""
-    if "org_lark" not in world.owners:
-        await world.organization("org_lark", 100)
-    requested = (await world.request("org_lark", units, key)).payout
-    done = await world.until(requested.payout_id, lambda payout: payout.bank_status == PENDING)
-    await _settled(world)
-    return done.payout
-
-
-def _steps(history: payout_service_pb2.GetPayoutResponse) -> list[tuple[str, str]]:
-    return [
-        (payout_pb2.PayoutState.Name(step.state).removeprefix("PAYOUT_STATE_"), step.actor)
-        for step in history.transitions
-    ]
-
-
-async def test_a_transfer_is_known_from_its_event_before_the_answer_comes(world: World) -> None:
-    await world.organization("org_lark", 100)
-    world.payouts.stripe.control.fault("slow", "transfers.create", ms=1500, effect=True)
-    requested = (await world.request("org_lark", 40)).payout
-    await world.until(requested.payout_id, lambda payout: payout.state == COMPLETED)
-    done = await world.until(requested.payout_id, lambda payout: payout.bank_status == PENDING)
-    assert next(step for step in _steps(done) if step[0] == "COMPLETED") == ("COMPLETED", "stripe")
-    assert len(done.transitions) == 4
-    assert (await _event(world, "transfer.created", DONE)).object_id == done.payout.transfer_id
-    assert await world.available("org_lark") == 60 * USD
-
-
-async def test_an_event_clears_up_a_call_that_ended_in_500(world: World) -> None:
-    await world.organization("org_lark", 100)
-    # The key answers the 500 for a day: only the event tells that the money moved.
-    world.payouts.stripe.control.fault("server_error", "transfers.create", effect=True)
-    requested = (await world.request("org_lark", 40)).payout
-    done = await world.until(requested.payout_id, lambda payout: payout.bank_status == PENDING)
-    assert done.payout.state == COMPLETED
-    assert world.payouts.stripe.control.state()["transfers"].popitem()[1]["usd"]["count"] == 1
-
-
-async def test_two_events_and_many_deliveries_of_one_change_have_one_effect(world: World) -> None:
-    for kind in ("transfer.*", "payout.*"):
-        await _run(world, "events double", type=kind, count=20)
-        await _run(world, "webhooks mishap", kind="duplicate", type=kind, count=20)
-    payout = await _paid_out(world)
-    await _may_owe(world)
-    await _run(world, "transfer reverse", transfer=payout.transfer_id, amount=1000)
-    await _settled(world)
-    history = await world.get(payout.payout_id)
-    assert [step.stripe_id[:3] for step in history.transitions] == ["", "acc", "tr_", "po_", "trr"]
-    assert [one.amount.amount_micros for one in history.reversals] == [10 * USD]
-    kinds = [one.type for one in await _events(world)]
-    assert (kinds.count("transfer.created"), kinds.count("transfer.reversed")) == (2, 2)
-
-    async def posted() -> bool:
-        return await world.available("org_lark") == 70 * USD
-
-    await eventually(posted)
-
-
-async def test_reversals_add_up_and_each_is_posted_once(world: World) -> None:
-    payout = await _paid_out(world)
-    await _may_owe(world)
-    # Both are there when the first event is handled, and their events come in the wrong order.
-    await _run(world, "webhooks pause")
-    for cents in (1500, 2500):
-        await _run(world, "transfer reverse", transfer=payout.transfer_id, amount=cents)
-    await _run(world, "webhooks reorder", order="reverse")
-    await _run(world, "webhooks resume")
-    await _settled(world)
-    for event in await _events(world):
-        if event.type == "transfer.reversed":
-            await _run(world, "webhooks duplicate", event=event.event_id)
-    history = await world.get(payout.payout_id)
-    assert [one.amount.amount_micros for one in history.reversals] == [15 * USD, 25 * USD]
-    assert history.payout.reversed.amount_micros == 40 * USD
-    assert history.payout.state == COMPLETED
-
-    async def posted() -> bool:
-        return await world.available("org_lark") == 100 * USD
-
-    await eventually(posted)
-    assert world.payouts.query("SELECT DISTINCT posted FROM payouts.payout_reversal") == [(True,)]
-
-
-@pytest.mark.parametrize("order", ["reverse", "shuffle"])
-async def test_the_bank_is_believed_as_it_stands_in_whatever_order_it_was_told(
-    world: World, order: str
-) -> None:
-    payout = await _paid_out(world)
-    await _run(world, "webhooks pause")
-    for command in ("submit", "arrive", "fail"):
-        await _run(world, f"payout {command}", payout=payout.bank_payout_id)
-    await _run(world, "webhooks reorder", order=order)
-    await _run(world, "webhooks resume")
-    await _settled(world)
-    history = await world.get(payout.payout_id)
-    assert history.payout.bank_status == payout_pb2.BANK_STATUS_FAILED
-    assert history.payout.bank_failure_code == "account_closed"
-    assert history.payout.state == COMPLETED
-    # The ledger is not concerned.
-    assert await world.available("org_lark") == 60 * USD
-
-
 async def test_late_news_of_an_attempt_does_not_end_the_next_one(world: World) -> None:
-    payout = await _paid_out(world)
-    await _run(world, "payout fail", payout=payout.bank_payout_id)
+    payout = await paid_out(world)
+    await command(world, "payout fail", payout=payout.bank_payout_id)
     await world.until(payout.payout_id, lambda found: found.bank_status == payout_pb2.BANK_STATUS_FAILED)
-    account = _account(world)
+    account = account_of(world)
     bank = {"object": "bank_account", "country": "US", "currency": "usd", "routing_number": "110000000"}
     replacement = {
         **{f"external_account[{name}]": value for name, value in bank.items()},
         "external_account[account_number]": "000123456789",
         "default_for_currency": "true",
     }
-    _stripe(world, "POST", f"/v1/accounts/{account}/external_accounts", **replacement)
+    call_stripe(world, "POST", f"/v1/accounts/{account}/external_accounts", **replacement)
     await world.owners["org_lark"].payouts.RetryBankPayout(
         payout_service_pb2.RetryBankPayoutRequest(payout_id=payout.payout_id)
     )
-    failed = await _event(world, "payout.failed", DONE)
-    await _run(world, "webhooks duplicate", event=failed.event_id)
+    failed = await heard_of(world, "payout.failed", DONE)
+    await command(world, "webhooks duplicate", event=failed.event_id)
     late = {"metadata[note]": "late"}
-    _stripe(world, "POST", f"/v1/payouts/{payout.bank_payout_id}", account, **late)
+    call_stripe(world, "POST", f"/v1/payouts/{payout.bank_payout_id}", account, **late)
     again = await world.until(payout.payout_id, lambda found: found.bank_status == PENDING)
-    await _settled(world)
+    await settled(world)
     assert again.payout.bank_payout_id != payout.bank_payout_id
     assert (await world.get(payout.payout_id)).payout.bank_status == PENDING
 
 
 async def test_money_that_our_books_do_not_know_is_quarantined(world: World) -> None:
-    payout = await _paid_out(world)
-    account = _account(world)
+    payout = await paid_out(world)
+    account = account_of(world)
     cancelled = (await world.request("org_lark", 10, "cancelled")).payout
     await world.until(cancelled.payout_id, lambda found: found.bank_status == PENDING)
     world.payouts.query_write(
         "UPDATE payouts.payout SET state = 'failed', bank_status = 'none', owed = NULL, transfer_id = NULL,"
         f" next_attempt_time = NULL WHERE payout_id = '{cancelled.payout_id}'"
     )
-    await _settled(world)
+    await settled(world)
     strange: dict[str, dict[str, str]] = {
         "by hand": {},
         "which is not here": {"metadata[payout_id]": "po_nobody"},
@@ -238,11 +80,11 @@ async def test_money_that_our_books_do_not_know_is_quarantined(world: World) -> 
         "is failed": {"metadata[payout_id]": cancelled.payout_id},
     }
     for expected, metadata in strange.items():
-        transfer = _stripe(
+        transfer = call_stripe(
             world, "POST", "/v1/transfers", amount=4000, currency="usd", destination=account, **metadata
         )
-        await _settled(world)
-        (event,) = [one for one in await _events(world, QUARANTINED) if one.object_id == transfer["id"]]
+        await settled(world)
+        (event,) = [one for one in await heard(world, QUARANTINED) if one.object_id == transfer["id"]]
         assert expected in event.note
     assert (await world.get(payout.payout_id)).payout.transfer_id == payout.transfer_id
 
@@ -253,40 +95,40 @@ async def test_a_transfer_of_another_amount_or_destination_completes_nothing(wor
     requested = (await world.request("org_lark", 40)).payout
     processing = payout_pb2.PAYOUT_STATE_PROCESSING
     await world.until(requested.payout_id, lambda payout: payout.state == processing)
-    account = _account(world)
+    account = account_of(world)
     await world.organization("org_other")
-    other = _account(world, "org_other")
+    other = account_of(world, "org_other")
     metadata = {"metadata[payout_id]": requested.payout_id}
     world.payouts.stripe.control.run("faults clear")
     world.payouts.query_write("UPDATE payouts.payout SET next_attempt_time = NULL, version = version + 1")
     for amount, destination in ((4001, account), (4000, other)):
-        transfer = _stripe(
+        transfer = call_stripe(
             world, "POST", "/v1/transfers", amount=amount, currency="usd", destination=destination, **metadata
         )
-        await _settled(world)
-        (event,) = [one for one in await _events(world, QUARANTINED) if one.object_id == transfer["id"]]
+        await settled(world)
+        (event,) = [one for one in await heard(world, QUARANTINED) if one.object_id == transfer["id"]]
         assert "the transfer has" in event.note
     assert (await world.get(requested.payout_id)).payout.state == processing
 
 
 async def test_objects_that_stripe_does_not_show_are_quarantined(world: World) -> None:
-    await _paid_out(world)
-    known = _stripe(world, "GET", "/v1/transfers")["data"][0]
-    await _run(world, "events send", type="transfer.created", object={**known, "id": "tr_nobody"})
-    await _settled(world)
-    (event,) = await _events(world, QUARANTINED)
+    await paid_out(world)
+    known = call_stripe(world, "GET", "/v1/transfers")["data"][0]
+    await command(world, "events send", type="transfer.created", object={**known, "id": "tr_nobody"})
+    await settled(world)
+    (event,) = await heard(world, QUARANTINED)
     assert event.object_id == "tr_nobody"
     assert "does not show it" in event.note
 
 
 async def test_an_unknown_account_is_waited_for_and_then_quarantined(world: World) -> None:
-    account = _stripe(world, "POST", "/v1/accounts", type="express")
-    await _run(world, "account onboard", account=account["id"])
-    event = await _event(world, "account.updated", FAILING)
+    account = call_stripe(world, "POST", "/v1/accounts", type="express")
+    await command(world, "account onboard", account=account["id"])
+    event = await heard_of(world, "account.updated", FAILING)
     assert event.note == "the account is not known here yet"
     await world.payouts.advance(timedelta(minutes=2))
-    await _settled(world)
-    assert {one.note for one in await _events(world)} == {"the account is not known here"}
+    await settled(world)
+    assert {one.note for one in await heard(world)} == {"the account is not known here"}
     # Now it is, as when its row was restored.
     world.payouts.query_write(
         "INSERT INTO payouts.connected_account (organization_id, country_code, stripe_account_id,"
@@ -297,21 +139,21 @@ async def test_an_unknown_account_is_waited_for_and_then_quarantined(world: Worl
             pb.RetryProcessorEventRequest(event_id=event.event_id)
         )
         assert retried.event.state in (pb.PROCESSOR_EVENT_STATE_PENDING, DONE)
-    await _settled(world)
-    assert (await _event(world, "account.updated", DONE)).note == ""
+    await settled(world)
+    assert (await heard_of(world, "account.updated", DONE)).note == ""
 
 
 async def test_bank_payouts_that_are_not_ours_are_ignored(world: World) -> None:
-    payout = await _paid_out(world)
-    account = _account(world)
+    payout = await paid_out(world)
+    account = account_of(world)
     world.payouts.stripe.control.fund(1000, account=account)
-    by_hand = _stripe(world, "POST", "/v1/payouts", account, amount=1000, currency="usd")
-    platform = _stripe(world, "POST", "/v1/payouts", amount=1000, currency="usd")
+    by_hand = call_stripe(world, "POST", "/v1/payouts", account, amount=1000, currency="usd")
+    platform = call_stripe(world, "POST", "/v1/payouts", amount=1000, currency="usd")
     foreign = {"metadata[payout_id]": "po_nobody"}
     world.payouts.stripe.control.fund(1000, account=account)
-    named = _stripe(world, "POST", "/v1/payouts", account, amount=1000, currency="usd", **foreign)
-    await _settled(world)
-    notes = {one.object_id: (one.state, one.note) for one in await _events(world) if "payout" in one.type}
+    named = call_stripe(world, "POST", "/v1/payouts", account, amount=1000, currency="usd", **foreign)
+    await settled(world)
+    notes = {one.object_id: (one.state, one.note) for one in await heard(world) if "payout" in one.type}
     assert notes[by_hand["id"]] == (
         IGNORED,
         "not one of ours: made by hand, or by the account's own schedule",
@@ -322,12 +164,12 @@ async def test_bank_payouts_that_are_not_ours_are_ignored(world: World) -> None:
 
 
 async def test_what_cannot_be_read_now_is_tried_until_it_can(world: World) -> None:
-    payout = await _paid_out(world)
+    payout = await paid_out(world)
     for kind in ("server_error", "rate_limit", "unauthorized"):
         world.payouts.stripe.control.fault(kind, "payouts.retrieve")
-    await _run(world, "payout submit", payout=payout.bank_payout_id)
-    assert (await _event(world, "payout.updated", FAILING)).note.startswith("InDoubt")
-    event = await _event(world, "payout.updated", DONE)
+    await command(world, "payout submit", payout=payout.bank_payout_id)
+    assert (await heard_of(world, "payout.updated", FAILING)).note.startswith("InDoubt")
+    event = await heard_of(world, "payout.updated", DONE)
     assert event.note == ""
     assert (await world.get(payout.payout_id)).payout.bank_status == payout_pb2.BANK_STATUS_IN_TRANSIT
     assert world.payouts.query(
@@ -336,15 +178,15 @@ async def test_what_cannot_be_read_now_is_tried_until_it_can(world: World) -> No
 
 
 async def test_an_event_that_takes_long_holds_up_no_other(world: World) -> None:
-    payout = await _paid_out(world)
+    payout = await paid_out(world)
     world.payouts.stripe.control.fault("slow", "transfers.retrieve", ms=3000)
     described = {"description": "changed"}
-    _stripe(world, "POST", f"/v1/transfers/{payout.transfer_id}", **described)
-    await _run(world, "webhooks settle")
-    await _run(world, "payout submit", payout=payout.bank_payout_id)
-    await _event(world, "payout.updated", DONE)
-    assert (await _event(world, "transfer.updated", PENDING_EVENT)).object_id == payout.transfer_id
-    await _event(world, "transfer.updated", DONE)
+    call_stripe(world, "POST", f"/v1/transfers/{payout.transfer_id}", **described)
+    await command(world, "webhooks settle")
+    await command(world, "payout submit", payout=payout.bank_payout_id)
+    await heard_of(world, "payout.updated", DONE)
+    assert (await heard_of(world, "transfer.updated", PENDING_EVENT)).object_id == payout.transfer_id
+    await heard_of(world, "transfer.updated", DONE)
 
 
 async def test_two_processes_share_the_inbox_and_one_takes_over_from_the_other(
@@ -357,7 +199,7 @@ async def test_two_processes_share_the_inbox_and_one_takes_over_from_the_other(
     ):
         world = World(one)
         for number in range(5):
-            await _paid_out(world, 5, f"number-{number}")
+            await paid_out(world, 5, f"number-{number}")
         attempts = "SELECT max(attempt_count) FROM payouts.processor_event"
         # Each event came to both, and was handled by one.
         assert one.query(attempts) == [(1,)]
@@ -367,7 +209,7 @@ async def test_two_processes_share_the_inbox_and_one_takes_over_from_the_other(
             " next_attempt_time = now() + interval '90 s' WHERE type = 'transfer.created'"
         )
         clock.advance(LEASE)
-        await _settled(world)
+        await settled(world)
         assert one.query(attempts) == [(2,)]
         steps = one.query("SELECT payout_id, state, bank_status FROM payouts.payout_transition")
         assert len(steps) == len(set(steps)) == 20
@@ -390,8 +232,14 @@ async def test_what_was_read_at_stripe_is_not_written_over_what_somebody_wrote_s
         payouts.query_write("UPDATE payouts.payout SET next_attempt_time = NULL, version = version + 1")
         stripe.control.run("faults clear")
         named = {"metadata[payout_id]": requested.payout_id}
-        transfer = _stripe(
-            world, "POST", "/v1/transfers", amount=4000, currency="usd", destination=_account(world), **named
+        transfer = call_stripe(
+            world,
+            "POST",
+            "/v1/transfers",
+            amount=4000,
+            currency="usd",
+            destination=account_of(world),
+            **named,
         )
         writer = Database(database_url, role="payouts_writer", schema="payouts")
         api = StripeApi(stripe.api_key, base_url=stripe.url, pace=Pace(1000))
@@ -436,35 +284,35 @@ class _Interrupted(Transfers):
 
 async def test_accounts_are_read_when_something_about_them_changed(world: World) -> None:
     await world.organization("org_lark")
-    account = _account(world)
-    await _settled(world)
-    await _run(world, "account capability", account=account)
-    await _settled(world)
+    account = account_of(world)
+    await settled(world)
+    await command(world, "account capability", account=account)
+    await settled(world)
     assert world.payouts.query("SELECT transfers_status FROM payouts.connected_account") == [("inactive",)]
-    kinds = {one.type for one in await _events(world, DONE)}
+    kinds = {one.type for one in await heard(world, DONE)}
     assert {"account.updated", "capability.updated"} <= kinds
 
 
 async def test_an_account_whose_owner_left_is_disconnected(world: World) -> None:
     await world.organization("org_lark", 100)
-    account = _account(world)
-    await _settled(world)
+    account = account_of(world)
+    await settled(world)
     # The event alone is not believed: the account is still ours to read.
     application = {"id": "ca_tallystick", "object": "application", "name": "Tallystick"}
     deauthorized = "account.application.deauthorized"
-    await _run(world, "events send", type=deauthorized, object=application, account=account)
-    await _settled(world)
+    await command(world, "events send", type=deauthorized, object=application, account=account)
+    await settled(world)
     assert world.payouts.query("SELECT deauthorized FROM payouts.connected_account") == [(False,)]
-    await _run(world, "account deauthorize", account=account)
-    await _settled(world)
+    await command(world, "account deauthorize", account=account)
+    await settled(world)
     assert world.payouts.query("SELECT deauthorized FROM payouts.connected_account") == [(True,)]
     assert (await refusal(world.request("org_lark", 40))).reason == "PAYOUTS_NOT_ENABLED"
 
 
 async def test_operators_page_through_events_by_state(world: World) -> None:
-    await _paid_out(world)
+    await paid_out(world)
     reconciliation = world.payouts.operator.reconciliation
-    everything = await _events(world)
+    everything = await heard(world)
     seen: list[pb.ProcessorEvent] = []
     token = ""
     while True:
@@ -486,7 +334,7 @@ async def test_operators_page_through_events_by_state(world: World) -> None:
     assert [one.receive_time.ToDatetime() for one in seen] == sorted(
         (one.receive_time.ToDatetime() for one in seen), reverse=True
     )
-    done = await _events(world, DONE)
+    done = await heard(world, DONE)
     assert done == [one for one in everything if one.state == DONE]
     missing = reconciliation.RetryProcessorEvent(pb.RetryProcessorEventRequest(event_id="evt_nobody"))
     assert (await refusal(missing)).reason == "PROCESSOR_EVENT_NOT_FOUND"

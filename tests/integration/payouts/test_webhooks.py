@@ -4,14 +4,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
 
 import httpx
 import pytest
 from stripe import WebhookSignature
 
 from sandbox.servers import Stores
-from sandbox.stripe.calling import call
 from sandbox.stripe.server import StripeStandIn
 from services.kit.clock import SystemClock
 from services.kit.db import Database
@@ -21,6 +19,7 @@ from services.payouts.intake import Intake
 from services.payouts.migrations import migrate as migrate_payouts
 from services.payouts.web.app import make_app
 from services.payouts.web.webhooks import MAX_BODY_BYTES, PATH, WebhookReceiver
+from tests.integration.payouts.at_stripe import deliveries, transfer_by_hand
 from tests.integration.payouts.world import World
 from tests.support.ledger_server import LedgerServer, running_ledger
 from tests.support.payouts_server import CONNECT_SECRET, WEBHOOK_SECRET, PayoutsServer, running_payouts
@@ -76,25 +75,6 @@ async def test_an_event_sent_many_times_at_once_is_stored_once(
     assert [row[0] for row in _stored(still_world.payouts)] == sorted(one["id"] for one in events)
 
 
-@pytest.mark.parametrize("mishap", ["no_signature", "wrong_signature", "altered_body", "stale", "future"])
-async def test_a_spoiled_delivery_is_refused_and_a_sound_one_taken(still_world: World, mishap: str) -> None:
-    payouts = still_world.payouts
-    payouts.stripe.control.run("webhooks mishap", kind=mishap, type="transfer.*")
-    _transfer(payouts)
-
-    async def refused() -> bool:
-        return [one["status"] for one in _deliveries(payouts, "transfer.created")] == [400]
-
-    def stored() -> int:
-        return len(payouts.query("SELECT FROM payouts.processor_event WHERE type = 'transfer.created'"))
-
-    await eventually(refused)
-    assert stored() == 0
-    # Stripe sends it again, and signs it again.
-    await payouts.advance(timedelta(seconds=61))
-    assert stored() == 1
-
-
 async def test_a_signature_is_good_for_five_minutes_both_ways(
     still_world: World, http: httpx.AsyncClient
 ) -> None:
@@ -112,16 +92,16 @@ async def test_while_a_secret_is_rolled_both_are_accepted_and_then_the_new_one(
     database_url: str, ledger: LedgerServer, stripe: StripeStandIn
 ) -> None:
     async def delivered(payouts: PayoutsServer) -> object:
-        before = len(_deliveries(payouts, "transfer.created"))
-        _transfer(payouts)
+        before = len(deliveries(payouts, "transfer.created"))
+        transfer_by_hand(payouts.stripe)
 
         async def tried() -> bool:
-            return [one["status"] is None for one in _deliveries(payouts, "transfer.created")[before:]] == [
+            return [one["status"] is None for one in deliveries(payouts, "transfer.created")[before:]] == [
                 False
             ]
 
         await eventually(tried)
-        return _deliveries(payouts, "transfer.created")[-1]["status"]
+        return deliveries(payouts, "transfer.created")[-1]["status"]
 
     # One that was not told yet, and one that knows both.
     old = running_payouts(database_url, ledger, stripe, workers=False, webhook_secrets=WEBHOOK_SECRET)
@@ -257,25 +237,3 @@ async def test_while_postgresql_is_away_stripe_is_asked_to_send_again(
         assert await _post(http, sent) == 200
         assert await _post(http, sent) == 200
         assert len(_stored(payouts)) == 2
-
-
-def _deliveries(payouts: PayoutsServer, kind: str) -> list[dict[str, Any]]:
-    """Deliveries of events of a type, in the order of the events."""
-    view = payouts.stripe.control.run("webhooks list")
-    found = [one for one in (*view["waiting"], *view["done"]) if one["type"] == kind]
-    return sorted(found, key=lambda one: str(one["id"]))
-
-
-def _transfer(payouts: PayoutsServer) -> dict[str, object]:
-    """A transfer of somebody's, as Stripe shows it."""
-    address, key = payouts.stripe.url.removeprefix("http://"), payouts.stripe.api_key
-    account = call(
-        address,
-        "POST",
-        "/v1/accounts",
-        [("type", "express"), ("capabilities[transfers][requested]", "true")],
-        key=key,
-    )[1]
-    payouts.stripe.control.onboard(account["id"])
-    body = [("amount", "100"), ("currency", "usd"), ("destination", account["id"])]
-    return call(address, "POST", "/v1/transfers", body, key=key)[1]

@@ -29,6 +29,12 @@ class World:
 
     payouts: PayoutsServer
     owners: dict[str, Caller] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)
+
+    def reopened(self, payouts: PayoutsServer) -> World:
+        """The same people, at a payouts that was started anew."""
+        owners = {organization_id: payouts.caller(key) for organization_id, key in self._keys.items()}
+        return World(payouts, owners, self._keys)
 
     async def organization(self, organization_id: str, earned: int = 0, *, connected: bool = True) -> Caller:
         """An organization that earned so many units; its owner."""
@@ -39,6 +45,7 @@ class World:
         )
         if earned:
             await self.earn(organization_id, earned)
+        self._keys[organization_id] = created.key
         owner = self.owners[organization_id] = self.payouts.caller(created.key)
         if connected:
             await self.connect(organization_id)
@@ -78,10 +85,7 @@ class World:
             )
         )
 
-        async def folded() -> bool:
-            return await self.available(organization_id, currency) == before + micros
-
-        await eventually(folded)
+        await self.until_available(organization_id, before + micros, currency)
 
     async def connect(self, organization_id: str) -> str:
         """Go through onboarding, as its owner and Stripe do; the account's id there."""
@@ -146,3 +150,11 @@ class World:
             )
         )
         return response.balance.available.amount_micros
+
+    async def until_available(self, organization_id: str, micros: int, currency: str = "USD") -> None:
+        """Wait until so much is available: what was posted an instant ago is not yet."""
+
+        async def there() -> bool:
+            return await self.available(organization_id, currency) == micros
+
+        await eventually(there)

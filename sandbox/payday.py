@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from sandbox.calls import TIMEOUT_SECONDS, in_flight, until
 from sandbox.register import CURRENCY
 from sandbox.report import PayoutRow
@@ -296,8 +298,10 @@ class Payday:
         """How many differences are left when the ledger has heard of everything; they go to stderr."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TIMEOUT_SECONDS
+        # Up to now by Stripe's clock: without an end, what happened a moment ago is left out.
+        everything = ReconcileRequest(end_time=Timestamp(seconds=(await self._run("clock get"))["now"]))
         while True:
-            found = await self._reconciliation.Reconcile(ReconcileRequest())
+            found = await self._reconciliation.Reconcile(everything)
             if found.difference_count == 0 or loop.time() > deadline:
                 break
             await asyncio.sleep(_POLL_SECONDS)

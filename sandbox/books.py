@@ -14,8 +14,10 @@ from tallystick.ledger.v1.account_pb2 import (
     ACCOUNT_KIND_CUSTOMER_RECEIVABLE,
     ACCOUNT_KIND_CUSTOMER_UNPAID,
     ACCOUNT_KIND_ORGANIZATION_PAYABLE,
+    ACCOUNT_KIND_PAYOUTS_IN_TRANSIT,
     ACCOUNT_KIND_PLATFORM_FEES,
     ACCOUNT_KIND_PROCESSING_FEES,
+    ACCOUNT_KIND_STRIPE_CLEARING,
     AccountKind,
     EarningsBalance,
 )
@@ -29,6 +31,10 @@ from tallystick.ledger.v1.ledger_service_pb2 import (
 from tallystick.ledger.v1.transaction_pb2 import (
     TRANSACTION_TYPE_CHARGE,
     TRANSACTION_TYPE_COLLECTION,
+    TRANSACTION_TYPE_PAYOUT,
+    TRANSACTION_TYPE_PAYOUT_COMPLETION,
+    TRANSACTION_TYPE_PAYOUT_RETURN,
+    TRANSACTION_TYPE_PAYOUT_REVERSAL,
     TRANSACTION_TYPE_PURCHASE,
     Transaction,
 )
@@ -48,6 +54,12 @@ _CHARGED = (
     ACCOUNT_KIND_CUSTOMER_CREDITS,
     ACCOUNT_KIND_CUSTOMER_RECEIVABLE,
     ACCOUNT_KIND_CUSTOMER_UNPAID,
+)
+_OF_PAYOUTS = (
+    TRANSACTION_TYPE_PAYOUT,
+    TRANSACTION_TYPE_PAYOUT_COMPLETION,
+    TRANSACTION_TYPE_PAYOUT_RETURN,
+    TRANSACTION_TYPE_PAYOUT_REVERSAL,
 )
 
 
@@ -117,6 +129,10 @@ class Journal:
         default_factory=lambda: defaultdict(int)
     )
     uncollected: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    # What each organization earned, paid out since or not.
+    earned: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    # What left for organizations and did not come back.
+    paid_out: int = 0
     # What each customer bought, was charged, and paid from credits.
     granted: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     charged: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -158,6 +174,8 @@ class Journal:
             self.granted[customer_id] += credits
         elif transaction.type in (TRANSACTION_TYPE_CHARGE, TRANSACTION_TYPE_COLLECTION):
             self.spent[customer_id] -= credits
+        elif transaction.type in _OF_PAYOUTS:
+            self.paid_out += _moved(transaction, ACCOUNT_KIND_STRIPE_CLEARING)
 
     def total(self, kind: AccountKind.ValueType) -> int:
         """Balance of all accounts of a kind together."""
@@ -173,7 +191,13 @@ class Journal:
 
     @property
     def net(self) -> int:
-        return self.total(ACCOUNT_KIND_ORGANIZATION_PAYABLE)
+        """What all organizations earned, paid out since or not."""
+        return sum(self.earned.values())
+
+    @property
+    def in_transit(self) -> int:
+        """What payouts took that neither left nor came back."""
+        return self.total(ACCOUNT_KIND_PAYOUTS_IN_TRANSIT)
 
     @property
     def platform_fee(self) -> int:
@@ -212,8 +236,9 @@ class Journal:
             account, amount = entry.account, entry.amount.amount_micros
             balance[entry.amount.currency_code] += amount
             self.sums[account.owner_id, account.kind] += amount
-            if account.kind == ACCOUNT_KIND_ORGANIZATION_PAYABLE and not entry.bucket.collected:
-                self.uncollected[account.owner_id] += amount
+            if account.kind == ACCOUNT_KIND_ORGANIZATION_PAYABLE:
+                self.uncollected[account.owner_id] += 0 if entry.bucket.collected else amount
+                self.earned[account.owner_id] += 0 if transaction.type in _OF_PAYOUTS else amount
         self.entry_count += len(transaction.entries)
         # There is one currency here: another one would be somebody else's money in these sums.
         self.balanced &= not any(balance.values()) and balance.keys() <= {CURRENCY}
@@ -250,7 +275,7 @@ class Books:
     async def standing(self) -> Standing:
         """Every balance as GetCustomerBalance and GetEarningsBalance answer it now."""
         return Standing(
-            customers={owner: await self._customer(owner) for owner in self.customer_ids},
+            customers={owner: await self.customer(owner) for owner in self.customer_ids},
             organizations={owner: _earnings(await self.earnings(owner)) for owner in self.organization_ids},
         )
 
@@ -313,7 +338,8 @@ class Books:
             unpaid=balance.unpaid.amount_micros,
         )
 
-    async def _customer(self, customer_id: str) -> CustomerStanding:
+    async def customer(self, customer_id: str) -> CustomerStanding:
+        """What a customer has and owes as the ledger answers it."""
         request = GetCustomerBalanceRequest(customer_id=customer_id, currency_code=CURRENCY)
         balance = (await self._ledger.GetCustomerBalance(request)).balance
         return CustomerStanding(

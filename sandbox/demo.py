@@ -1,9 +1,10 @@
 """The main job: recorded agent traffic becomes money in a ledger, and every figure is read back and proved.
 
 `python -m sandbox.demo` starts the stack, registers everybody, replays the recordings over gRPC as agent
-hosts would, waits for the outcomes that nobody knows to expire, tops up who ran out of credits, and then
-reads what the services say: the whole journal, every balance, a sample of charges, and the audit. What it
-reports is what they answered, never what it expected. sandbox/README.md has the details.
+hosts would, waits for the outcomes that nobody knows to expire, tops up who ran out of credits, pays the
+organizations, and then reads what the services say: the whole journal, every balance, a sample of charges,
+Stripe's books, and the audit. What it reports is what they answered, never what it expected.
+sandbox/README.md has the details.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -40,8 +42,11 @@ from sandbox.replay import (
 from sandbox.replies import BUDGET_EXCEEDED, INSUFFICIENT_CREDITS, REFUSALS
 from sandbox.servers import stores
 from sandbox.stack import ROOT, SERVICES, Stack, first_call
+from sandbox.stand_in import stripe_itself
 
 DATA = ROOT / "sandbox" / "data"
+# Payouts looks for schedules twice a minute otherwise, and spares Stripe.
+_SETTINGS = {"PAYOUTS_SCHEDULE_INTERVAL": "0.2", "PAYOUTS_STRIPE_CALLS_PER_SECOND": "500"}
 # Of each service's log, when a call failed.
 LOG_LINES = 20
 
@@ -62,6 +67,11 @@ class Result:
     paid_from_credits: int
     unpaid_before_top_up: int
     unpaid: int
+    # How many payouts ended in which way, and what left and did not come back.
+    payouts: dict[str, int]
+    paid_out: int
+    # Between Stripe's books and the ledger.
+    reconcile_differences: int
     # Runs as their file names them.
     refused: list[str]
     refused_by_reason: dict[str, list[str]]
@@ -117,6 +127,10 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json is not None:
         # Before the work: what cannot be written is told now, and no older result passes for this one.
         arguments.json.write_text("")
+    if stripe_itself(os.environ):
+        raise SandboxError(
+            "the demo moves Stripe's clock, which only the stand-in allows: unset STRIPE_API_KEY"
+        )
     recordings = [
         Recording("runs", arguments.runs, read_runs, authorized=True),
         Recording("requests", arguments.trace, read_trace),
@@ -125,7 +139,7 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
     with (
         stores() as found,
         tempfile.TemporaryDirectory(prefix="tallystick-demo-") as directory,
-        Stack(Path(directory), found) as stack,
+        Stack(Path(directory), found, environment=_SETTINGS) as stack,
     ):
         watch.lap("start")
         traffic = _until_now(recordings, surveys)
@@ -163,15 +177,19 @@ async def _perform(
         watch.lap("outcomes")
         await job.top_up()
         watch.lap("top_up")
+        await job.pay_organizations()
+        watch.lap("payouts")
         if twice:
             before = await job.snapshot()
             await _replay(job, traffic, console, " again")
+            await job.ask_again()
             await job.compare(before)
             watch.lap("second_replay")
         invariants = await job.verify()
         watch.lap("verify")
         result = _result(job, traffic, watch.seconds(), invariants)
         report.show_organizations(console, await job.organizations())
+        report.show_payouts(console, job.paid.rows())
         _show(console, job, result)
     return result
 
@@ -200,6 +218,9 @@ def _result(
         paid_from_credits=journal.paid_from_credits,
         unpaid_before_top_up=job.unpaid_before_top_up,
         unpaid=job.unpaid,
+        payouts=job.paid.counts(),
+        paid_out=job.paid.paid_out,
+        reconcile_differences=job.paid.differences,
         refused=replies.refused_runs(*REFUSALS),
         refused_by_reason={reason: replies.refused_runs(reason) for reason in REFUSALS},
         settled=len(replies.settled),
@@ -229,11 +250,23 @@ def _show(console: Console, job: Job, result: Result) -> None:
         *_reservations(job, result),
         f"unpaid before the top-up {dollars(result.unpaid_before_top_up)}, after it {dollars(result.unpaid)}",
         f"gross {dollars(result.gross)} = net {dollars(result.net)} + {fees}",
+        _payouts(result),
         f"{posted} add up to {dollars(sum(journal.sums.values()))}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     report.show_times(console, result.seconds)
     report.show_invariants(console, result.invariants)
+
+
+def _payouts(result: Result) -> str:
+    """What became of the payouts."""
+    ends = result.payouts
+    states = (
+        f"{ends['completed']:,} payouts completed, {ends['failed']:,} failed, {ends['reversed']:,} reversed"
+    )
+    banks = f"{ends['bank_failed']:,} given back by a bank"
+    differences = f"{result.reconcile_differences:,} differences to Stripe's books"
+    return f"{states}, {banks}: paid out {report.dollars(result.paid_out)}, {differences}"
 
 
 def _reservations(job: Job, result: Result) -> Iterator[str]:

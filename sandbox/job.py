@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Self
 from sandbox.books import Books, Funds, Journal, Standing
 from sandbox.calls import in_flight
 from sandbox.host import AgentHost
-from sandbox.register import Operator
+from sandbox.payday import Paid, Payday
+from sandbox.register import ONE_DOLLAR, Operator
 from sandbox.replay import (
     CAPPED_CUSTOMER,
     CUSTOMERS,
@@ -30,9 +31,9 @@ from sandbox.replay import (
 from sandbox.replies import REFUSALS, Answer, Replies
 from sandbox.report import OrganizationRow, Steps
 from sandbox.runs import RunHost
+from sandbox.shop import MOST_MICROS, Shop, chargeable
 from sandbox.stack import ROOT, Stack
 from services.kit.client import connect
-from services.kit.money import MAX_AMOUNT_MICROS
 from tallystick.ledger.v1.ledger_service_pb2 import GetChargeRequest
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.metering.v1.budget_service_pb2 import GetBudgetResponse
@@ -80,6 +81,8 @@ class Snapshot:
     refused: list[str]
     bad_lines: int
     answers: int
+    # How each payout ended.
+    payouts: list[bytes]
 
 
 class Job:
@@ -97,6 +100,9 @@ class Job:
         self.short_credits = 0
         self.funds: dict[str, Funds] = {}
         self.budget = GetBudgetResponse()
+        self.paid = Paid()
+        # API keys of the organizations' owners.
+        self._owners: dict[str, str] = {}
         # Outcomes that fell to their default.
         self.expired = 0
         # Good lines reported so far, repeats included.
@@ -108,6 +114,7 @@ class Job:
             key = self._stack.operator_key.read()
             ledger = await opened.enter_async_context(connect(self._stack.endpoints.ledger, key))
             metering = await opened.enter_async_context(connect(self._stack.endpoints.metering, key))
+            payouts = await opened.enter_async_context(connect(self._stack.endpoints.payouts, key))
             self._ledger = LedgerServiceStub(ledger)
             self._metering = MeteringServiceStub(metering)
             self._operator = Operator(ledger, metering)
@@ -116,6 +123,10 @@ class Job:
                 self._metering,
                 customer_ids=CUSTOMERS,
                 organization_ids={party.organization_id for party in self._parties()},
+            )
+            self._shop = Shop(payouts)
+            self._payday = Payday(
+                payouts, self._stack.endpoints.payouts, self._stack.endpoints.stripe or "", self._books
             )
             self._opened = opened.pop_all()
         return self
@@ -130,7 +141,7 @@ class Job:
         return self._books.journal
 
     async def set_up(self) -> None:
-        """Register everybody, publish the prices, and make the host's key.
+        """Register everybody, sell the customers their credits, publish the prices, and make the host's key.
 
         Raises:
             ReplayError: the ledger was used before, so that what is read back would not be of this replay.
@@ -139,6 +150,12 @@ class Job:
         if self.journal.last_position > 0:
             raise ReplayError("this ledger was used before: give the demo an empty database")
         await self._operator.register(self._parties())
+        # As much as a card can be charged at once, far more than such files come to: nobody else is short at
+        # the start of a run.
+        await self._shop.open(
+            (customer_id, ONE_DOLLAR if customer_id == ONE_DOLLAR_CUSTOMER else MOST_MICROS)
+            for customer_id in CUSTOMERS
+        )
         await self._operator.create_budget()
         self.short_credits = (await self._books.funds())[ONE_DOLLAR_CUSTOMER].available
         # A moment before the first event: a price applies from its effective time on.
@@ -196,7 +213,13 @@ class Job:
             refused=self.replies.refused_runs(*REFUSALS),
             bad_lines=len(self.replies.bad_lines),
             answers=self.replies.answers,
+            payouts=[one.SerializeToString(deterministic=True) for one in await self._payday.list_payouts()],
         )
+
+    async def ask_again(self) -> None:
+        """Purchases and onboarding a second time, with the same keys: each is answered with what there is."""
+        self._invariants["second_purchases_are_the_first"] = await self._shop.buy_again()
+        self._invariants["second_onboarding_is_the_first"] = await self._payday.onboard_again(self._owners)
 
     async def compare(self, before: Snapshot) -> None:
         """See that everything was replayed a second time since `before`, and that nothing happened."""
@@ -212,6 +235,7 @@ class Job:
             after.standing == before.standing
             and after.newest == before.newest
             and after.position == before.position
+            and after.payouts == before.payouts
         )
 
     async def top_up(self) -> None:
@@ -221,17 +245,24 @@ class Job:
         collects = True
         for customer_id, standing in before.customers.items():
             unpaid, number = standing.unpaid, 0
-            # The first purchase is too small on purpose: it pays the oldest charges, one of them in part.
-            amount = -(-unpaid // 2)
+            # The first purchase is too small on purpose, unless a card is charged no less: it pays the oldest
+            # charges, one of them in part.
+            amount = chargeable(-(-unpaid // 2))
             while unpaid > 0 and collects:
-                amount, number = min(amount, MAX_AMOUNT_MICROS), number + 1
-                granted = await self._operator.grant(customer_id, amount, f"top-up-{number}")
-                balance = granted.balance
-                collects = (
-                    balance.unpaid.amount_micros == unpaid - amount and balance.available.amount_micros == 0
-                )
-                amount = unpaid = balance.unpaid.amount_micros
+                number += 1
+                await self._shop.buy(customer_id, amount, f"top-up-{number}")
+                now = await self._books.customer(customer_id)
+                collects = (now.unpaid, now.credits) == (max(0, unpaid - amount), max(0, amount - unpaid))
+                unpaid = now.unpaid
+                amount = chargeable(unpaid)
         self._invariants["top_ups_are_collected_in_full"] = collects
+
+    async def pay_organizations(self) -> None:
+        """Onboard every organization, and let the weekly schedule pay it, mishaps included."""
+        for organization_id in self._books.organization_ids:
+            self._owners[organization_id] = await self._operator.create_owner_key(organization_id)
+        await self._payday.onboard(self._owners)
+        self.paid = await self._payday.pay()
 
     async def verify(self) -> dict[str, bool]:
         """Read everything back; answers what must hold, and whether it does."""
@@ -266,6 +297,14 @@ class Job:
             "sampled_charges_match": await self._sample_matches(),
             "collected_oldest_first": journal.collected_oldest_first,
             "nothing_unpaid": told.unpaid == 0,
+            "payouts_match_transfers": self.paid.transferred == self.paid.paid_out == journal.paid_out,
+            "no_payout_under_way": journal.in_transit == 0 and self.paid.counts()["unfinished"] == 0,
+            "each_organization_paid_once_in_whole_cents": self.paid.as_intended,
+            "earned_is_paid_out_and_payable": all(
+                journal.earned[owner] == self.paid.paid_out_to(owner) + earnings.payable
+                for owner, earnings in told.organizations.items()
+            ),
+            "stripe_reconciles": self.paid.differences == 0,
             "audit_clean": await self._audit(),
             **self._invariants,
         }
@@ -281,7 +320,7 @@ class Job:
                     charges=self.replies.charges_of[organization_id],
                     platform_fee=balance.platform_fees.amount_micros,
                     processing=balance.processing_fees.amount_micros,
-                    net=balance.available.amount_micros + balance.pending.amount_micros,
+                    net=self.journal.earned[organization_id],
                     available=balance.available.amount_micros,
                 )
             )

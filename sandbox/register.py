@@ -1,4 +1,4 @@
-"""What an operator does before traffic comes: says who takes part, what things cost, and who has credits."""
+"""What an operator does before traffic comes: says who takes part, and what things cost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sandbox.replay import (
     CAPPED_CUSTOMER,
     CUSTOMERS,
-    ONE_DOLLAR_CUSTOMER,
     REQUEST_ACTION,
     RUN_ACTION,
     Party,
 )
-from services.kit.money import MAX_AMOUNT_MICROS
-from tallystick.common.v1.access_pb2 import ROLE_HOST
+from tallystick.common.v1.access_pb2 import ROLE_HOST, ROLE_OWNER
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1.directory_service_pb2 import (
     CreateAgentRequest,
@@ -27,12 +25,6 @@ from tallystick.ledger.v1.directory_service_pb2 import (
     CreateOrganizationRequest,
 )
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
-from tallystick.ledger.v1.ledger_service_pb2 import (
-    CREDIT_SOURCE_PURCHASE,
-    GrantCreditsRequest,
-    GrantCreditsResponse,
-)
-from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.metering.v1.budget_pb2 import BUDGET_PERIOD_TOTAL, Budget
 from tallystick.metering.v1.budget_service_pb2 import (
     CreateBudgetRequest,
@@ -67,10 +59,8 @@ PROCESSING_FEE_BPS = 290
 
 BUDGET = "bud_replay"
 
-_ONE_DOLLAR = 1_000_000
-# A hundred million dollars, far more than such files come to: nobody else is short at the start of a run.
-_PLENTY = MAX_AMOUNT_MICROS
-_BUDGET_LIMIT = 2 * _ONE_DOLLAR
+ONE_DOLLAR = 1_000_000
+_BUDGET_LIMIT = 2 * ONE_DOLLAR
 
 _CALLS_IN_FLIGHT = 16
 
@@ -80,12 +70,11 @@ class Operator:
 
     def __init__(self, ledger: grpc.aio.Channel, metering: grpc.aio.Channel) -> None:
         self._directory = DirectoryServiceStub(ledger)
-        self._ledger = LedgerServiceStub(ledger)
         self._pricing = PricingServiceStub(metering)
         self._budgets = BudgetServiceStub(metering)
 
     async def register(self, parties: Iterable[Party]) -> None:
-        """Organizations and their agents, and the customers with their credits."""
+        """Organizations and their agents, and the customers."""
         parties = list(parties)
         publishers = {party.organization_id: party.publisher for party in parties}
         await _all(
@@ -113,22 +102,6 @@ class Operator:
         await _all(
             self._directory.CreateCustomer(CreateCustomerRequest(customer_id=customer_id))
             for customer_id in CUSTOMERS
-        )
-        await _all(
-            self.grant(customer_id, _ONE_DOLLAR if customer_id == ONE_DOLLAR_CUSTOMER else _PLENTY, "first")
-            for customer_id in CUSTOMERS
-        )
-
-    async def grant(self, customer_id: str, micros: int, name: str) -> GrantCreditsResponse:
-        """Credits that the customer bought. `name` tells its grants apart: the same one counts once."""
-        return await self._ledger.GrantCredits(
-            GrantCreditsRequest(
-                customer_id=customer_id,
-                amount=Money(currency_code=CURRENCY, amount_micros=micros),
-                source=CREDIT_SOURCE_PURCHASE,
-                reason=f"replay: {name} purchase",
-                idempotency_key=f"replay/{customer_id}/{name}",
-            )
         )
 
     async def create_budget(self) -> None:
@@ -176,6 +149,18 @@ class Operator:
         created = await self._directory.CreateApiKey(
             CreateApiKeyRequest(
                 role=ROLE_HOST, description="Agent host of the replay", idempotency_key="replay/host"
+            )
+        )
+        return created.secret
+
+    async def create_owner_key(self, organization_id: str) -> str:
+        """The secret of an API key of an organization's owner."""
+        created = await self._directory.CreateApiKey(
+            CreateApiKeyRequest(
+                role=ROLE_OWNER,
+                organization_id=organization_id,
+                description="Owner in the replay",
+                idempotency_key=f"replay/owner/{organization_id}",
             )
         )
         return created.secret

@@ -48,6 +48,19 @@ class OrganizationRow:
         return self.net + self.platform_fee + self.processing
 
 
+@dataclass(frozen=True, slots=True)
+class PayoutRow:
+    """One payout at the end, in words. Amounts are in micros."""
+
+    organization_id: str
+    state: str
+    # What its bank says; empty if it was never asked.
+    bank: str
+    amount: int
+    # What did not come back.
+    paid_out: int
+
+
 def dollars(micros: int) -> str:
     """Micros of a dollar, in full: 1,234.567890."""
     whole, fraction = divmod(abs(micros), 1_000_000)
@@ -69,16 +82,7 @@ def progress(console: Console, what: str, total: int) -> Iterator[Steps]:
 
 def show_organizations(console: Console, rows: list[OrganizationRow]) -> None:
     """The earnings of every organization, and of all together."""
-    # No lines between the columns: amounts are long, and terminals narrow.
-    table = Table(
-        title="Per organization, USD",
-        box=box.SIMPLE,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        show_footer=True,
-        footer_style="bold",
-    )
+    table = _table("Per organization, USD")
     columns = ("charges", "gross", "platform fee", "processing", "net", "available")
     cells = [
         (row.charges, row.gross, row.platform_fee, row.processing, row.net, row.available) for row in rows
@@ -91,6 +95,22 @@ def show_organizations(console: Console, rows: list[OrganizationRow]) -> None:
         )
     for row, (charges, *amounts) in zip(rows, cells, strict=True):
         table.add_row(row.organization_id, f"{charges:,}", *map(dollars, amounts))
+    _wide_enough(console, table).print(table)
+
+
+def show_payouts(console: Console, rows: list[PayoutRow]) -> None:
+    """Every payout, and all together."""
+    table = _table("Payouts, USD")
+    table.add_column("organization", "all", overflow="fold")
+    table.add_column("payout")
+    table.add_column("bank")
+    table.add_column("amount", dollars(sum(row.amount for row in rows)), justify="right", no_wrap=True)
+    table.add_column("came back", dollars(sum(row.amount - row.paid_out for row in rows)), justify="right")
+    table.add_column("paid out", dollars(sum(row.paid_out for row in rows)), justify="right")
+    for row in rows:
+        came_back = row.amount - row.paid_out
+        amounts = map(dollars, (row.amount, came_back, row.paid_out))
+        table.add_row(row.organization_id, row.state, row.bank, *amounts)
     _wide_enough(console, table).print(table)
 
 
@@ -150,6 +170,19 @@ def _bar(console: Console) -> Progress:
         _Rate(),
         TimeElapsedColumn(),
         console=console,
+    )
+
+
+def _table(title: str) -> Table:
+    # No lines between the columns: amounts are long, and terminals narrow.
+    return Table(
+        title=title,
+        box=box.SIMPLE,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        show_footer=True,
+        footer_style="bold",
     )
 
 

@@ -288,6 +288,13 @@ class Stack:
             "PAYOUTS_LEDGER_ADDRESS": self.endpoints.ledger,
             "PAYOUTS_LEDGER_API_KEY_FILE": str(self.payouts_key.path),
         }
+        if "payouts" in self._services:
+            # Metering asks it for auto-recharge. Every service takes a key of role service.
+            settings |= {
+                "METERING_PAYOUTS_ADDRESS": self.endpoints.payouts,
+                "METERING_PAYOUTS_API_KEY": "",
+                "METERING_PAYOUTS_API_KEY_FILE": str(self.metering_key.path),
+            }
         if self._stand_in:
             settings |= self._stand_in.settings()
             # Empty is as good as unset, and a secret is not taken from two places.

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,7 @@ import grpc
 import psycopg
 import pytest
 
+from sandbox.replay import Party
 from sandbox.stripe.client import StripeControl
 from scripts.grpc_health import serving
 from tallystick.ledger.v1.directory_service_pb2 import ListCustomersRequest
@@ -71,10 +73,11 @@ EMBEDDED_STORES = {"DATABASE_URL": "", "REDIS_URL": ""}
 
 @dataclass(frozen=True)
 class Priced:
-    """What one good line must cost, and who pays."""
+    """What one good line must cost, who pays, and who earns."""
 
     name: str
     customer: str
+    organization: str
     gross: int
     # With the outcome that costs most: what is reserved for a run.
     most: int
@@ -82,12 +85,19 @@ class Priced:
 
 
 def priced(
-    workflow_id: str, gross: Fraction, bonus: int = 0, missed: int = 0, deferred: bool = False
+    workflow_id: str,
+    publisher: str,
+    gross: Fraction,
+    bonus: int = 0,
+    missed: int = 0,
+    deferred: bool = False,
 ) -> Priced:
     bucket = int.from_bytes(hashlib.sha256(workflow_id.encode()).digest()[:8], "big") % 25
     customer = "cus_one-dollar" if bucket == 24 else f"cus_replay-{bucket:02}"
     # round() of a Fraction rounds half to even.
-    return Priced(workflow_id, customer, round(gross + bonus), round(gross + bonus + missed), deferred)
+    organization = Party(publisher, "any").organization_id
+    amounts = round(gross + bonus), round(gross + bonus + missed)
+    return Priced(workflow_id, customer, organization, *amounts, deferred)
 
 
 def priced_run(run: Mapping[str, Any]) -> Priced:
@@ -95,15 +105,14 @@ def priced_run(run: Mapping[str, Any]) -> Priced:
     gross = Fraction(5_000)
     gross += Fraction(60, 100) * (run["tokens_input"] or 0) + Fraction(240, 100) * (run["tokens_output"] or 0)
     bonus, missed = (200_000, 0) if run["outcome"] == "success" else (0, 200_000)
-    return priced(run["run_id"], gross, bonus, missed, run["outcome"] == "unknown")
+    return priced(run["run_id"], run["publisher"], gross, bonus, missed, run["outcome"] == "unknown")
 
 
 def priced_request(number: int, row: str) -> Priced:
     """0.50 and 1.50 USD per million tokens, in micros."""
     _, tokens_input, tokens_output, _ = row.split(",")
-    return priced(
-        f"trace/{number}", Fraction(50, 100) * int(tokens_input) + Fraction(150, 100) * int(tokens_output)
-    )
+    gross = Fraction(50, 100) * int(tokens_input) + Fraction(150, 100) * int(tokens_output)
+    return priced(f"trace/{number}", "azure", gross)
 
 
 def refusals(runs: Iterable[Priced]) -> dict[str, list[str]]:
@@ -124,6 +133,35 @@ def refusals(runs: Iterable[Priced]) -> dict[str, list[str]]:
     }
 
 
+def fees(charge: Priced) -> tuple[int, int]:
+    """What the platform keeps, and what processing costs."""
+    return charge.gross * 1500 // 10_000, charge.gross * 290 // 10_000
+
+
+def expected_payouts(charges: Iterable[Priced]) -> dict[str, Any]:
+    """Each organization is paid the whole cents that it earned; but the transfer to the first fails, the bank
+    of the second does, and of what the third is paid half of the cents, rounded up, is taken back.
+    """
+    net: defaultdict[str, int] = defaultdict(int)
+    for charge in charges:
+        net[charge.organization] += charge.gross - sum(fees(charge))
+    cents = {organization: micros // 10_000 for organization, micros in sorted(net.items())}
+    due = [amount for amount in cents.values() if amount > 0]
+    failed, bank_failed, reversed_ = due[:1], due[1:2], due[2:3]
+    return {
+        "payouts": {
+            "completed": len(due) - len(failed),
+            "failed": len(failed),
+            "unfinished": 0,
+            "reversed": len(reversed_),
+            "bank_paid": len(due) - len(failed) - len(bank_failed),
+            "bank_failed": len(bank_failed),
+        },
+        "paid_out": 10_000 * (sum(due) - sum(failed) - sum(-(-amount // 2) for amount in reversed_)),
+        "reconcile_differences": 0,
+    }
+
+
 def expected(runs: Iterable[Priced], requests: Iterable[Priced]) -> dict[str, Any]:
     runs = list(runs)
     by_reason = refusals(runs)
@@ -131,8 +169,7 @@ def expected(runs: Iterable[Priced], requests: Iterable[Priced]) -> dict[str, An
     settled = [run for run in runs if run.name not in refused]
     charges = [*settled, *requests]
     gross = sum(charge.gross for charge in charges)
-    platform_fee = sum(charge.gross * 1500 // 10_000 for charge in charges)
-    processing = sum(charge.gross * 290 // 10_000 for charge in charges)
+    platform_fee, processing = map(sum, zip(*map(fees, charges), strict=True))
     one_dollar = sum(charge.gross for charge in charges if charge.customer == "cus_one-dollar")
     capped = sum(charge.gross for charge in charges if charge.customer == "cus_replay-23")
     deferred = sum(run.deferred for run in settled)
@@ -159,6 +196,7 @@ def expected(runs: Iterable[Priced], requests: Iterable[Priced]) -> dict[str, An
             "limit": 2_000_000,
             "spent": capped,
         },
+        **expected_payouts(charges),
     }
 
 
@@ -245,6 +283,7 @@ def test_plain_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cos
         "replay",
         "outcomes",
         "top_up",
+        "payouts",
         "verify",
         "total",
     }
@@ -269,6 +308,8 @@ def test_gzip_files_replayed_twice_are_all_duplicates_and_change_nothing(
     assert demo.result["invariants"].keys() >= {
         "second_replay_all_duplicates",
         "second_replay_changes_nothing",
+        "second_purchases_are_the_first",
+        "second_onboarding_is_the_first",
     }
     requests = [priced_request(number, row) for number, row in enumerate(rows, start=1)]
     wanted = expected(map(priced_run, good), requests)
@@ -296,7 +337,18 @@ def test_the_bundled_recordings_come_to_the_documented_total(tmp_path: Path) -> 
         "BUDGET_EXCEEDED": 9,
     }
     assert (wanted["settled"], wanted["deferred_outcomes"]) == (690, 1)
+    assert wanted["paid_out"] == 116_240_000
+    assert (wanted["payouts"]["completed"], wanted["payouts"]["failed"]) == (7, 1)
     assert figures(demo, wanted) == wanted
+
+
+def test_stripe_itself_is_refused_since_nobody_moves_its_clock(tmp_path: Path) -> None:
+    stripe = {"STRIPE_API_KEY": "sk_test_x", "PAYOUTS_WEBHOOK_SECRETS": "whsec_x"}
+
+    demo = run_demo(tmp_path, DATA / "runs.jsonl.gz", DATA / "trace.csv.gz", stores=EMBEDDED_STORES | stripe)
+
+    assert demo.status == 1
+    assert "unset STRIPE_API_KEY" in demo.errors
 
 
 @pytest.mark.parametrize("flag", ["--runs", "--trace"])

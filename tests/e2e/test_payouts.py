@@ -1,7 +1,9 @@
-"""What `make up` starts pays out: to the stand-in for Stripe, by its clock, and through a crash."""
+"""What `make up` starts pays out by the clock of the stand-in for Stripe, despite a crash; and recharges."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,17 +13,25 @@ import grpc
 import psycopg
 import pytest
 
+from sandbox.calls import until
+from sandbox.register import CURRENCY, ONE_DOLLAR, Operator
+from sandbox.replay import CUSTOMERS, RUN_ACTION, Party
 from sandbox.servers import Stores
+from sandbox.shop import Shop
 from sandbox.stack import Stack
 from sandbox.stripe.calling import call
 from sandbox.stripe.client import StripeControl
 from sandbox.stripe.server import DEFAULT_KEY
+from services.kit.client import connect
 from tallystick.common.v1 import access_pb2
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1 import account_pb2, directory_service_pb2, ledger_service_pb2
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
-from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
+from tallystick.metering.v1.metering_service_pb2 import AuthorizeRequest
+from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
+from tallystick.payouts.v1 import payment_service_pb2, payout_pb2, payout_service_pb2, purchase_pb2
+from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
 
 USD = 1_000_000
@@ -154,3 +164,46 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         ).balance
         assert balance.available.amount_micros == 60 * USD
     assert stripe.violations == []
+
+
+def usd(units: int) -> Money:
+    return Money(currency_code=CURRENCY, amount_micros=units * USD)
+
+
+async def test_a_refused_run_has_credits_bought_by_themselves(stack: Stack) -> None:
+    customer, party, key = min(CUSTOMERS), Party("lark", "mixed"), stack.operator_key.read()
+    async with (
+        connect(stack.endpoints.ledger, key) as to_ledger,
+        connect(stack.endpoints.metering, key) as to_metering,
+        connect(stack.endpoints.payouts, key) as to_payouts,
+    ):
+        operator = Operator(to_ledger, to_metering)
+        await operator.register([party])
+        await operator.publish_prices(int(time.time() - 60) * USD)
+        await Shop(to_payouts).open([(customer, ONE_DOLLAR)])
+        recharge = purchase_pb2.AutoRecharge(
+            customer_id=customer, enabled=True, threshold=usd(5), amount=usd(20), monthly_ceiling=usd(60)
+        )
+        await PaymentServiceStub(to_payouts).SetAutoRecharge(
+            payment_service_pb2.SetAutoRechargeRequest(auto_recharge=recharge)
+        )
+        async with connect(stack.endpoints.metering, await operator.create_host_key()) as of_host:
+            numbers = itertools.count(1)
+
+            async def authorized() -> bool:
+                # Each time another run: one that was refused stays refused.
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await MeteringServiceStub(of_host).Authorize(
+                        AuthorizeRequest(
+                            customer_id=customer,
+                            workflow_id=f"run-{next(numbers)}",
+                            agent_id=party.agent_id,
+                            action_type=RUN_ACTION,
+                            max_cost=usd(10),
+                        )
+                    )
+                    return True
+                return False
+
+            assert not await authorized()
+            await until("the credits are there", authorized)

@@ -9,6 +9,7 @@ from tallystick.ledger.v1.account_pb2 import (
     ACCOUNT_KIND_CUSTOMER_RECEIVABLE,
     ACCOUNT_KIND_CUSTOMER_UNPAID,
     ACCOUNT_KIND_ORGANIZATION_PAYABLE,
+    ACCOUNT_KIND_PAYOUTS_IN_TRANSIT,
     ACCOUNT_KIND_PLATFORM_FEES,
     ACCOUNT_KIND_PROCESSING_FEES,
     ACCOUNT_KIND_STRIPE_CLEARING,
@@ -20,6 +21,10 @@ from tallystick.ledger.v1.ledger_service_pb2 import SequencedTransaction
 from tallystick.ledger.v1.transaction_pb2 import (
     TRANSACTION_TYPE_CHARGE,
     TRANSACTION_TYPE_COLLECTION,
+    TRANSACTION_TYPE_PAYOUT,
+    TRANSACTION_TYPE_PAYOUT_COMPLETION,
+    TRANSACTION_TYPE_PAYOUT_RETURN,
+    TRANSACTION_TYPE_PAYOUT_REVERSAL,
     TRANSACTION_TYPE_PURCHASE,
     EarningsBucket,
     Entry,
@@ -70,6 +75,15 @@ class Writer:
             entry(CUSTOMER, ACCOUNT_KIND_CUSTOMER_CREDITS, micros),
             entry("platform", ACCOUNT_KIND_STRIPE_CLEARING, -micros),
         )
+
+    def move(
+        self,
+        type_: TransactionType.ValueType,
+        micros: int,
+        from_: AccountKind.ValueType,
+        to: AccountKind.ValueType,
+    ) -> None:
+        self.write(type_, "", entry(ORGANIZATION, from_, -micros), entry(ORGANIZATION, to, micros))
 
     def unpaid(self, charge_id: str, micros: int) -> None:
         self.write(
@@ -203,6 +217,26 @@ def test_collecting_more_than_is_unpaid_is_noticed() -> None:
     writer.collection("ch_1", 11)
 
     assert not writer.journal.collected_oldest_first
+
+
+def test_what_is_paid_out_stays_earned_and_what_comes_back_is_payable_again() -> None:
+    writer = Writer()
+    writer.write(TRANSACTION_TYPE_CHARGE, "ch_1", *earned(100, 15, 3))
+    payable, transit = ACCOUNT_KIND_ORGANIZATION_PAYABLE, ACCOUNT_KIND_PAYOUTS_IN_TRANSIT
+    for micros in (60, 30):
+        writer.move(TRANSACTION_TYPE_PAYOUT, micros, payable, transit)
+    assert writer.journal.in_transit == 90
+    writer.move(TRANSACTION_TYPE_PAYOUT_COMPLETION, 60, transit, ACCOUNT_KIND_STRIPE_CLEARING)
+    writer.move(TRANSACTION_TYPE_PAYOUT_RETURN, 30, transit, payable)
+    writer.move(TRANSACTION_TYPE_PAYOUT_REVERSAL, 20, ACCOUNT_KIND_STRIPE_CLEARING, payable)
+    # What a purchase brings in is no payout.
+    writer.purchase(7)
+
+    journal = writer.journal
+
+    assert (journal.in_transit, journal.paid_out, journal.net) == (0, 40, 100)
+    assert journal.earned == {ORGANIZATION: 100}
+    assert journal.standing([], [ORGANIZATION]).organizations[ORGANIZATION].payable == 60
 
 
 def test_credits_are_at_rest_when_nobody_waits_for_them() -> None:

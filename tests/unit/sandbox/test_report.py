@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from sandbox import report
-from sandbox.report import OrganizationRow
+from sandbox.report import OrganizationRow, PayoutRow
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,21 @@ def test_the_table_adds_up_and_is_not_cut_in_a_narrow_file() -> None:
     assert ["org_b", "1,000", "0.000020", "0.000003", "0.000000", "0.000017", "0.000017"] in cells
     assert ["all", "1,002", "10.000020", "1.500003", "0.290000", "8.210017", "7.000017"] in cells
     assert rows[0].organization_id in output.getvalue()
+
+
+def test_payouts_add_up_to_what_was_paid_out_and_what_came_back() -> None:
+    output = io.StringIO()
+    rows = [
+        PayoutRow("org_a", "failed", "", 5_000_000, 0),
+        PayoutRow("org_b", "completed", "paid", 3_000_000, 2_000_000),
+    ]
+
+    report.show_payouts(Console(file=output, width=40), rows)
+
+    cells = [line.split() for line in output.getvalue().splitlines()]
+    assert ["org_a", "failed", "5.000000", "5.000000", "0.000000"] in cells
+    assert ["org_b", "completed", "paid", "3.000000", "1.000000", "2.000000"] in cells
+    assert ["all", "8.000000", "6.000000", "2.000000"] in cells
 
 
 def test_a_table_of_nobody_is_a_table_of_zeros() -> None:

@@ -176,6 +176,7 @@ def test_only_the_services_asked_for_are_started(checkout: Path) -> None:
     with Stack(checkout / "state", ELSEWHERE, services=("metering", "ledger"), checkout=checkout) as stack:
         assert serving(stack.endpoints.metering)
         assert stack.endpoints.stripe is None
+        assert "METERING_PAYOUTS_ADDRESS" not in environment(checkout, "metering")
     assert not [call for call in calls(checkout) if call.startswith(("payouts", "stripe"))]
 
 
@@ -200,6 +201,10 @@ def test_payouts_and_the_stand_in_for_stripe_are_told_of_each_other(
             "PAYOUTS_PUBLIC_URL": f"http://{endpoints.payouts_web}",
         }
         assert {name: settings[name] for name in wanted} == wanted
+        # Metering asks payouts for auto-recharge.
+        assert environment(checkout, "metering")["METERING_PAYOUTS_ADDRESS"] == endpoints.payouts
+        key_file = environment(checkout, "metering")["METERING_PAYOUTS_API_KEY_FILE"]
+        assert Path(key_file) == stack.metering_key.path
         url = f"http://{endpoints.payouts_web}/webhooks/stripe"
         platform, connect = signing.split(",")
         assert platform != connect

@@ -19,6 +19,7 @@ from tests.unit.sandbox.stripe.driving import Receiver
 ROOT = Path(__file__).resolve().parents[4]
 DOCUMENT = (ROOT / "docs" / "stripe-stand-in.md").read_text()
 PROGRAM = "python -m sandbox.stripe"
+FAILURES = (ROOT / "docs" / "payouts-failures.md").read_text()
 BLOCKS = re.findall(r"^### (.+?)\n.*?```sh\n(.*?)```", DOCUMENT, re.S | re.M)
 
 
@@ -54,6 +55,18 @@ def test_the_documentation_can_be_played(
     monkeypatch.setenv("STRIPE_STAND_IN", standin.url.removeprefix("http://"))
     monkeypatch.setattr("sandbox.stripe.__main__.DEFAULT_KEY", standin.api_key)
     play(block, receiver.url, capsys)
+
+
+@pytest.mark.parametrize("command", re.findall(r"`stripe ([^`]+)`", FAILURES))
+def test_the_commands_that_play_a_failure_exist(command: str) -> None:
+    parser().parse_args(shlex.split(re.sub(r"\$\w+", "x_1", command)))
+
+
+def test_every_failure_is_documented_and_has_its_test() -> None:
+    documented = [int(number) for number in re.findall(r"^\| (\d+) \|", FAILURES, re.M)]
+    tests = (ROOT / "tests" / "faults" / "test_payout_faults.py").read_text()
+    tested = {int(number) for number in re.findall(r"^async def test_fault_(\d\d)_", tests, re.M)}
+    assert documented == sorted(tested) == list(range(1, 31))
 
 
 def test_the_documentation_names_every_command_and_fault() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -96,7 +96,11 @@ async def measure(
 
 
 async def measure_payouts(
-    world: PayoutsWorld, arguments: argparse.Namespace, runner: Runner, conditions: dict[str, object]
+    world: PayoutsWorld,
+    arguments: argparse.Namespace,
+    runner: Runner,
+    conditions: dict[str, object],
+    say: Callable[[str], None],
 ) -> list[Result]:
     """The results of the chosen benchmarks of payouts, and the memory of payouts after them."""
     chosen = arguments.names or NAMES
@@ -107,7 +111,7 @@ async def measure_payouts(
         results, records = await _compare(PAYOUTS_GROUPS, every, chosen, runner, conditions)
         await check_payouts_books(world, records)
     if PAYOUT_RUN in chosen:
-        results += await payout_run(world, arguments.organizations, arguments.concurrency, conditions)
+        results += await payout_run(world, arguments.organizations, arguments.concurrency, conditions, say)
     results.append(memory("payouts_memory", world.processes.peak_memory_mb("payouts"), conditions))
     return results
 
@@ -149,7 +153,7 @@ async def _run_payouts(
         conditions = await _conditions(arguments, world, stack.directory)
         console.print_json(data=conditions)
         runner = Runner(world, rounds=arguments.rounds, seconds=arguments.seconds, say=console.print)
-        return await measure_payouts(world, arguments, runner, conditions)
+        return await measure_payouts(world, arguments, runner, conditions, console.print)
 
 
 async def _conditions(arguments: argparse.Namespace, world: Suite, folder: Path) -> dict[str, object]:
@@ -206,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals_end_the_program():
             results = _measure_all(arguments, console)
-    except (SandboxError, UnexpectedAnswerError, HttpError, TimeoutError, grpc.aio.AioRpcError) as error:
+    except (SandboxError, UnexpectedAnswerError, HttpError, EOFError, OSError, grpc.aio.AioRpcError) as error:
         console.print(f"error: {error}", markup=False)
         return 1
     console.print(table(results))

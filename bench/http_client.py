@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Self
+import time
+from typing import Final
 
 _HEADER_END: Final = b"\r\n\r\n"
 _LENGTH: Final = b"content-length:"
+# Servers end connections that are idle, uvicorn after 5 seconds.
+_IDLE_SECONDS: Final = 1.0
 
 
 class HttpError(Exception):
@@ -14,29 +17,33 @@ class HttpError(Exception):
 
 
 class Connection:
-    """HTTP/1.1 over one TCP connection. One call at a time."""
+    """HTTP/1.1 to host:port over one TCP connection, made at first use, and anew after a while without. One
+    call at a time.
+    """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, address: str) -> Self:
-        """Connect to host:port."""
-        host, _, port = address.rpartition(":")
-        return cls(*await asyncio.open_connection(host, int(port)))
+    def __init__(self, address: str) -> None:
+        self._host, _, self._port = address.rpartition(":")
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
 
     async def send(self, request: bytes) -> int:
         """Send a request; the status of its answer. Raises HttpError, or what the connection raises."""
-        self._writer.write(request)
-        head = await self._reader.readuntil(_HEADER_END)
-        status, length = answer_of(head)
-        await self._reader.readexactly(length)
+        if time.monotonic() - self._used > _IDLE_SECONDS:
+            self.close()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, int(self._port))
+        reader, writer = self._streams
+        writer.write(request)
+        status, length = answer_of(await reader.readuntil(_HEADER_END))
+        await reader.readexactly(length)
+        self._used = time.monotonic()
         return status
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._writer.close()
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
 
 
 def post(address: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,9 +103,9 @@ class PayoutsWorld(Suite):
         )
         await self.drained()
 
-    async def connections(self, address: str) -> list[Connection]:
+    def connections(self, address: str) -> list[Connection]:
         """One for each webhook in flight."""
-        made = [await Connection.open(address) for _ in range(SINGLES_IN_FLIGHT)]
+        made = [Connection(address) for _ in range(SINGLES_IN_FLIGHT)]
         for one in made:
             self.cleanup.callback(one.close)
         return made
@@ -240,11 +240,9 @@ def _event(address: str, number: int, now: int) -> bytes:
     return post(address, answerer.WEBHOOK_PATH, body, signed)
 
 
-async def webhook(
-    world: PayoutsWorld, name: str, address: str, *, per_second: float | None = None
-) -> Contestant:
+def webhook(world: PayoutsWorld, name: str, address: str, *, per_second: float | None = None) -> Contestant:
     """POST of a signed event, until it is answered."""
-    connections = await world.connections(address)
+    connections = world.connections(address)
 
     async def call(caller: int, request: bytes) -> None:
         status = await connections[caller].send(request)
@@ -321,10 +319,10 @@ async def payouts_contestants(world: PayoutsWorld) -> dict[str, Contestant]:
     """All of them, by name."""
     paced = PACED_EVENTS_PER_SECOND
     found = [
-        await webhook(world, "bare_webhook", world.bare_webhooks),
-        await webhook(world, "webhook_ack", world.webhooks),
-        await webhook(world, "bare_webhook_paced", world.bare_webhooks, per_second=paced),
-        await webhook(world, "webhook_ack_paced", world.webhooks, per_second=paced),
+        webhook(world, "bare_webhook", world.bare_webhooks),
+        webhook(world, "webhook_ack", world.webhooks),
+        webhook(world, "bare_webhook_paced", world.bare_webhooks, per_second=paced),
+        webhook(world, "webhook_ack_paced", world.webhooks, per_second=paced),
         await bare_debit(world, "bare_debit", ORGANIZATIONS),
         debit(world, "payout_gate", ORGANIZATIONS),
         await bare_debit(world, "bare_debit_hot", [HOT_ORGANIZATION]),
@@ -347,26 +345,33 @@ async def check_payouts_books(world: PayoutsWorld, records: Mapping[str, Record]
 
 
 async def payout_run(
-    world: PayoutsWorld, organizations: int, concurrency: int, conditions: Mapping[str, object]
+    world: PayoutsWorld,
+    organizations: int,
+    concurrency: int,
+    conditions: Mapping[str, object],
+    say: Callable[[str], None],
 ) -> list[Result]:
     """One payout for each of so many organizations, all due at once: how long until the last one is on its
     way to its bank, and the memory of payouts on the way.
     """
     paid = [f"org_run_{number:05}" for number in range(organizations)]
+    say(f"registering {organizations:,} organizations")
     await world.earn(paid)
     await _connect_accounts(world, paid)
-    first_tenth = 0.0
+    # The memory of payouts after each tenth.
+    tenths: list[float] = []
     cpu_before = world.processes.cpu()
     await _request(world, paid)
     started = time.perf_counter()
     async with asyncio.timeout(_RUN_SECONDS):
         while (done := await world.count(_DONE)) < organizations:
-            if not first_tenth and done >= organizations / 10:
-                first_tenth = world.processes.memory_mb("payouts")
+            if done * 10 >= organizations * (len(tenths) + 1):
+                tenths.append(world.processes.memory_mb("payouts"))
+                passed = time.perf_counter() - started
+                say(f"{done:,} paid after {passed:.0f} s; payouts has {tenths[-1]:.0f} MB")
             await asyncio.sleep(_LOOK_SECONDS)
     seconds = time.perf_counter() - started
-    at_the_end = world.processes.memory_mb("payouts")
-    first_tenth = first_tenth or at_the_end
+    tenths.append(world.processes.memory_mb("payouts"))
     used = world.processes.cpu().since(cpu_before)
     ideal = organizations * CALLS_TO_STRIPE * answerer.DELAY_SECONDS / concurrency
     about = {
@@ -379,15 +384,14 @@ async def payout_run(
             name: rounded(taken / organizations * 1e6) for name, taken in used.processes.items()
         },
         "other_cpus": rounded(used.others / used.at),
-        "memory_mb_after_a_tenth": rounded(first_tenth),
-        "memory_mb_at_the_end": rounded(at_the_end),
+        "memory_mb_by_tenth": [rounded(one) for one in tenths],
         **conditions,
     }
     return [
         Result(
             "payout_run", rounded(seconds), "s", rounded(ideal), rounded(seconds / ideal), None, None, about
         ),
-        Result("payout_run_growth", rounded(at_the_end - first_tenth), "MB", None, None, None, None, about),
+        Result("payout_run_growth", rounded(tenths[-1] - tenths[0]), "MB", None, None, None, None, about),
     ]
 
 

@@ -19,6 +19,7 @@ TIMEOUT_SECONDS = 60.0
 
 _FIRST_WAIT = timedelta(milliseconds=100)
 _LONGEST_WAIT = timedelta(seconds=5)
+_POLL_SECONDS = 0.1
 
 # What a host may simply send again: an event is charged once and a run authorized once, however often asked.
 _RETRIED = {
@@ -71,6 +72,20 @@ async def persist(work: Work, call: Callable[[], Awaitable[T]]) -> T:
             return await call()
         except grpc.aio.AioRpcError as error:
             await patience.wait_after(error)
+
+
+async def until(what: str, holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it holds.
+
+    Raises:
+        ReplayError: it does not for so long that it never will.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + TIMEOUT_SECONDS
+    while not await holds():
+        if loop.time() > deadline:
+            raise ReplayError(f"waited {TIMEOUT_SECONDS:.0f} seconds in vain until {what}")
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def in_flight(most: int, items: Iterable[T], handle: Callable[[T], Awaitable[None]]) -> None:

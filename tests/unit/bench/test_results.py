@@ -66,6 +66,12 @@ def test_a_comparison_in_milliseconds_compares_median_latencies() -> None:
     assert (result.value, result.floor, result.ratio) == (8.0, 2.0, 4.0)
 
 
+def test_a_comparison_of_the_slowest_is_of_each_round_s_own() -> None:
+    records = {"slow": record("slow", [10, 10], 0.03), "fast": record("fast", [10, 10], 0.01)}
+    result = compare(Comparison("slow", "fast", "ms p99"), records, {})
+    assert (result.value, result.floor, result.ratio) == (30.0, 10.0, 3.0)
+
+
 def test_a_comparison_may_have_a_name_of_its_own_and_no_floor() -> None:
     reserve = record("reserve", [1000, 2000], 0.01)
     reserve.rounds = [

@@ -62,8 +62,8 @@ _POSTINGS: Final = 99
 _ANSWERER_SECONDS: Final = 30.0
 # The inbox handles what a round of webhooks leaves behind.
 _DRAIN_SECONDS: Final = 180.0
-_RUN_SECONDS: Final = 1_800.0
-_SETTLE_SECONDS: Final = 120.0
+_RUN_SECONDS: Final = 3_600.0
+_SETTLE_SECONDS: Final = 600.0
 _LOOK_SECONDS: Final = 0.25
 _BACKLOG: Final = """
     SELECT (EXISTS (SELECT FROM ledger.unsequenced) OR EXISTS (SELECT FROM ledger.balance_delta)

@@ -7,7 +7,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -16,11 +16,35 @@ import grpc
 from rich.console import Console
 
 from bench import machine
-from bench.contestants import UnexpectedAnswerError, contestants
-from bench.results import GROUPS, NAMES, Comparison, Result, compare, memory, table, write_json
+from bench.contestants import Contestant, UnexpectedAnswerError, contestants
+from bench.http_client import HttpError
+from bench.payouts import (
+    HOT_ORGANIZATION,
+    ORGANIZATIONS,
+    PayoutsWorld,
+    answering,
+    check_payouts_books,
+    open_payouts_world,
+    payout_run,
+    payouts_contestants,
+    settings,
+)
+from bench.results import (
+    GROUPS,
+    NAMES,
+    PAYOUT_RUN,
+    PAYOUTS_GROUPS,
+    Comparison,
+    Result,
+    compare,
+    memory,
+    names_of,
+    table,
+    write_json,
+)
 from bench.runner import Record, Runner, check_books
-from bench.world import World, open_world
-from sandbox.process import SandboxError, signals_end_the_program
+from bench.world import Suite, World, open_world
+from sandbox.process import ChildProcess, SandboxError, signals_end_the_program
 from sandbox.servers import stores
 from sandbox.stack import ROOT, Stack
 
@@ -30,6 +54,8 @@ _DEFAULT_ROUNDS: Final = 5
 _DEFAULT_SECONDS: Final = 2.0
 _MAX_ROUNDS: Final = 50
 _MAX_SECONDS: Final = 60.0
+_MAX_ORGANIZATIONS: Final = 99_999
+_MAX_CONCURRENCY: Final = 256
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,12 +63,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument("--rounds", type=int, default=_DEFAULT_ROUNDS, help="rounds of each (default 5)")
     parser.add_argument("--seconds", type=float, default=_DEFAULT_SECONDS, help="of one round (default 2)")
+    parser.add_argument(
+        "--organizations", type=int, default=10_000, help="that payout_run pays (default 10,000)"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=8, help="of payouts: organizations paid at once (default 8)"
+    )
     parser.add_argument("--json", type=Path, default=_OUT, help="where to write the results")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     if not 1 <= arguments.rounds <= _MAX_ROUNDS or not 0 < arguments.seconds <= _MAX_SECONDS:
         parser.error(f"rounds are 1 to {_MAX_ROUNDS}, seconds up to {_MAX_SECONDS:g}")
+    if not 10 <= arguments.organizations <= _MAX_ORGANIZATIONS:
+        parser.error(f"organizations are 10 to {_MAX_ORGANIZATIONS}")
+    if not 1 <= arguments.concurrency <= _MAX_CONCURRENCY:
+        parser.error(f"concurrency is 1 to {_MAX_CONCURRENCY}")
     return arguments
 
 
@@ -50,12 +86,46 @@ async def measure(
     world: World, chosen: Sequence[str], runner: Runner, conditions: dict[str, object]
 ) -> list[Result]:
     """The results of the chosen benchmarks, and the memory of the services after them."""
-    every = await contestants(world)
-    records: dict[str, Record] = {}
-    results: list[Result] = []
     charges = await world.count("SELECT count(*) FROM ledger.charge")
     events = await world.count("SELECT count(*) FROM metering.usage_event")
-    for group in GROUPS:
+    results, records = await _compare(GROUPS, await contestants(world), chosen, runner, conditions)
+    await check_books(world, records, charges, events)
+    for name in ("ledger", "metering"):
+        results.append(memory(f"{name}_memory", world.processes.peak_memory_mb(name), conditions))
+    return results
+
+
+async def measure_payouts(
+    world: PayoutsWorld,
+    arguments: argparse.Namespace,
+    runner: Runner,
+    conditions: dict[str, object],
+    say: Callable[[str], None],
+) -> list[Result]:
+    """The results of the chosen benchmarks of payouts, and the memory of payouts after them."""
+    chosen = arguments.names or NAMES
+    results: list[Result] = []
+    if set(names_of(PAYOUTS_GROUPS)) & set(chosen):
+        await world.earn([*ORGANIZATIONS, HOT_ORGANIZATION])
+        every = await payouts_contestants(world)
+        results, records = await _compare(PAYOUTS_GROUPS, every, chosen, runner, conditions)
+        await check_payouts_books(world, records)
+    if PAYOUT_RUN in chosen:
+        results += await payout_run(world, arguments.organizations, arguments.concurrency, conditions, say)
+    results.append(memory("payouts_memory", world.processes.peak_memory_mb("payouts"), conditions))
+    return results
+
+
+async def _compare(
+    groups: Sequence[Sequence[Comparison]],
+    every: Mapping[str, Contestant],
+    chosen: Sequence[str],
+    runner: Runner,
+    conditions: Mapping[str, object],
+) -> tuple[list[Result], dict[str, Record]]:
+    records: dict[str, Record] = {}
+    results: list[Result] = []
+    for group in groups:
         wanted: list[Comparison] = [one for one in group if one.name in chosen]
         if not wanted:
             continue
@@ -64,28 +134,68 @@ async def measure(
         records.update(group_records)
         load = {"load_average_after": round(os.getloadavg()[0], 2)}
         results += [compare(one, group_records, {**conditions, **load}) for one in wanted]
-    await check_books(world, records, charges, events)
-    for name in ("ledger", "metering"):
-        results.append(memory(f"{name}_memory", world.processes.peak_memory_mb(name), conditions))
-    return results
+    return results, records
 
 
 async def _run(arguments: argparse.Namespace, stack: Stack, console: Console) -> list[Result]:
     console.print("registering parties, granting credits, publishing prices")
     async with open_world(stack, stack.directory) as world:
-        fsync_ms = machine.fsync_milliseconds(stack.directory, world.processes.programs("postgres"))
-        conditions: dict[str, object] = {
-            **machine.description(),
-            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "load_average_before": round(os.getloadavg()[0], 2),
-            "fsync_ms": round(fsync_ms, 4),
-            "postgres": {name: await world.setting(name) for name in _SETTINGS},
-            "rounds": arguments.rounds,
-            "seconds_per_round": arguments.seconds,
-        }
+        conditions = await _conditions(arguments, world, stack.directory)
         console.print_json(data=conditions)
         runner = Runner(world, rounds=arguments.rounds, seconds=arguments.seconds, say=console.print)
         return await measure(world, arguments.names or NAMES, runner, conditions)
+
+
+async def _run_payouts(
+    arguments: argparse.Namespace, stack: Stack, server: ChildProcess, console: Console
+) -> list[Result]:
+    async with open_payouts_world(stack, stack.directory, server) as world:
+        conditions = await _conditions(arguments, world, stack.directory)
+        console.print_json(data=conditions)
+        runner = Runner(world, rounds=arguments.rounds, seconds=arguments.seconds, say=console.print)
+        return await measure_payouts(world, arguments, runner, conditions, console.print)
+
+
+async def _conditions(arguments: argparse.Namespace, world: Suite, folder: Path) -> dict[str, object]:
+    fsync_ms = machine.fsync_milliseconds(folder, world.processes.programs("postgres"))
+    return {
+        **machine.description(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "fsync_ms": round(fsync_ms, 4),
+        "postgres": {name: await world.setting(name) for name in _SETTINGS},
+        "rounds": arguments.rounds,
+        "seconds_per_round": arguments.seconds,
+    }
+
+
+def _measure_all(arguments: argparse.Namespace, console: Console) -> list[Result]:
+    """Each half on stores of its own, and with no other services than it needs: they would take CPU from what
+    is measured.
+    """
+    chosen = set(arguments.names or NAMES)
+    results: list[Result] = []
+    if chosen & set(names_of(GROUPS)):
+        with (
+            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
+            stores() as found,
+            Stack(Path(folder), found, services=("ledger", "metering")) as stack,
+        ):
+            results += asyncio.run(_run(arguments, stack, console))
+    if chosen & {*names_of(PAYOUTS_GROUPS), PAYOUT_RUN}:
+        with (
+            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
+            stores() as found,
+            answering(Path(folder)) as server,
+            Stack(
+                Path(folder),
+                found,
+                services=("ledger", "payouts"),
+                environment=settings(Path(folder), arguments.concurrency),
+            ) as stack,
+        ):
+            results += asyncio.run(_run_payouts(arguments, stack, server, console))
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,15 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("error: benchmarks run on stores of their own: unset DATABASE_URL and REDIS_URL")
         return 2
     try:
-        with (
-            signals_end_the_program(),
-            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
-            stores() as found,
-            # Nothing else, which would take CPU from what is measured.
-            Stack(Path(folder), found, services=("ledger", "metering")) as stack,
-        ):
-            results = asyncio.run(_run(arguments, stack, console))
-    except (SandboxError, UnexpectedAnswerError, TimeoutError, grpc.aio.AioRpcError) as error:
+        with signals_end_the_program():
+            results = _measure_all(arguments, console)
+    except (SandboxError, UnexpectedAnswerError, HttpError, EOFError, OSError, grpc.aio.AioRpcError) as error:
         console.print(f"error: {error}", markup=False)
         return 1
     console.print(table(results))

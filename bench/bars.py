@@ -10,6 +10,7 @@ class Bar:
     """Bounds on a result; None where there is none."""
 
     min_ratio: float | None = None
+    max_ratio: float | None = None
     min_value: float | None = None
     max_value: float | None = None
 
@@ -17,6 +18,7 @@ class Bar:
         """Whether a result is within all bounds. A ratio that is wanted and missing is not."""
         return (
             (self.min_ratio is None or (ratio is not None and ratio >= self.min_ratio))
+            and (self.max_ratio is None or (ratio is not None and ratio <= self.max_ratio))
             and (self.min_value is None or value >= self.min_value)
             and (self.max_value is None or value <= self.max_value)
         )
@@ -25,6 +27,8 @@ class Bar:
         bounds = []
         if self.min_ratio is not None:
             bounds.append(f"ratio ≥ {self.min_ratio:g}")
+        if self.max_ratio is not None:
+            bounds.append(f"ratio ≤ {self.max_ratio:g}")
         if self.min_value is not None:
             bounds.append(f"≥ {self.min_value:,g}")
         if self.max_value is not None:
@@ -45,6 +49,14 @@ BARS: Final[Mapping[str, Bar]] = {
     "reserve_contended": Bar(min_ratio=0.8),
     "reserve_settle": Bar(min_value=1_200),
     "lease_overhead": Bar(max_value=20),
+    "webhook_ack": Bar(min_value=1_000),
+    "webhook_ack_paced": Bar(max_value=50),
+    "payout_gate": Bar(min_ratio=0.4),
+    "payout_gate_hot": Bar(min_ratio=0.4),
+    # Bounded by its concurrency, and not by how many are paid.
+    "payout_run": Bar(max_ratio=1.25),
+    "payout_run_growth": Bar(max_value=10),
     "ledger_memory": Bar(max_value=200),
     "metering_memory": Bar(max_value=200),
+    "payouts_memory": Bar(max_value=200),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NoReturn, Self, cast
@@ -50,6 +50,8 @@ class Contestant:
     call: Callable[[int, Any], Awaitable[None]]
     posts: bool = True
     meters: bool = False
+    # Calls that are due in a second; None for as many as are answered.
+    per_second: float | None = None
 
 
 def ledger_single(world: World, name: str, *, customer_id: str = "", organization_id: str = "") -> Contestant:
@@ -100,10 +102,10 @@ async def bare_batch(world: World, name: str) -> Contestant:
     intents = world.traffic.intents()
     connections = [await world.writer() for _ in range(BATCHES_IN_FLIGHT)]
 
-    async def call(caller: int, statement: _Statement) -> None:
+    async def call(caller: int, statement: Statement) -> None:
         await connections[caller].execute(statement.text, statement.parameters)
 
-    def prepare(count: int) -> list[_Statement]:
+    def prepare(count: int) -> list[Statement]:
         return [
             _statement([intent_from_proto(one) for one in islice(intents, BATCH_SIZE)]) for _ in range(count)
         ]
@@ -242,7 +244,9 @@ async def contestants(world: World) -> dict[str, Contestant]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Statement:
+class Statement:
+    """What a service sends to PostgreSQL."""
+
     text: Any
     parameters: Any
 
@@ -250,7 +254,7 @@ class _Statement:
 class _RecordedError(Exception):
     """Carries a statement out of the ledger's own code, instead of sending it."""
 
-    def __init__(self, statement: _Statement) -> None:
+    def __init__(self, statement: Statement) -> None:
         super().__init__()
         self.statement = statement
 
@@ -262,16 +266,22 @@ class _Recorder:
         return self
 
     def execute(self, text: Any, parameters: Any) -> NoReturn:
-        raise _RecordedError(_Statement(text, parameters))
+        raise _RecordedError(Statement(text, parameters))
 
 
-def _statement(intents: Sequence[ChargeIntent]) -> _Statement:
-    connection = cast("psycopg.AsyncConnection[TupleRow]", _Recorder())
-    posting = post_charges(connection, intents, "key_bench")
+def _statement(intents: Sequence[ChargeIntent]) -> Statement:
+    return recorded(lambda connection: post_charges(connection, intents, "key_bench"))
+
+
+def recorded(
+    send: Callable[[psycopg.AsyncConnection[TupleRow]], Coroutine[Any, Any, object]],
+) -> Statement:
+    """The statement that the ledger's own code sends first, instead of sending it."""
+    sending = send(cast("psycopg.AsyncConnection[TupleRow]", _Recorder()))
     try:
-        posting.send(None)
-    except _RecordedError as recorded:
-        return recorded.statement
+        sending.send(None)
+    except _RecordedError as error:
+        return error.statement
     finally:
-        posting.close()
-    raise TypeError("post_charges sent no statement at first")
+        sending.close()
+    raise TypeError("no statement was sent at first")

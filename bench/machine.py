@@ -54,10 +54,17 @@ class Processes:
 
     def peak_memory_mb(self, name: str) -> float:
         """The most resident memory that the process had, in megabytes."""
+        return self._status_mb(name, "VmHWM")
+
+    def memory_mb(self, name: str) -> float:
+        """The resident memory that the process has now, in megabytes."""
+        return self._status_mb(name, "VmRSS")
+
+    def _status_mb(self, name: str, field: str) -> float:
         for line in (_PROC / str(self._pids[name]) / "status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024 / 1e6
-        raise ValueError(f"no peak memory of {name}")
+        raise ValueError(f"no {field} of {name}")
 
     def programs(self, name: str) -> Path:
         """The folder that the process's program is in."""

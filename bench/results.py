@@ -34,6 +34,7 @@ class Comparison:
 
 
 _LATENCY: Final = "ms"
+_TAIL: Final = "ms p99"
 _LEASE_CALLS: Final = "calls/1,000"
 
 # Those whose contestants run in turns stand together; a latency is compared in milliseconds.
@@ -59,7 +60,22 @@ GROUPS: Final[Sequence[Sequence[Comparison]]] = (
         Comparison("reserve_settle", "noop_cycle", "cycles/s"),
     ),
 )
-NAMES: Final = tuple(one.name for group in GROUPS for one in group)
+# Those of payouts, and of what the ledger does for it, which run on a suite of their own.
+PAYOUTS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
+    (Comparison("webhook_ack", "bare_webhook", "events/s"),),
+    (Comparison("webhook_ack_paced", "bare_webhook_paced", _TAIL),),
+    (Comparison("payout_gate", "bare_debit", "calls/s"),),
+    (Comparison("payout_gate_hot", "bare_debit_hot", "calls/s"),),
+)
+PAYOUT_RUN: Final = "payout_run"
+
+
+def names_of(groups: Sequence[Sequence[Comparison]]) -> tuple[str, ...]:
+    """The names of their benchmarks."""
+    return tuple(one.name for group in groups for one in group)
+
+
+NAMES: Final = (*names_of(GROUPS), *names_of(PAYOUTS_GROUPS), PAYOUT_RUN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,28 +108,28 @@ def compare(
     spread = percentiles([seconds for one in record.rounds for seconds in one.load.latencies])
     return Result(
         name=comparison.name,
-        value=_rounded(median(values)),
+        value=rounded(median(values)),
         unit=comparison.unit,
-        floor=_rounded(median(floors)) if floors else None,
-        ratio=_rounded(median_ratio(values, floors)) if floors else None,
-        p50_ms=_rounded(spread.p50),
-        p99_ms=_rounded(spread.p99),
+        floor=rounded(median(floors)) if floors else None,
+        ratio=rounded(median_ratio(values, floors)) if floors else None,
+        p50_ms=rounded(spread.p50),
+        p99_ms=rounded(spread.p99),
         conditions={
-            "p999_ms": _rounded(spread.p999),
+            "p999_ms": rounded(spread.p999),
             "floor_name": comparison.floor,
             "in_flight": record.contestant.in_flight,
             "batch_size": record.contestant.size,
             "calls": sum(len(one.load.latencies) for one in record.rounds),
-            "value_by_round": [_rounded(value) for value in values],
-            "floor_by_round": [_rounded(value) for value in floors],
+            "value_by_round": [rounded(value) for value in values],
+            "floor_by_round": [rounded(value) for value in floors],
             "cpu_us_per_operation": cpu_per_operation(record),
-            "ledger_calls_per_1000": _rounded(
+            "ledger_calls_per_1000": rounded(
                 sum(one.ledger_calls.all for one in record.rounds)
                 / sum(one.operations for one in record.rounds)
                 * 1000
             ),
             # How many of the machine's CPUs were busy with programs that have no part in this.
-            "other_cpus": _rounded(median([one.other_cpus for one in record.rounds])),
+            "other_cpus": rounded(median([one.other_cpus for one in record.rounds])),
             **conditions,
         },
     )
@@ -121,7 +137,7 @@ def compare(
 
 def memory(name: str, megabytes: float, conditions: Mapping[str, object]) -> Result:
     """The most memory that a process had."""
-    return Result(name, _rounded(megabytes), "MB", None, None, None, None, conditions)
+    return Result(name, rounded(megabytes), "MB", None, None, None, None, conditions)
 
 
 def cpu_per_operation(record: Record) -> dict[str, float]:
@@ -129,7 +145,7 @@ def cpu_per_operation(record: Record) -> dict[str, float]:
     operations = sum(one.operations for one in record.rounds)
     names = record.rounds[0].cpu.processes
     return {
-        name: _rounded(sum(one.cpu.processes[name] for one in record.rounds) / operations * 1e6)
+        name: rounded(sum(one.cpu.processes[name] for one in record.rounds) / operations * 1e6)
         for name in names
     }
 
@@ -137,12 +153,14 @@ def cpu_per_operation(record: Record) -> dict[str, float]:
 def _values(comparison: Comparison, record: Record) -> list[float]:
     if comparison.unit == _LATENCY:
         return [percentiles(one.load.latencies).p50 for one in record.rounds]
+    if comparison.unit == _TAIL:
+        return [percentiles(one.load.latencies).p99 for one in record.rounds]
     if comparison.unit == _LEASE_CALLS:
         return [one.ledger_calls.of_credits / one.operations * 1000 for one in record.rounds]
     return [one.rate for one in record.rounds]
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """To four significant digits: more would be noise."""
     return float(f"{value:.4g}")
 
@@ -167,6 +185,7 @@ def table(results: Sequence[Result]) -> Table:
         "client",
         "ledger",
         "metering",
+        "payouts",
         "postgres",
         "valkey",
     ):
@@ -192,7 +211,10 @@ def cells(result: Result) -> list[str]:
         number(result.p50_ms),
         number(result.p99_ms),
         number(p999 if isinstance(p999, float) else None),
-        *(number(cpu.get(name)) for name in ("client", "ledger", "metering", "postgres", "valkey")),
+        *(
+            number(cpu.get(name))
+            for name in ("client", "ledger", "metering", "payouts", "postgres", "valkey")
+        ),
         str(BARS.get(result.name, "")),
         result.verdict,
     ]

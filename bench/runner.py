@@ -9,7 +9,7 @@ from typing import Final
 from bench.contestants import Contestant, UnexpectedAnswerError
 from bench.load import Load, drive
 from bench.machine import CpuClock
-from bench.world import LedgerCalls, World
+from bench.world import LedgerCalls, Suite, World
 
 # Calls of a warm-up, per one in flight: enough for plans, caches and connections, and to guess the rate.
 _WARM_UP_CALLS: Final = 12
@@ -74,7 +74,7 @@ def keep_quietest(records: Sequence[Record], count: int) -> None:
 class Runner:
     """Runs contestants `rounds` times, about `seconds` each time; half as often again on a busy machine."""
 
-    def __init__(self, world: World, *, rounds: int, seconds: float, say: Callable[[str], None]) -> None:
+    def __init__(self, world: Suite, *, rounds: int, seconds: float, say: Callable[[str], None]) -> None:
         self._world = world
         self._rounds = rounds
         self._seconds = seconds
@@ -115,7 +115,13 @@ class Runner:
         requests = contestant.prepare(calls)
         calls_before = await self._world.ledger_calls()
         before = self._world.processes.cpu()
-        load = await drive(contestant.call, requests, contestant.in_flight, self._seconds * _PATIENCE)
+        load = await drive(
+            contestant.call,
+            requests,
+            contestant.in_flight,
+            self._seconds * _PATIENCE,
+            per_second=contestant.per_second,
+        )
         # What the work leaves to the background belongs to its CPU, and not to the next one's time.
         await self._world.drained()
         cpu = self._world.processes.cpu().since(before)

@@ -75,36 +75,36 @@ class LedgerCalls(NamedTuple):
 
 
 @dataclass(frozen=True)
-class World:
-    """The callers' view of a suite that runs: both services, both no-op services, and the database."""
+class Suite:
+    """What any suite that runs is asked between turns: its processes, and its database.
 
-    ledger: LedgerServiceAsyncStub
-    metering: MeteringServiceAsyncStub
-    noop_ledger: LedgerServiceAsyncStub
-    noop_metering: MeteringServiceAsyncStub
-    traffic: Traffic
+    `backlog` is a query that answers 0 once nothing is left to be done in the background.
+    """
+
     processes: Processes
     database_url: str
-    _ledger_metrics: str
-    _admin: psycopg.AsyncConnection[TupleRow]
+    backlog: str
+    drain_seconds: float
+    ledger_metrics: str
+    admin: psycopg.AsyncConnection[TupleRow]
 
     async def drained(self) -> None:
-        """Wait until folder, sequencer and confirmations have caught up, so that no side works off what the
-        other left. Raises TimeoutError if they do not.
+        """Wait until the background has caught up, so that no side works off what the other left. Raises
+        TimeoutError if it does not.
         """
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            while await self.count(_BACKLOG):  # noqa: ASYNC110 - other processes work it off
+        async with asyncio.timeout(self.drain_seconds):
+            while await self.count(self.backlog):  # noqa: ASYNC110 - other processes work it off
                 await asyncio.sleep(0.05)
 
     async def count(self, query: str) -> int:
         """The one number that a query answers, as the superuser sees it."""
-        async with self._admin.cursor(row_factory=scalar_row) as cursor:
+        async with self.admin.cursor(row_factory=scalar_row) as cursor:
             await cursor.execute(query.encode())
             return int(await cursor.fetchone() or 0)
 
     async def ledger_calls(self) -> LedgerCalls:
         """How many calls the ledger has served so far, by its metrics."""
-        page = await asyncio.to_thread(_read, f"http://{self._ledger_metrics}/metrics")
+        page = await asyncio.to_thread(_read, f"http://{self.ledger_metrics}/metrics")
         samples = [
             sample
             for family in text_string_to_metric_families(page)
@@ -118,7 +118,7 @@ class World:
 
     async def setting(self, name: str) -> str:
         """A setting of PostgreSQL."""
-        async with self._admin.cursor(row_factory=scalar_row) as cursor:
+        async with self.admin.cursor(row_factory=scalar_row) as cursor:
             await cursor.execute("SELECT current_setting(%s)", [name])
             return str(await cursor.fetchone())
 
@@ -126,6 +126,17 @@ class World:
         """A bare connection with the ledger's own rights and settings; each statement is a transaction."""
         parameters = connection_parameters(self.database_url, role="ledger_writer", schema="ledger")
         return await psycopg.AsyncConnection.connect(**parameters, autocommit=True, prepare_threshold=0)
+
+
+@dataclass(frozen=True)
+class World(Suite):
+    """The callers' view of ledger and metering: both services, and both no-op services."""
+
+    ledger: LedgerServiceAsyncStub
+    metering: MeteringServiceAsyncStub
+    noop_ledger: LedgerServiceAsyncStub
+    noop_metering: MeteringServiceAsyncStub
+    traffic: Traffic
 
 
 @asynccontextmanager
@@ -166,8 +177,11 @@ async def open_world(stack: Stack, folder: Path) -> AsyncIterator[World]:
             traffic=traffic,
             processes=_processes(stack, noop_server, admin),
             database_url=stack.endpoints.database_url,
-            _ledger_metrics=stack.endpoints.ledger_metrics,
-            _admin=admin,
+            # Of folder, sequencer and confirmations.
+            backlog=_BACKLOG,
+            drain_seconds=_DRAIN_SECONDS,
+            ledger_metrics=stack.endpoints.ledger_metrics,
+            admin=admin,
         )
 
 
@@ -217,7 +231,7 @@ def _start_noop(folder: Path) -> ChildProcess:
 async def _register(directory: DirectoryServiceAsyncStub, ledger: LedgerServiceAsyncStub) -> None:
     organizations = (*ORGANIZATIONS, HOT_ORGANIZATION)
     customers = (*CUSTOMERS, HOT_CUSTOMER)
-    await _all(
+    await make_calls(
         directory.CreateOrganization(
             directory_service_pb2.CreateOrganizationRequest(
                 organization_id=one, display_name=one, platform_fee_bps=1500, processing_fee_bps=290
@@ -225,7 +239,7 @@ async def _register(directory: DirectoryServiceAsyncStub, ledger: LedgerServiceA
         )
         for one in organizations
     )
-    await _all(
+    await make_calls(
         directory.CreateAgent(
             directory_service_pb2.CreateAgentRequest(
                 agent_id=agent_of(one), organization_id=one, display_name=one
@@ -233,11 +247,11 @@ async def _register(directory: DirectoryServiceAsyncStub, ledger: LedgerServiceA
         )
         for one in organizations
     )
-    await _all(
+    await make_calls(
         directory.CreateCustomer(directory_service_pb2.CreateCustomerRequest(customer_id=one))
         for one in customers
     )
-    await _all(
+    await make_calls(
         ledger.GrantCredits(
             ledger_service_pb2.GrantCreditsRequest(
                 customer_id=one,
@@ -317,10 +331,10 @@ async def _open_leases(metering: MeteringServiceAsyncStub, traffic: Traffic) -> 
         for customer_id in (*RESERVING_CUSTOMERS, HOT_CUSTOMER)
         for request in islice(traffic.attempts(customer_id=customer_id), 1)
     ]
-    await _all(metering.Authorize(request) for request in attempts)
+    await make_calls(metering.Authorize(request) for request in attempts)
 
 
-async def _all(calls: Iterable[Awaitable[object]]) -> None:
+async def make_calls(calls: Iterable[Awaitable[object]]) -> None:
     """Make every call, a few at a time: taking one from `calls` is what starts it."""
     left = iter(calls)
     while batch := list(islice(left, _CALLS_IN_FLIGHT)):

@@ -8,7 +8,7 @@ from prometheus_client import Counter
 from services.kit.clock import Clock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
-from services.payouts.domain.event import Handlers, ProcessorEvent, arrived, parse_event
+from services.payouts.domain.event import EventState, Handlers, ProcessorEvent, arrived, parse_event
 from services.payouts.store import events
 
 _RECEIVED: Final = Counter("tallystick_events_received", "New events of the payment processor.", ["source"])
@@ -26,7 +26,7 @@ class Intake:
         clock: Clock,
         wake: Callable[[], None],
     ) -> None:
-        """`wake` is told when there are new events."""
+        """`wake` is told when there are new events to handle."""
         self._writer = writer
         self._handlers = handlers
         self._livemode = livemode
@@ -62,6 +62,7 @@ class Intake:
         # Repeated after a lost connection: what was stored by then is there already.
         new_count = await retry_transaction(attempt, idempotent=True)
         _RECEIVED.labels(source).inc(new_count)
-        if new_count:
+        # Of what is ignored there is nothing to handle, and a look for it costs more than to store it.
+        if new_count and any(event.state is EventState.PENDING for event in found):
             self._wake()
         return new_count

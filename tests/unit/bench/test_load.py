@@ -51,3 +51,22 @@ async def test_a_call_that_fails_ends_the_loop() -> None:
 
     with pytest.raises(ConnectionError):
         await drive(call, range(9), 3, limit_seconds=60)
+
+
+async def test_requests_that_are_due_at_a_time_wait_for_it() -> None:
+    async def call(_caller: int, _request: int) -> None:
+        await asyncio.sleep(0)
+
+    load = await drive(call, range(20), 4, limit_seconds=60, per_second=200)
+    assert len(load.latencies) == 20
+    # The last is due after 19 intervals.
+    assert load.seconds >= 19 / 200
+
+
+async def test_a_request_that_finds_every_caller_busy_takes_from_when_it_was_due() -> None:
+    async def call(_caller: int, _request: int) -> None:
+        await asyncio.sleep(0.02)
+
+    load = await drive(call, range(5), 1, limit_seconds=60, per_second=1000)
+    # The fifth is due after 4 ms, and answered after 100.
+    assert max(load.latencies) >= 0.09

@@ -66,6 +66,12 @@ def test_a_comparison_in_milliseconds_compares_median_latencies() -> None:
     assert (result.value, result.floor, result.ratio) == (8.0, 2.0, 4.0)
 
 
+def test_a_comparison_of_the_slowest_is_of_each_round_s_own() -> None:
+    records = {"slow": record("slow", [10, 10], 0.03), "fast": record("fast", [10, 10], 0.01)}
+    result = compare(Comparison("slow", "fast", "ms p99"), records, {})
+    assert (result.value, result.floor, result.ratio) == (30.0, 10.0, 3.0)
+
+
 def test_a_comparison_may_have_a_name_of_its_own_and_no_floor() -> None:
     reserve = record("reserve", [1000, 2000], 0.01)
     reserve.rounds = [
@@ -97,7 +103,7 @@ def test_the_json_is_a_list_of_results(tmp_path: Path) -> None:
 
 def test_a_row_shows_each_figure_and_leaves_out_what_there_is_not() -> None:
     result = Result("noop", 1234.0, "calls/s", None, None, 0.5, 12.345, {})
-    assert cells(result) == ["noop", "1,234", "calls/s", "", "", "0.5", "12.3", *[""] * 8]
+    assert cells(result) == ["noop", "1,234", "calls/s", "", "", "0.5", "12.3", *[""] * 9]
     assert cells(RESULT)[-2:] == ["ratio ≥ 0.6, ≥ 12,000", "SHORT"]
 
 

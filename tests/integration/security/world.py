@@ -255,7 +255,12 @@ class World:
             ).fetchall()
             return rows == [(0,)]
 
-        await eventually(nothing_waits)
+        try:
+            await eventually(nothing_waits)
+        except TimeoutError:
+            deltas = self.rows("SELECT * FROM ledger.balance_delta LIMIT 3")
+            charges = self.rows("SELECT * FROM metering.pending_charge LIMIT 3")
+            raise AssertionError(f"not at rest: deltas {deltas}, charges {charges}") from None
 
 
 @dataclass(frozen=True)

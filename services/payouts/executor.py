@@ -272,7 +272,7 @@ class Executor:
     async def _wind_up(self, payout: Payout) -> Payout:
         """Post what came back already, then send the rest to the bank."""
         await self._post_unposted(payout)
-        if payout.reversed_micros == payout.money.amount_micros:
+        if not rules.left_for_bank(payout).amount_micros:
             step = Step(WORKER, "worker", "all of it came back")
             return await self._save(payout, rules.nothing_for_bank(payout, step))
         if payout.bank_call is None:

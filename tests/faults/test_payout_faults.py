@@ -647,6 +647,33 @@ async def test_fault_28_currencies_keep_their_remainder_and_are_not_blown_up(
     await prove(world)
 
 
+async def test_what_is_left_after_a_reversal_goes_to_the_bank_in_whole_units(world: World) -> None:
+    world.payouts.stripe.control.fund(1_000_000, "huf")
+    await world.organization("org_lark")
+    await world.earn_micros("org_lark", 1_000 * USD, "HUF")
+    bank = {"object": "bank_account", "country": "HU", "currency": "huf", "account_number": "000123456789"}
+    given = {f"external_account[{name}]": value for name, value in bank.items()}
+    call_stripe(world, "POST", f"/v1/accounts/{account_of(world)}/external_accounts", **given)
+    world.payouts.stripe.control.fault("refused", "payouts.create", code="no_account")
+    payout = (await world.request_micros("org_lark", 1_000 * USD, "HUF")).payout
+    refused = await world.until(
+        payout.payout_id, lambda found: found.bank_status == payout_pb2.BANK_STATUS_FAILED
+    )
+    # 50.45 HUF.
+    await command(world, "transfer reverse", transfer=refused.payout.transfer_id, amount=5_045)
+    await settled(world)
+    await world.payouts.operator.payouts.RetryBankPayout(
+        payout_service_pb2.RetryBankPayoutRequest(payout_id=payout.payout_id)
+    )
+    again = await world.until(
+        payout.payout_id, lambda found: found.bank_status != payout_pb2.BANK_STATUS_WAITING
+    )
+    assert again.payout.bank_status == payout_pb2.BANK_STATUS_PENDING
+    sent_again = call_stripe(world, "GET", f"/v1/payouts/{again.payout.bank_payout_id}", account_of(world))
+    assert sent_again["amount"] == 94_900
+    await prove(world)
+
+
 async def test_fault_29_a_revoked_key_alerts_and_keeps_the_money(world: World) -> None:
     await world.organization("org_lark", 100)
     world.payouts.stripe.control.fault("unauthorized", "transfers.create", count=1)

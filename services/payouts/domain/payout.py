@@ -342,15 +342,19 @@ def at_bank(payout: Payout, bank: BankPayout, step: Step) -> Change | None:
     # It is to be sent again: late news of the attempt before must not end that.
     if payout.bank_call is None:
         return None
+    # What the ledger is to be told, of the end or of what came back, is not forgotten over news from the
+    # bank. If that stood still, it is told at once, since the news lifts the hold.
+    untold = payout.owed is not None or payout.reversed_micros > 0
+    next_attempt_time = payout.next_attempt_time
+    if next_attempt_time is None and payout.hold is not None:
+        next_attempt_time = payout.update_time
     after = _free(
         payout,
         bank_status=bank.status,
         bank_payout_id=bank.bank_payout_id,
         bank_failure_code=bank.failure_code,
         bank_arrival_time=bank.arrival_time,
-        # What the ledger is to be told, of the end or of what came back, is not forgotten over news from the
-        # bank.
-        next_attempt_time=payout.next_attempt_time if payout.owed or payout.reversed_micros else None,
+        next_attempt_time=next_attempt_time if untold else None,
     )
     if after == payout:
         return None

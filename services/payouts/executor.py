@@ -177,7 +177,9 @@ class Executor:
                 payout, rules.again_later(payout, error.code or "throttled", self._clock.now() + error.pause)
             )
         except KeyRefused as error:
-            return await self._later(payout, error.message, Hold.KEY_REFUSED)
+            # Of an account that is gone Stripe says so, too: no other key helps.
+            hold = Hold.ACCOUNT_NOT_READY if error.is_account_gone else Hold.KEY_REFUSED
+            return await self._later(payout, error.message, hold)
         except KeyConflict as error:
             return await self._save(payout, rules.held_for_decision(payout, Hold.KEY_CONFLICT, error.message))
         except InDoubt as error:
@@ -272,7 +274,7 @@ class Executor:
     async def _wind_up(self, payout: Payout) -> Payout:
         """Post what came back already, then send the rest to the bank."""
         await self._post_unposted(payout)
-        if payout.reversed_micros == payout.money.amount_micros:
+        if not rules.left_for_bank(payout).amount_micros:
             step = Step(WORKER, "worker", "all of it came back")
             return await self._save(payout, rules.nothing_for_bank(payout, step))
         if payout.bank_call is None:

@@ -1,5 +1,6 @@
 """Customers at the payment processor: made once each, whatever is interrupted."""
 
+from http import HTTPStatus
 from typing import Final
 
 from services.kit import ids
@@ -8,7 +9,7 @@ from services.kit.db import Database
 from services.kit.tenancy import PLATFORM, scope
 from services.payouts.domain.payer import MAX_METHODS, PaymentMethod, too_many_methods
 from services.payouts.processor.customers import Customers
-from services.payouts.processor.errors import Refused
+from services.payouts.processor.errors import InDoubt, Refused
 from services.payouts.store import payers
 
 _ROUNDS: Final = 2
@@ -33,7 +34,19 @@ class Payers:
                 return payer.stripe_customer_id
             found: str | None
             if payer.may_repeat_call(now):
-                found = await self._customers.create(customer_id, payer.key)
+                try:
+                    found = await self._customers.create(customer_id, payer.key)
+                except InDoubt as error:
+                    if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                        raise
+                    # Made or not, the key may answer so for a day: what was made is adopted, or else the next
+                    # call has another key.
+                    found = await self._customers.find(customer_id, payer.create_time)
+                    if found is None:
+                        async with self._writer.begin() as connection:
+                            await scope(connection, PLATFORM)
+                            await payers.begin_again(connection, payer, now)
+                        raise
             else:
                 # The key may be forgotten: what was made is adopted; only if nothing was, it is made anew.
                 found = await self._customers.find(customer_id, payer.create_time)

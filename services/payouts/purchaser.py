@@ -209,15 +209,7 @@ class Purchaser:
         return await self._save(purchase, rules.granted(purchase, transaction_id, self._clock.now()))
 
     async def _look(self, purchase: Purchase) -> Purchase:
-        """Ask for refunds that are wanted, then read all that has moved money of the purchase."""
-        async with self._writer.begin() as connection:
-            await scope(connection, PLATFORM)
-            wanted = await purchases.list_pending_refunds(connection, purchase.purchase_id)
-        for request in wanted:
-            ended = await self._refund(purchase, request)
-            async with self._writer.begin() as connection:
-                await scope(connection, PLATFORM)
-                await purchases.end_refund(connection, ended)
+        """Read all that has moved money of the purchase."""
         found = await self._payments.movements(_payment_of(purchase))
         if found.dead_refunds:
             async with self._writer.begin() as connection:
@@ -240,7 +232,10 @@ class Purchaser:
         return dataclasses.replace(request, state=RefundState.MADE, refund_id=made)
 
     async def _post(self, purchase: Purchase) -> Purchase:
-        """Tell the ledger what it has not heard of."""
+        """Tell the ledger what it has not heard of, and then ask for refunds that are wanted.
+
+        In this order: the answer to a refund may be a day in coming, since its key may have kept a 500.
+        """
         async with self._writer.begin() as connection:
             await scope(connection, PLATFORM)
             fees = await purchases.list_unposted_fees(connection, purchase.purchase_id)
@@ -255,6 +250,16 @@ class Purchaser:
         # Each with its end before the next begins: what came again may go back again.
         for reversal in reversals:
             await self._post_reversal(purchase, reversal)
+        async with self._writer.begin() as connection:
+            await scope(connection, PLATFORM)
+            wanted = await purchases.list_pending_refunds(connection, purchase.purchase_id)
+        for request in wanted:
+            ended, now = await self._refund(purchase, request), self._clock.now()
+            async with self._writer.begin() as connection:
+                await scope(connection, PLATFORM)
+                await purchases.end_refund(connection, ended, now)
+        if wanted:
+            return await self._read(purchase)
         return await self._save(purchase, rules.told(purchase, self._clock.now()))
 
     async def _post_reversal(self, purchase: Purchase, reversal: Reversal) -> None:

@@ -51,8 +51,15 @@ class Scheduler:
         async with self._writer.begin() as connection:
             await scope(connection, PLATFORM)
             due = await schedules.list_due(connection, self._clock.now(), _BATCH)
+        failure: Exception | None = None
         for schedule in due:
-            await self._run(schedule)
+            try:
+                await self.run(schedule)
+            except Exception as error:  # noqa: BLE001 - raised below; one must not hold up those behind it
+                _log.warning("schedule.failed", organization_id=schedule.organization_id)
+                failure = failure or error
+        if failure is not None:
+            raise failure
         return more or len(due) == _BATCH
 
     async def payable(self, schedule: Schedule, run: Run) -> dict[str, int]:
@@ -80,7 +87,8 @@ class Scheduler:
             _log.info("schedules.added", count=len(without), at=now.isoformat())
         return len(without) == _BATCH
 
-    async def _run(self, schedule: Schedule) -> None:
+    async def run(self, schedule: Schedule) -> None:
+        """Request what a schedule pays if it is due."""
         now = self._clock.now()
         run, following = latest_run(schedule, now), next_run(schedule, now)
         if run is None or following is None:

@@ -11,6 +11,8 @@ from prometheus_client import REGISTRY
 
 from sandbox.process import SandboxError
 from sandbox.stripe.server import StripeStandIn
+from services.kit.errors import FailedPrecondition
+from services.payouts.rpc.ledger import Ledger
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
 from tallystick.payouts.v1 import reconciliation_service_pb2 as pb
@@ -522,6 +524,27 @@ async def test_fault_23_two_parts_come_back_and_never_more_than_left(world: Worl
     assert world.payouts.query("SELECT DISTINCT posted FROM payouts.payout_reversal") == [(True,)]
 
 
+async def test_what_came_back_and_the_ledger_refused_is_not_forgotten_over_news_of_the_bank(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payout = await paid_out(world)
+    await let_it_owe(world)
+
+    async def refusing(self: Ledger, *arguments: object) -> None:
+        raise FailedPrecondition("a ledger that is older than this", reason="NOT_YET", metadata={})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "reverse_payout", refusing)
+        await command(world, "transfer reverse", transfer=payout.transfer_id, amount=1500)
+        await world.until(payout.payout_id, lambda found: found.hold == payout_pb2.PAYOUT_HOLD_UNRESOLVED)
+    await command(world, "payout submit", payout=payout.bank_payout_id)
+    await command(world, "payout arrive", payout=payout.bank_payout_id)
+    await settled(world)
+    await world.until_available("org_lark", 75 * USD)
+    assert not (await world.get(payout.payout_id)).payout.hold
+    await prove(world)
+
+
 async def test_fault_24_a_reversal_is_refused_and_the_debt_stays_noted(world: World) -> None:
     """The customer's money went back after what it earned had been paid out, and the account has spent it."""
     await world.organization("org_lark")
@@ -644,6 +667,50 @@ async def test_fault_28_currencies_keep_their_remainder_and_are_not_blown_up(
     await world.until_state(payout.payout_id, COMPLETED)
     assert [one["amount"] for one in transfers(world)] == [asked]
     assert await world.available("org_lark", currency) == (earned - asked) * micros
+    await prove(world)
+
+
+async def test_what_is_left_after_a_reversal_goes_to_the_bank_in_whole_units(world: World) -> None:
+    world.payouts.stripe.control.fund(1_000_000, "huf")
+    await world.organization("org_lark")
+    await world.earn_micros("org_lark", 1_000 * USD, "HUF")
+    bank = {"object": "bank_account", "country": "HU", "currency": "huf", "account_number": "000123456789"}
+    given = {f"external_account[{name}]": value for name, value in bank.items()}
+    call_stripe(world, "POST", f"/v1/accounts/{account_of(world)}/external_accounts", **given)
+    world.payouts.stripe.control.fault("refused", "payouts.create", code="no_account")
+    payout = (await world.request_micros("org_lark", 1_000 * USD, "HUF")).payout
+    refused = await world.until(
+        payout.payout_id, lambda found: found.bank_status == payout_pb2.BANK_STATUS_FAILED
+    )
+    # 50.45 HUF.
+    await command(world, "transfer reverse", transfer=refused.payout.transfer_id, amount=5_045)
+    await settled(world)
+    await world.payouts.operator.payouts.RetryBankPayout(
+        payout_service_pb2.RetryBankPayoutRequest(payout_id=payout.payout_id)
+    )
+    again = await world.until(
+        payout.payout_id, lambda found: found.bank_status != payout_pb2.BANK_STATUS_WAITING
+    )
+    assert again.payout.bank_status == payout_pb2.BANK_STATUS_PENDING
+    sent_again = call_stripe(world, "GET", f"/v1/payouts/{again.payout.bank_payout_id}", account_of(world))
+    assert sent_again["amount"] == 94_900
+    await prove(world)
+
+
+async def test_an_account_that_left_before_its_bank_was_paid_is_no_fault_of_our_key(world: World) -> None:
+    await world.organization("org_lark", 100)
+    world.payouts.stripe.control.fault("cut", "payouts.create", count=1000)
+    payout = (await world.request("org_lark", 40)).payout
+    await world.until_state(payout.payout_id, COMPLETED)
+
+    async def asked() -> bool:
+        return bool(world.payouts.query("SELECT FROM payouts.payout WHERE attempt_count > 0"))
+
+    await eventually(asked)
+    await command(world, "account deauthorize", account=account_of(world))
+    world.payouts.stripe.control.run("faults clear")
+    held = await world.until(payout.payout_id, lambda found: bool(found.hold))
+    assert held.payout.hold == payout_pb2.PAYOUT_HOLD_ACCOUNT_NOT_READY
     await prove(world)
 
 

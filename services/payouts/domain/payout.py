@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from services.kit.errors import FailedPrecondition
 from services.kit.money import Money
-from services.payouts.domain.units import to_minor
+from services.payouts.domain.units import Operation, round_down, to_minor
 
 # An idempotency key is forgotten after 24 hours at the earliest; then the same call would pay again. An hour
 # is for clocks that differ, and for a call that is under way when the time comes.
@@ -294,9 +294,18 @@ def held_for_decision(payout: Payout, hold: Hold, error: str) -> Change:
     return Change(after, Step(WORKER, "worker", f"held: {hold}: {error}"))
 
 
+def left_for_bank(payout: Payout) -> Money:
+    """What has not come back, in units that banks take: what is left after a part came back may be in others.
+    The rest stays on the connected account.
+    """
+    currency = payout.money.currency_code
+    left = payout.money.amount_micros - payout.reversed_micros
+    return Money(currency, round_down(left, currency, Operation.PAYOUT))
+
+
 def sending_to_bank(payout: Payout, now: datetime) -> Change:
     """The bank payout will be asked for with exactly this body and key."""
-    amount = Money(payout.money.currency_code, payout.money.amount_micros - payout.reversed_micros)
+    amount = left_for_bank(payout)
     number = payout.bank_number + 1
     body = {
         "amount": to_minor(amount),
@@ -308,7 +317,7 @@ def sending_to_bank(payout: Payout, now: datetime) -> Change:
 
 
 def nothing_for_bank(payout: Payout, step: Step) -> Change:
-    """All of it came back before it was sent to the bank."""
+    """What banks take came back before it was sent to one."""
     return Change(_free(payout, bank_status=BankStatus.CANCELED), step)
 
 
@@ -333,15 +342,19 @@ def at_bank(payout: Payout, bank: BankPayout, step: Step) -> Change | None:
     # It is to be sent again: late news of the attempt before must not end that.
     if payout.bank_call is None:
         return None
+    # What the ledger is to be told, of the end or of what came back, is not forgotten over news from the
+    # bank. If that stood still, it is told at once, since the news lifts the hold.
+    untold = payout.owed is not None or payout.reversed_micros > 0
+    next_attempt_time = payout.next_attempt_time
+    if next_attempt_time is None and payout.hold is not None:
+        next_attempt_time = payout.update_time
     after = _free(
         payout,
         bank_status=bank.status,
         bank_payout_id=bank.bank_payout_id,
         bank_failure_code=bank.failure_code,
         bank_arrival_time=bank.arrival_time,
-        # What the ledger is to be told, of the end or of what came back, is not forgotten over news from the
-        # bank.
-        next_attempt_time=payout.next_attempt_time if payout.owed or payout.reversed_micros else None,
+        next_attempt_time=next_attempt_time if untold else None,
     )
     if after == payout:
         return None

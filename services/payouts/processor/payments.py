@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import stripe
 
+from services.kit import ids
 from services.kit.clock import Clock
 from services.kit.money import Money
 from services.payouts.domain.payout import Call
@@ -59,8 +60,9 @@ class Payments:
             "payment_intents.cancel",
             self._intents.cancel_async,
             payment_intent_id,
-            # Cancelling twice is as good as once, so one key per payment will do.
-            key=f"tallystick-cancel-{payment_intent_id}",
+            # Cancelling twice is as good as once, so a new key each time will do: one that has kept an error
+            # would answer so for a day.
+            key=ids.new_id("cancel"),
         )
         return _intent(cancelled)
 

@@ -58,6 +58,8 @@ class ScheduleService(schedule_service_pb2_grpc.ScheduleServiceServicer):
         )
         # An operator's slip would make a row that nobody ever finds.
         await self._ledger.get_organization(organization_id)
+        # What is due already is paid as was set before.
+        await self._scheduler.run(await self._find(organization_id))
         now = self._clock.now()
         schedule = replace(_from_proto(request.schedule), update_time=now)
         run = next_run(schedule, now)

@@ -193,8 +193,17 @@ async def sum_refunds_under_way(connection: AsyncConnection, purchase_id: str) -
     return int(under_way or 0)
 
 
-async def end_refund(connection: AsyncConnection, ended: RefundRequest) -> None:
-    """Write what became of a refund, unless that is known."""
+async def end_refund(connection: AsyncConnection, ended: RefundRequest, now: datetime) -> None:
+    """Write what became of a refund, unless that is known, and have its purchase looked at.
+
+    Raises the purchase's version: who has read it before, and so seen nothing to do, reads it again.
+    """
+    # The purchase first, as who writes a refund down does.
+    await connection.execute(
+        update(purchase)
+        .where(purchase.c.purchase_id == ended.purchase_id)
+        .values(look=True, next_attempt_time=now, version=purchase.c.version + 1)
+    )
     await connection.execute(
         update(refund_request)
         .where(

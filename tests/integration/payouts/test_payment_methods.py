@@ -3,6 +3,8 @@
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from sandbox.stripe.server import StripeStandIn
 from tallystick.payouts.v1 import payment_service_pb2 as pb
 from tallystick.payouts.v1 import purchase_pb2
@@ -105,6 +107,19 @@ async def test_a_customer_that_was_never_made_is_made_after_a_day(
     stripe.control.fault("cut", "customers.create")
     await refusal(buyers.add_card("pm_card_visa", "cus_bob"))
     await buyers.payouts.advance(timedelta(hours=25))
+    await buyers.add_card("pm_card_visa", "cus_bob")
+    made = buyers.stripe("GET", "/v1/customers", limit=100)["data"]
+    assert len([one for one in made if one["metadata"] == {"customer_id": "cus_bob"}]) == 1
+
+
+@pytest.mark.parametrize("effect", [True, False])
+async def test_a_server_error_that_its_key_keeps_does_not_block_a_customer_for_a_day(
+    buyers: Buyers, stripe: StripeStandIn, effect: bool
+) -> None:
+    await buyers.customer("cus_bob", card="")
+    stripe.control.fault("server_error", "customers.create", effect=effect)
+    if not effect:
+        assert (await refusal(buyers.add_card("pm_card_visa", "cus_bob"))).reason == "DEPENDENCY_UNAVAILABLE"
     await buyers.add_card("pm_card_visa", "cus_bob")
     made = buyers.stripe("GET", "/v1/customers", limit=100)["data"]
     assert len([one for one in made if one["metadata"] == {"customer_id": "cus_bob"}]) == 1

@@ -205,6 +205,19 @@ async def test_a_cancelled_purchase_is_never_paid(buyers: Buyers) -> None:
     await buyers.check()
 
 
+@pytest.mark.parametrize("effect", [True, False])
+async def test_a_server_error_does_not_keep_a_purchase_from_being_cancelled(
+    buyers: Buyers, stripe: StripeStandIn, effect: bool
+) -> None:
+    card = await buyers.add_card("pm_card_authenticationRequired")
+    asked = (await buyers.buy(20, method=card)).purchase
+    # Its key keeps the 500 for a day.
+    stripe.control.fault("server_error", "payment_intents.cancel", effect=effect)
+    await _cancel(buyers, asked.purchase_id)
+    await buyers.until(asked.purchase_id, lambda found: found.state == CANCELLED)
+    await buyers.check()
+
+
 async def test_what_is_paid_cannot_be_cancelled(buyers: Buyers) -> None:
     paid = (await buyers.buy(20)).purchase
     refused = await refusal(_cancel(buyers, paid.purchase_id))

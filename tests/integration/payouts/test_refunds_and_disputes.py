@@ -56,6 +56,29 @@ async def test_a_refund_in_doubt_is_made_once(buyers: Buyers, stripe: StripeStan
     await buyers.check()
 
 
+@pytest.mark.parametrize("effect", [True, False])
+async def test_a_refund_in_doubt_does_not_hold_up_what_else_happened(
+    buyers: Buyers, stripe: StripeStandIn, effect: bool
+) -> None:
+    bought = (await buyers.buy(20)).purchase
+    # Its key keeps the 500 for a day.
+    stripe.control.fault("server_error", "refunds.create", effect=effect)
+    await buyers.refund(bought.purchase_id, 5)
+    _dispute(buyers, bought)
+    await buyers.hear()
+    found = await buyers.until(bought.purchase_id, lambda found: found.disputed.amount_micros > 0)
+    assert (found.refunded.amount_micros, found.disputed.amount_micros) == (
+        (5 * USD, 15 * USD) if effect else (0, 20 * USD)
+    )
+
+    async def posted() -> bool:
+        return await buyers.available() == 0
+
+    await eventually(posted)
+    assert (await buyers.balance()).frozen
+    await buyers.check()
+
+
 @pytest.mark.parametrize(("fault", "units"), [("lost_answer", 5), ("cut", 0)])
 async def test_after_a_day_a_refund_is_found_and_never_made_again(
     still_buyers: Buyers, stripe: StripeStandIn, fault: str, units: int
@@ -222,7 +245,7 @@ async def test_refunds_and_disputes_heard_of_in_any_order(
 
 
 @pytest.mark.parametrize("after_commit", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", [1, 2, 3])
 async def test_a_process_that_is_killed_while_it_refunds(
     database_url: str,
     ledger: LedgerServer,

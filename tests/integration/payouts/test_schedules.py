@@ -9,6 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sandbox.stripe.server import StripeStandIn
+from services.kit.errors import Unavailable
+from services.payouts.domain.schedule import Run, Schedule
+from services.payouts.scheduler import Scheduler
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import directory_service_pb2
 from tallystick.payouts.v1 import payout_pb2, payout_schedule_pb2, payout_service_pb2, schedule_service_pb2
@@ -240,3 +243,40 @@ async def test_a_frozen_organization_stops_before_money_moves(still_world: World
         clock.advance(timedelta(minutes=10))
         await world.until_state(payout.payout_id, COMPLETED)
         await prove(world)
+
+
+async def test_a_schedule_that_cannot_run_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payable = Scheduler.payable
+
+    async def failing(self: Scheduler, schedule: Schedule, run: Run) -> dict[str, int]:
+        if schedule.organization_id == "org_first":
+            raise Unavailable("the ledger does not answer for this one")
+        return await payable(self, schedule, run)
+
+    await world.organization("org_first", 100)
+    await world.organization("org_lark", 100)
+    monkeypatch.setattr(Scheduler, "payable", failing)
+    await world.payouts.advance(TWO_WEEKS)
+    await until_paid(world, "org_lark", 1)
+    monkeypatch.undo()
+    await until_paid(world, "org_first", 1)
+    await prove(world)
+
+
+async def test_to_set_a_schedule_loses_no_run_that_is_due(still_world: World) -> None:
+    world = still_world
+    await world.organization("org_lark", 100)
+    await set_schedule(world, "org_lark", "WEEKLY")
+    # Nobody looks at schedules meanwhile.
+    await world.payouts.advance(TWO_WEEKS)
+    await set_schedule(world, "org_lark", "MONTHLY")
+    async with running_payouts(
+        world.payouts.database_url,
+        world.payouts.ledger,
+        world.payouts.stripe,
+        clock=world.payouts.clock,
+        schedule_interval=SOON,
+    ) as again:
+        await until_paid(world.reopened(again), "org_lark", 1)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import grpc
 import psycopg
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,12 @@ from scripts.grpc_health import serving
 ServiceName = Literal["ledger", "metering", "payouts"]
 # Callees first. They stop in the opposite order, so that nobody calls a service that has left.
 SERVICES: tuple[ServiceName, ...] = ("ledger", "metering", "payouts")
+# Calls that only a caller who is known gets an answer to, by who asks the ledger who that is.
+_FIRST_CALLS: Mapping[ServiceName, str] = {
+    "metering": "/tallystick.metering.v1.PricingService/ListPriceBooks",
+    "payouts": "/tallystick.payouts.v1.PayoutService/ListPayouts",
+}
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 ROOT = Path(__file__).resolve().parent.parent
 
 START_TIMEOUT_SECONDS = 60.0
@@ -215,6 +222,9 @@ class Stack:
                 process.start()
             for name in self._services:
                 self._wait_until_healthy(name)
+            for name in self._services:
+                if name in _FIRST_CALLS:
+                    self._wait_until_it_knows_its_callers(name)
         except BaseException:
             self.stop()
             raise
@@ -323,6 +333,21 @@ class Stack:
     def _wait_until_healthy(self, name: ServiceName) -> None:
         address = getattr(self.endpoints, name)
         self._processes[name].wait_until(lambda: serving(address), timeout=START_TIMEOUT_SECONDS)
+
+    def _wait_until_it_knows_its_callers(self, name: ServiceName) -> None:
+        """It was started beside the ledger, which knows all keys: until it has found it, it refuses all."""
+        metadata = (("authorization", f"Bearer {self.operator_key.read()}"),)
+
+        def known() -> bool:
+            with grpc.insecure_channel(getattr(self.endpoints, name)) as channel:
+                call: Any = channel.unary_unary(_FIRST_CALLS[name])
+                try:
+                    call(b"", timeout=1.0, metadata=metadata)
+                except grpc.RpcError as error:
+                    return error.code() not in _AWAY
+            return True
+
+        self._processes[name].wait_until(known, timeout=START_TIMEOUT_SECONDS)
 
     def _make_secrets(self) -> None:
         """What no database knows of: made once, and kept."""

@@ -60,7 +60,14 @@ class DurableCredits:
                     expire_time=time_to_proto(before.expire_time),
                 )
             )
-        kept = self._kept(wanted, await self._placing.submit(request))
+        try:
+            kept = self._kept(wanted, await self._placing.submit(request))
+        except TallystickError as error:
+            if error.reason != "IDEMPOTENCY_KEY_REUSED":
+                raise
+            # Its attempt had placed a hold while Redis was away, and was allocated when it came again: that
+            # hold is raised, and what the lease keeps for it goes back.
+            return await self.extend(wanted)
         # One that was taken over before is a hold like any other.
         return await self.extend(wanted) if kept.duplicate else kept
 

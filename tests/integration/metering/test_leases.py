@@ -212,6 +212,37 @@ async def test_a_reservation_whose_lease_was_lost_is_extended_as_a_hold(
     assert settled.settlement.captured == usd(RUN_MICROS)
 
 
+async def test_an_attempt_that_placed_a_hold_before_it_was_leased_has_that_hold_raised(
+    reserving: Reserving, ledger: LedgerServer, redis_url: str
+) -> None:
+    leased = (await reserving.authorize("run-1", 1_000_000)).reservation
+    # As if the same attempt had come once before, while Redis was away.
+    placed = await ledger.service.credits.PlaceHolds(
+        credit_service_pb2.PlaceHoldsRequest(
+            holds=[
+                credit_service_pb2.HoldRequest(
+                    customer_id="cus_1",
+                    hold_id=leased.reservation_id,
+                    purpose=credit_pb2.HOLD_PURPOSE_RUN,
+                    amount=usd(1_000_000),
+                    expire_time=leased.expire_time,
+                    content_hash=bytes(32),
+                    price_version_id=leased.price_version_id,
+                )
+            ]
+        )
+    )
+    assert not placed.verdicts[0].HasField("error")
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    request = pb.ExtendRequest(token=leased.token, amount=usd(3_000_000))
+    extended = (await reserving.host.metering.Extend(request)).reservation
+    assert extended.kind == reservation_pb2.RESERVATION_KIND_DURABLE
+    assert extended.amount == usd(3_000_000)
+    settled = await reserving.settle(extended.token)
+    assert settled.settlement.captured == usd(RUN_MICROS)
+
+
 async def test_reservations_are_listed_soonest_first(reserving: Reserving) -> None:
     for number, ttl in enumerate((300, 60, 600)):
         await reserving.authorize(f"run-{number}", 1_000 + number, ttl=ttl)

@@ -236,11 +236,11 @@ async def test_fault_11_a_crash_between_the_call_and_writing_its_answer_down(
     database_url: str, ledger: LedgerServer, stripe: StripeStandIn
 ) -> None:
     """The next process asks again with the same key, and is told of the same transfer."""
-    async with running_payouts(database_url, ledger, stripe) as first:
+    async with running_payouts(database_url, ledger, stripe, webhooks=False) as first:
         world = World(first)
         await world.organization("org_lark", 100)
         # The answer takes longer than this process lives.
-        stripe.control.fault("slow", "transfers.create", ms=1500, effect=True)
+        stripe.control.fault("slow", "transfers.create", ms=4000, effect=True)
         payout = (await world.request("org_lark", 40)).payout
 
         async def made() -> bool:

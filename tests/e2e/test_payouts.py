@@ -30,9 +30,17 @@ from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.metering.v1.metering_service_pb2 import AuthorizeRequest
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
-from tallystick.payouts.v1 import payment_service_pb2, payout_pb2, payout_service_pb2, purchase_pb2
+from tallystick.payouts.v1 import (
+    payment_service_pb2,
+    payout_pb2,
+    payout_schedule_pb2,
+    payout_service_pb2,
+    purchase_pb2,
+    schedule_service_pb2,
+)
 from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
+from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 
 USD = 1_000_000
 DEADLINE_SECONDS = 120.0
@@ -114,6 +122,16 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         grpc.insecure_channel(stack.endpoints.payouts) as to_payouts,
     ):
         ledger, payouts = LedgerServiceStub(to_ledger), PayoutServiceStub(to_payouts)
+        schedules = ScheduleServiceStub(to_payouts)
+
+        def changed_at() -> int:
+            """When, by its clock, payouts was told that nothing is paid by itself."""
+            manual = payout_schedule_pb2.PayoutSchedule(
+                organization_id="org_lark", interval=payout_schedule_pb2.PAYOUT_INTERVAL_MANUAL
+            )
+            asked = schedule_service_pb2.SetPayoutScheduleRequest(schedule=manual)
+            return schedules.SetPayoutSchedule(asked, metadata=key).schedule.update_time.seconds
+
         directory = DirectoryServiceStub(to_ledger)
         directory.CreateOrganization(
             directory_service_pb2.CreateOrganizationRequest(
@@ -132,8 +150,11 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         stripe.fund(100_00)
         # It takes effect, but payouts is not told: the stand-in has to be asked again, by another process.
         stripe.fault("lost_answer", "transfers.create")
-        # Payouts notices by itself that a week has passed.
+        changed_at()
         later = stripe.advance(WEEK)
+        # Payouts notices by itself that a week has passed. Before that, a call that it has frozen would be a
+        # week old at once, and never be sent.
+        eventually(lambda: changed_at() >= later - 2)
         requested = payouts.RequestPayout(
             payout_service_pb2.RequestPayoutRequest(
                 organization_id="org_lark",

@@ -1009,6 +1009,7 @@ class ReadJournalRequest(_message.Message):
     OWNER_IDS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    INCLUDE_CHARGES_FIELD_NUMBER: _builtins.int
     after_position: _builtins.int
     """Start behind this position; 0 for the beginning."""
     log_id: _builtins.str
@@ -1017,6 +1018,8 @@ class ReadJournalRequest(_message.Message):
     """At most this many transactions in a message; 500 when zero, never more than 1,000."""
     follow: _builtins.bool
     """Stay open and send what comes."""
+    include_charges: _builtins.bool
+    """Send the charge with each transaction that posts one."""
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_transaction_pb2.TransactionType.ValueType]:
         """Only these types, unless empty."""
@@ -1034,10 +1037,11 @@ class ReadJournalRequest(_message.Message):
         owner_ids: _abc.Iterable[_builtins.str] | None = ...,
         batch_size: _builtins.int = ...,
         follow: _builtins.bool = ...,
+        include_charges: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "batch_size", b"batch_size", "follow", b"follow", "log_id", b"log_id", "owner_ids", b"owner_ids", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "batch_size", b"batch_size", "follow", b"follow", "include_charges", b"include_charges", "log_id", b"log_id", "owner_ids", b"owner_ids", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1052,12 +1056,15 @@ class ReadJournalResponse(_message.Message):
     LOG_ID_FIELD_NUMBER: _builtins.int
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
     LAST_POSITION_FIELD_NUMBER: _builtins.int
+    HEAD_POSITION_FIELD_NUMBER: _builtins.int
     log_id: _builtins.str
     """The log that the positions belong to."""
     last_position: _builtins.int
     """Everything up to this position has been read: the `after_position` to resume from. It moves on even when
     the filter lets nothing through.
     """
+    head_position: _builtins.int
+    """The last position of the log when the batch was read: how far behind it `last_position` is."""
     @_builtins.property
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequencedTransaction]:
         """The transactions, in the order of their positions."""
@@ -1068,10 +1075,11 @@ class ReadJournalResponse(_message.Message):
         log_id: _builtins.str = ...,
         transactions: _abc.Iterable[Global___SequencedTransaction] | None = ...,
         last_position: _builtins.int = ...,
+        head_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_position", b"last_position", "log_id", b"log_id", "transactions", b"transactions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_position", b"head_position", "last_position", b"last_position", "log_id", b"log_id", "transactions", b"transactions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1085,21 +1093,29 @@ class SequencedTransaction(_message.Message):
 
     POSITION_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    CHARGE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Position within the log, from 1 without gaps."""
     @_builtins.property
     def transaction(self) -> _transaction_pb2.Transaction:
         """The transaction with all its entries."""
 
+    @_builtins.property
+    def charge(self) -> _charge_pb2.Charge:
+        """Of a CHARGE, if charges are included: the charge as it was posted. `payment`, `captured` and `corrected` are unset;
+        they follow from transactions.
+        """
+
     def __init__(
         self,
         *,
         position: _builtins.int = ...,
         transaction: _transaction_pb2.Transaction | None = ...,
+        charge: _charge_pb2.Charge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "position", b"position", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

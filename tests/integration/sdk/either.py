@@ -11,8 +11,8 @@ from tallystick import AsyncClient, AsyncRun, Client, RetryPolicy, Run
 Options: TypeAlias = dict[str, Any]
 Open: TypeAlias = Callable[..., Any]
 Work: TypeAlias = Callable[["Run | AsyncRun"], Awaitable[object]]
-# Gives up after a moment.
-IMPATIENT = RetryPolicy(timeout=0.3, first_backoff=0.01, max_backoff=0.05)
+# Gives up soon, but not before it has heard that nobody is there.
+IMPATIENT = RetryPolicy(timeout=1, first_backoff=0.01, max_backoff=0.05)
 
 
 class Either:

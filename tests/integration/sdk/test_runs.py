@@ -219,7 +219,8 @@ async def test_finished_work_of_an_outage_is_settled_after_it(world: World, open
             await worked(run)
             await gate.cut()
 
-        run = await client.run(work, **ALL)
+        # Only what is told after the work gives up soon.
+        run = await client.run(work, timeout=30, **ALL)
         assert (run.recorded, run.result) == (True, None)
         assert world.charge_count() == 0
         await gate.open()
@@ -244,7 +245,7 @@ async def test_answers_that_are_lost_reserve_and_charge_once(world: World, opene
         async def is_charged() -> bool:
             return world.charge_count() == 1
 
-        run = await client.run(work, **ALL)
+        run = await client.run(work, timeout=30, **ALL)
         # It took effect unheard, and waits to be told again.
         assert run.recorded
         await eventually(is_charged)

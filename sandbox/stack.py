@@ -487,7 +487,7 @@ def _print_summary(stack: Stack) -> None:
     print(f"A crash of a service, which is started again then:\n\n  {crash_command(stack, 'payouts')}\n")
     if stack.endpoints.stripe:
         print(
-            f"Failures of Stripe to play, as docs/stripe-stand-in.md tells:\n\n  {failures_command(stack)}\n"
+            f"Failures of Stripe to play, as docs/payouts-failures.md tells:\n\n  {failures_command(stack)}\n"
         )
         if stack.used_before:
             print(

@@ -11,6 +11,7 @@ import grpc
 ENVIRONMENT_KEY: Final = "TALLYSTICK_API_KEY"
 METERING_ADDRESS: Final = "127.0.0.1:50052"
 PAYOUTS_ADDRESS: Final = "127.0.0.1:50053"
+REPORTING_ADDRESS: Final = "127.0.0.1:50054"
 
 OPTIONS: Final = (
     # A server that vanished without a word is noticed within 40 seconds, not after the system's many minutes.

@@ -15,14 +15,7 @@ import grpc
 
 from tallystick import _operations, _requests
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import (
-    METERING_ADDRESS,
-    OPTIONS,
-    PAYOUTS_ADDRESS,
-    PLAINTEXT_OPTIONS,
-    REPORTING_ADDRESS,
-    Caller,
-)
+from tallystick._channel import METERING_ADDRESS, PAYOUTS_ADDRESS, REPORTING_ADDRESS, Caller, connect
 from tallystick._delivery import DeliveryThread
 from tallystick._keepalive import KeepAliveThread
 from tallystick._operations import Call, Operation, Wait
@@ -460,12 +453,7 @@ class Client:
     def _channel(self, target: str | grpc.Channel) -> grpc.Channel:
         if isinstance(target, grpc.Channel):
             return target
-        credentials = self._caller.credentials(target)
-        channel = (
-            grpc.insecure_channel(target, options=PLAINTEXT_OPTIONS)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, options=OPTIONS)
-        )
+        channel = connect(self._caller, target)
         self._channels.append(channel)
         return channel
 

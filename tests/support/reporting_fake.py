@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,8 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.kit.auth import Authenticator, Principal
-from services.kit.errors import NotFound, Unauthenticated
+from services.kit.auth import Authenticator
+from services.kit.errors import NotFound
 from services.kit.server import bind, build_server
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1 import charge_pb2
@@ -100,6 +100,18 @@ EARNINGS = reporting_service_pb2.GetRevenueSummaryResponse(
     as_of=AS_OF,
 )
 
+
+def line(
+    component: str, quantity: int, price: str, per_units: int, micros: int
+) -> charge_line_pb2.ChargeLine:
+    return charge_line_pb2.ChargeLine(
+        component_name=component,
+        quantity=quantity,
+        unit_price=price_book_pb2.UnitPrice(amount=price, per_units=per_units),
+        amount=usd(micros),
+    )
+
+
 CHARGE = charge_report_pb2.ReportedCharge(
     charge_id="ch_1",
     customer_id="cus_ada",
@@ -115,18 +127,10 @@ CHARGE = charge_report_pb2.ReportedCharge(
     output_tokens=911,
     outcome=usage_pb2.OUTCOME_SUCCESS,
     lines=[
-        charge_line_pb2.ChargeLine(
-            component_name="success",
-            quantity=1,
-            unit_price=price_book_pb2.UnitPrice(amount="0.20"),
-            amount=usd(200_000),
-        ),
-        charge_line_pb2.ChargeLine(
-            component_name="input",
-            quantity=18_042,
-            unit_price=price_book_pb2.UnitPrice(amount="0.60", per_units=1_000_000),
-            amount=usd(18_012),
-        ),
+        line("run", 1, "0.005", 0, 5_000),
+        line("input", 18_042, "0.60", 1_000_000, 10_825),
+        line("output", 911, "2.40", 1_000_000, 2_187),
+        line("success", 1, "0.20", 0, 200_000),
     ],
     price_version_id="pv_1",
     occur_time=at(NOON),
@@ -185,10 +189,9 @@ def projection(
 
 
 @dataclass
-class Fake(Authenticator):
-    """What it answers may be changed at any time; an error is raised."""
+class Fake:
+    """What it answers may be changed at any time."""
 
-    principals: Mapping[str, Principal]
     usage: reporting_service_pb2.GetUsageResponse = field(default_factory=lambda: USAGE)
     earnings: reporting_service_pb2.GetRevenueSummaryResponse = field(default_factory=lambda: EARNINGS)
     payouts: list[statement_pb2.PayoutRecord] = field(default_factory=lambda: [payout(1), payout(2)])
@@ -206,11 +209,6 @@ class Fake(Authenticator):
             raise NotFound(f"{name} is not faked")
 
         return rpc
-
-    async def authenticate(self, api_key: str) -> Principal:
-        if api_key not in self.principals:
-            raise Unauthenticated("the API key is unknown, revoked or expired")
-        return self.principals[api_key]
 
     def _ask(self, request: Message) -> None:
         kept = type(request)()
@@ -252,9 +250,9 @@ class Fake(Authenticator):
 
 
 @asynccontextmanager
-async def running_fake(principals: Mapping[str, Principal]) -> AsyncIterator[Fake]:
-    """Serve it to these bearers of keys until the end of the `async with`."""
-    fake = Fake(principals)
+async def running_fake(authenticator: Authenticator, schema: Any = None) -> AsyncIterator[Fake]:
+    """Serve it to whom this knows until the end of the `async with`."""
+    fake = Fake()
     servicer: Any = fake
     server = build_server(
         services=[
@@ -269,7 +267,8 @@ async def running_fake(principals: Mapping[str, Principal]) -> AsyncIterator[Fak
                 servicer,
             ),
         ],
-        authenticator=fake,
+        authenticator=authenticator,
+        schema=schema,
     )
     fake.address = server.listen("127.0.0.1:0")
     await server.start()

@@ -22,6 +22,7 @@ from tests.support.ledger_server import LedgerServer, running_ledger
 from tests.support.metering_server import MeteringServer, bonus, fee, price, running_metering, tokens
 from tests.support.payouts_server import PayoutsServer, running_payouts, running_stripe
 from tests.support.reporting_fake import Fake, running_fake
+from tests.unit.kit.support import KnownKeys
 
 OWNER_KEY = "tsk_owner"
 OWNER = Principal(api_key_id="key_owner", role=Role.OWNER, organization_id="org_lark")
@@ -45,7 +46,7 @@ async def test_the_examples_run(database_url: str, tmp_path: Path) -> None:
             running_ledger(database_url) as ledger,
             running_metering(database_url, ledger) as metering,
             running_payouts(database_url, ledger, stripe) as payouts,
-            running_fake({OWNER_KEY: OWNER}) as reporting,
+            running_fake(KnownKeys({OWNER_KEY: OWNER})) as reporting,
         ):
             await _run(ledger, metering, payouts, reporting, tmp_path)
 

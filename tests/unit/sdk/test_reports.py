@@ -26,6 +26,7 @@ from tallystick.payouts.v1 import payout_pb2
 from tallystick.reporting.v1 import period_pb2, reporting_service_pb2, usage_report_pb2
 from tests.integration.sdk.either import IMPATIENT, Either, Open
 from tests.support.reporting_fake import CHARGE, NOON, Fake, payout, running_fake
+from tests.unit.kit.support import KnownKeys
 
 OWNER_KEY, HOST_KEY = "tsk_owner", "tsk_host"
 PRINCIPALS = {
@@ -36,7 +37,7 @@ PRINCIPALS = {
 
 @pytest.fixture
 async def fake() -> AsyncIterator[Fake]:
-    async with running_fake(PRINCIPALS) as running:
+    async with running_fake(KnownKeys(PRINCIPALS)) as running:
         yield running
 
 
@@ -177,8 +178,10 @@ async def test_a_charge_says_what_it_was_for(opened: Open, fake: Fake) -> None:
     assert (charge.gross, charge.net) == (Money.of("0.218012"), Money.of("0.178989"))
     assert (charge.component, charge.outcome, charge.action) == ("base", "success", "ticket.resolve")
     assert [(line.component, line.quantity, str(line.amount)) for line in charge.lines] == [
+        ("run", 1, "0.005 USD"),
+        ("input", 18_042, "0.010825 USD"),
+        ("output", 911, "0.002187 USD"),
         ("success", 1, "0.20 USD"),
-        ("input", 18_042, "0.018012 USD"),
     ]
     seen_by_a_customer = type(CHARGE)()
     seen_by_a_customer.CopyFrom(CHARGE)

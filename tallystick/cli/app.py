@@ -35,7 +35,7 @@ _SHARED: dict[str, tuple[Any, str]] = {
         bool,
         "Plaintext also to other machines, where something else encrypts. [env: TALLYSTICK_INSECURE]",
     ),
-    "timeout": (float, "Seconds that a call may take; 10 by default."),
+    "timeout": (float, "Seconds that a call may take; 5 by default."),
     "json": (bool, "Answer in JSON, amounts as exact decimals in strings."),
 }
 assert list(_SHARED) == [field.name for field in fields(Options)]  # noqa: S101 - a mistake of ours

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tallystick._convert import money_from_proto
-from tallystick.cli.output import Answer, Facts, Part, Table, amount, count, moment, money
+from tallystick.cli.output import Answer, Facts, Part, Table, amount, count, decimal, moment, money
 from tallystick.cli.session import Session
 from tallystick.errors import DeadlineExceeded, NotFound, Unavailable
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
@@ -127,7 +127,8 @@ def _lines(usage: ReportedCharge) -> Table:
 
 def _price(price: UnitPrice) -> str:
     """0.60 per 1,000,000."""
-    return f"{price.amount} per {count(price.per_units)}" if price.per_units > 1 else str(price.amount)
+    told = decimal(price.amount)
+    return f"{told} per {count(price.per_units)}" if price.per_units > 1 else told
 
 
 def _earnings(shares: list[dict[str, str | Money]]) -> Table:

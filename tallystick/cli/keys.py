@@ -81,7 +81,8 @@ def create(
 
 def _answer(key: directory_pb2.ApiKey, secret: str, out: Path | None) -> Answer:
     notes = []
-    if not secret:
+    is_new = bool(secret)
+    if not is_new:
         notes.append(
             "It was created before, with the same idempotency key: its secret was shown then, and cannot be"
             " shown again. If nobody has it, revoke the key and create another one."
@@ -96,7 +97,7 @@ def _answer(key: directory_pb2.ApiKey, secret: str, out: Path | None) -> Answer:
     data = {
         "api_key_id": key.api_key_id,
         "secret": secret,
-        "secret_file": str(out) if out is not None else "",
+        "secret_file": str(out) if out is not None and is_new else "",
         "role": role_name(key.role),
         "organization": key.organization_id,
         "customer": key.customer_id,
@@ -115,7 +116,7 @@ def _answer(key: directory_pb2.ApiKey, secret: str, out: Path | None) -> Answer:
         ("ends", "never" if ends is None else moment(ends)),
         *([("secret", secret)] if secret else ()),
     ]
-    return Answer(data, [Facts("API key", rows), *notes], exit_status=0 if secret or out else 1)
+    return Answer(data, [Facts("API key", rows), *notes], exit_status=0 if is_new else 1)
 
 
 def _end(text: str, now: datetime) -> datetime:

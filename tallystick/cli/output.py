@@ -78,7 +78,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Money):
         return {"currency": value.currency, "amount": str(value.decimal)}
     if isinstance(value, Decimal):
-        return str(value)
+        return decimal(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, Mapping):
@@ -88,6 +88,11 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value
+
+
+def decimal(number: Decimal) -> str:
+    """A number in full: 0.00000012, not 1.2E-7."""
+    return f"{number:f}"
 
 
 def amount(money: Money) -> str:
@@ -127,14 +132,16 @@ def _rendered(part: Part) -> RichTable | Text:
     if isinstance(part, str):
         return Text(part)
     if isinstance(part, Facts):
-        facts = RichTable(title=part.title, title_justify="left", box=None, show_header=False, pad_edge=False)
+        facts = RichTable(
+            title=Text(part.title), title_justify="left", box=None, show_header=False, pad_edge=False
+        )
         facts.add_column()
         facts.add_column()
         for name, value in part.rows:
             facts.add_row(Text(name), Text(value))
         return facts
     table = RichTable(
-        title=part.title,
+        title=Text(part.title),
         title_justify="left",
         box=box.HORIZONTALS,
         pad_edge=False,
@@ -144,7 +151,9 @@ def _rendered(part: Part) -> RichTable | Text:
     totals = part.total or [""] * len(part.columns)
     for column, total in zip(part.columns, totals, strict=True):
         right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), total, justify="right" if right else "left", no_wrap=True)
+        table.add_column(
+            Text(column.removeprefix(">")), Text(total), justify="right" if right else "left", no_wrap=True
+        )
     for row in part.rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     if not part.rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tallystick._channel import (
     connect,
 )
 from tallystick._operations import new_request_id
-from tallystick._retry import RetryPolicy
+from tallystick._retry import Attempts, RetryPolicy
 from tallystick._status import from_rpc_error
 from tallystick.cli.failures import Misuse
 from tallystick.client import Client
@@ -41,7 +42,8 @@ DEFAULT_ADDRESSES: Final = {
 SERVICES: Final = tuple(DEFAULT_ADDRESSES)
 TLS_CA: Final = "TALLYSTICK_TLS_CA_FILE"
 INSECURE: Final = "TALLYSTICK_INSECURE"
-DEFAULT_TIMEOUT: Final = 10.0
+# Somebody waits for it.
+DEFAULT_TIMEOUT: Final = 5.0
 
 
 def address_variable(service: str) -> str:
@@ -100,7 +102,7 @@ class Session:
 
     @property
     def timeout(self) -> float:
-        """How long a call may take, in seconds."""
+        """How long a call may take, attempts and waits together, in seconds."""
         return self._options.timeout or DEFAULT_TIMEOUT
 
     @property
@@ -160,12 +162,19 @@ class Session:
         return self._channels[service]
 
     def call(self, method: Callable[..., M], request: Message) -> M:
-        """Call a method of a stub once. Raises TallystickError."""
+        """Call a method of a stub, and again after errors that may pass, as the client does.
+
+        Only for what may be sent again: reads, and what has an idempotency key. Raises TallystickError.
+        """
+        attempts = Attempts(RetryPolicy(timeout=self.timeout), None)
         request_id = new_request_id()
-        try:
-            return method(request, timeout=self.timeout, metadata=self.caller.metadata(request_id))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, request_id=request_id) from None
+        metadata = self.caller.metadata(request_id)
+        while True:
+            try:
+                return method(request, timeout=attempts.timeout(), metadata=metadata)
+            except grpc.RpcError as error:
+                raised = from_rpc_error(error, request_id=request_id)
+            time.sleep(attempts.wait_after(raised))
 
     def _api_key(self) -> str:
         options, environ = self._options, self._environ

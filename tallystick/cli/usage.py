@@ -10,7 +10,7 @@ from tallystick.cli.output import Answer, Part, Table, amount, count, local, mom
 from tallystick.cli.session import Session
 from tallystick.reports import AsOf, UsageReport, UsageTotals
 
-_COLUMNS = (">executions", ">input tokens", ">output tokens", ">cost, {currency}", ">success", ">undecided")
+_COLUMNS = (">executions", ">input tokens", ">output tokens", ">cost, {currency}", ">success", ">not known")
 
 Grouping = Literal["agent", "agent_version", "customer", "action", "model", "none"]
 Series = Literal["auto", "hour", "day", "month"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_usage_by_agent(run: Run, world: World) -> None:
     assert shown.status == 0
     assert {
         "Usage, 7d",
-        "agent executions input tokens output tokens cost, USD success undecided",
+        "agent executions input tokens output tokens cost, USD success not known",
         "agt_helper 3 3,000 300 0.654036 66.66 % 0",
         "agt_scout 1 1,000 100 0.005000 – 1",
         "all 4 4,000 400 0.659036 66.66 % 1",
@@ -194,6 +195,15 @@ def test_a_key_is_shown_once_and_works(run: Run, world: World) -> None:
     assert again.status == 1
     assert "tsk_" not in again.out
     assert "revoke the key" in again.out
+
+
+def test_no_file_is_written_for_a_secret_that_nobody_can_show(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "again.key"
+    options = ("keys", "create", "--role", "host", "--idempotency-key", "twice")
+    assert run("operator", *options).status == 0
+    again = run("operator", *options, "--out", str(out), "--json")
+    assert (again.status, json.loads(again.out)["secret_file"]) == (1, "")
+    assert not out.exists()
 
 
 def test_a_secret_may_go_to_a_file(run: Run, tmp_path: Path) -> None:

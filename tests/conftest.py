@@ -48,6 +48,7 @@ def databases(session_stores: Stores) -> Iterator[Databases]:
     from services.ledger.migrations import migrate as migrate_ledger
     from services.metering.migrations import migrate as migrate_metering
     from services.payouts.migrations import migrate as migrate_payouts
+    from services.reporting.migrations import migrate as migrate_reporting
 
     template = fresh_name("template")
     create_database(session_stores.database_url, template)
@@ -55,6 +56,7 @@ def databases(session_stores: Stores) -> Iterator[Databases]:
     migrate_ledger(url)
     migrate_metering(url)
     migrate_payouts(url)
+    migrate_reporting(url)
     found = Databases(session_stores.database_url, template)
     yield found
     found.close()

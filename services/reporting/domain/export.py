@@ -4,6 +4,7 @@ CSV is RFC 4180. Parquet needs pyarrow, which is imported when the first such fi
 and a server without it answers everything else.
 """
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
@@ -60,12 +61,17 @@ def pieces(
 async def _csv(
     batches: AsyncIterator[Sequence[ExportRow]], columns: Sequence[Column]
 ) -> AsyncGenerator[bytes]:
-    distinct = {(column.type, column.value): column for column in columns}.values()
     yield _lines([[column.name for column in columns]])
     async for rows in batches:
-        # By columns, which is faster than by cells. Some columns say the same.
-        texts = {(column.type, column.value): _texts(column, rows) for column in distinct}
-        yield _lines(zip(*(texts[column.type, column.value] for column in columns), strict=True))
+        # In a thread, so that others are served meanwhile.
+        yield await asyncio.to_thread(_encode, rows, columns)
+
+
+def _encode(rows: Sequence[ExportRow], columns: Sequence[Column]) -> bytes:
+    # By columns, which is faster than by cells. Some columns say the same.
+    distinct = {(column.type, column.value): column for column in columns}
+    texts = {key: _texts(column, rows) for key, column in distinct.items()}
+    return _lines(zip(*(texts[column.type, column.value] for column in columns), strict=True))
 
 
 def _lines(rows: Iterable[Sequence[str]]) -> bytes:

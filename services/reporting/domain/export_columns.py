@@ -50,11 +50,13 @@ class ExportRow:
     processing_fee_micros: int | None
     net_micros: int | None
     currency_code: str
-    # When the work was done, and when this was posted.
+    # When the work was done, or what was charged was collected or corrected; and when that was posted.
     occur_time: datetime
     create_time: datetime
     price_version_id: str
     transaction_id: str
+    # When the charge was posted that this is about; None if it is this row, or if that is not known.
+    charge_time: datetime | None = None
 
     @property
     def counts_usage(self) -> bool:

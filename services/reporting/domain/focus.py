@@ -44,10 +44,10 @@ def _next_month(month: datetime) -> datetime:
 
 
 def _charge_class(row: ExportRow) -> str | None:
-    """A correction of this month's work is not one in the words of the specification."""
-    if row.kind is not RowKind.CORRECTION or _month(row.occur_time) == _month(row.create_time):
+    """A correction of what was billed in the same month is not one in the words of the specification."""
+    if row.kind is not RowKind.CORRECTION or row.charge_time is None:
         return None
-    return "Correction"
+    return "Correction" if _month(row.charge_time) < _month(row.create_time) else None
 
 
 def _description(row: ExportRow) -> str:

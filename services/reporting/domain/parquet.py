@@ -25,8 +25,8 @@ async def parts(
     """The file, in parts of a group of rows each."""
     file = _File(columns)
     async for rows in batches:
-        file.add(rows)
-        # Compressing takes a while, during which others are served.
+        # In a thread, so that others are served meanwhile.
+        await asyncio.to_thread(file.add, rows)
         while file.is_full():
             yield await asyncio.to_thread(file.write_group)
     yield await asyncio.to_thread(file.finish)

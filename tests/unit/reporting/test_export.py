@@ -57,6 +57,7 @@ CORRECTION = replace(
     platform_fee_micros=-50_000,
     processing_fee_micros=-14_500,
     net_micros=-435_500,
+    occur_time=datetime(2026, 11, 5, tzinfo=UTC),
     create_time=datetime(2026, 11, 5, tzinfo=UTC),
     transaction_id="txn_2",
 )
@@ -238,11 +239,22 @@ def test_a_charge_in_focus_is_usage_billed_to_the_customer() -> None:
     assert (row["x_ChargeId"], row["x_Net"], row["x_PriceVersionId"]) == ("ch_1", "1.075309", "pv_1")
 
 
-def test_only_a_correction_of_an_earlier_month_is_one_in_the_words_of_focus() -> None:
-    same_month = replace(CORRECTION, occur_time=datetime(2026, 11, 2, tzinfo=UTC))
-    rows = as_csv(ColumnSet.FOCUS, [CORRECTION, same_month, CHARGE])
-    assert [row["ChargeClass"] for row in rows] == ["Correction", "", ""]
-    assert [row["BilledCost"] for row in rows] == ["-0.50", "-0.50", "1.234567"]
+@pytest.mark.parametrize(
+    ("charge_time", "expected"),
+    [
+        (datetime(2026, 10, 31, 23, 59, tzinfo=UTC), "Correction"),
+        (datetime(2026, 11, 1, tzinfo=UTC), ""),
+        (None, ""),
+    ],
+)
+def test_only_a_correction_of_what_an_earlier_month_billed_is_one_in_the_words_of_focus(
+    charge_time: datetime | None, expected: str
+) -> None:
+    rows = as_csv(
+        ColumnSet.FOCUS, [replace(row, charge_time=charge_time) for row in (CORRECTION, COLLECTION, CHARGE)]
+    )
+    assert [row["ChargeClass"] for row in rows] == [expected, "", ""]
+    assert [row["BilledCost"] for row in rows] == ["-0.50", "0.00", "1.234567"]
     assert rows[0]["ChargeDescription"] == "Correction of ticket.resolve"
 
 

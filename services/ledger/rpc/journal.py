@@ -9,7 +9,7 @@ from typing import Any
 
 from services.kit.auth import current_principal
 from services.kit.errors import InvalidArgument
-from services.kit.feeds import FeedSlice, read_feed
+from services.kit.feeds import FeedSlice, in_turns, read_feed
 from services.kit.tenancy import scope_hot, tenants_of
 from services.kit.times import set_timestamp
 from services.ledger.rpc import convert
@@ -39,7 +39,7 @@ class JournalRpcs(LedgerBase):
                 )
 
         async for found in read_feed(request, read):
-            yield _response(found, show_actor=principal.is_platform)
+            yield await _response(found, show_actor=principal.is_platform)
 
 
 def _filter(request: pb.ReadJournalRequest) -> FeedFilter:
@@ -53,22 +53,27 @@ def _filter(request: pb.ReadJournalRequest) -> FeedFilter:
     )
 
 
-def _response(found: FeedSlice[JournalRows], *, show_actor: bool) -> pb.ReadJournalResponse:
+async def _response(found: FeedSlice[JournalRows], *, show_actor: bool) -> pb.ReadJournalResponse:
     response = pb.ReadJournalResponse(
         log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
     )
-    rows = found.records
-    for row in rows.transactions:
-        sequenced = response.transactions.add()
-        sequenced.position = row.position
-        _fill_transaction(sequenced.transaction, row, rows.entries[row.transaction_id])
-        if show_actor:
-            sequenced.transaction.actor_api_key_id = row.actor_api_key_id
-        # A collection and a correction name a charge too: theirs came with the transaction that posted it.
-        charge = rows.charges.get(row.charge_id)
-        if charge is not None and charge.transaction_id == row.transaction_id:
-            _fill_charge(sequenced.charge, charge)
+    async for rows in in_turns(found.records.transactions):
+        for row in rows:
+            _fill_sequenced(response.transactions.add(), row, found.records, show_actor=show_actor)
     return response
+
+
+def _fill_sequenced(
+    sequenced: pb.SequencedTransaction, row: Any, rows: JournalRows, *, show_actor: bool
+) -> None:
+    sequenced.position = row.position
+    _fill_transaction(sequenced.transaction, row, rows.entries[row.transaction_id])
+    if show_actor:
+        sequenced.transaction.actor_api_key_id = row.actor_api_key_id
+    # A collection and a correction name a charge too: theirs came with the transaction that posted it.
+    charge = rows.charges.get(row.charge_id)
+    if charge is not None and charge.transaction_id == row.transaction_id:
+        _fill_charge(sequenced.charge, charge, sequenced.transaction)
 
 
 def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entries: Sequence[Any]) -> None:
@@ -103,8 +108,8 @@ def _fill_entry(entry: transaction_pb2.Entry, row: Sequence[Any]) -> None:
         entry.account_version = version
 
 
-def _fill_charge(charge: charge_pb2.Charge, row: Any) -> None:
-    """A charge as it was posted: how it is paid, and what is corrected of it, is in other transactions."""
+def _fill_charge(charge: charge_pb2.Charge, row: Any, transaction: transaction_pb2.Transaction) -> None:
+    """A charge as its transaction posted it: what became of it is in others."""
     currency = row.currency_code
     charge.charge_id = row.charge_id
     charge.customer_id = row.customer_id
@@ -123,8 +128,9 @@ def _fill_charge(charge: charge_pb2.Charge, row: Any) -> None:
         strict=True,
     ):
         _fill_earning(charge.earnings.add(), currency, *payee)
-    set_timestamp(charge.occur_time, row.occur_time)
-    set_timestamp(charge.create_time, row.create_time)
+    # The times of a charge are those of its transaction.
+    charge.occur_time.CopyFrom(transaction.occur_time)
+    charge.create_time.CopyFrom(transaction.create_time)
     charge.price_version_id = row.price_version_id
     charge.evidence_hash = row.evidence_hash
     charge.transaction_id = row.transaction_id

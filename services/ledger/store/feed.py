@@ -44,7 +44,7 @@ _ENTRIES: Final = """
 _CHARGES: Final = """
     SELECT charge_id, customer_id, workflow_id, component, ordinal, currency_code, gross, organization_ids,
            agent_ids, payee_gross, platform_fees, processing_fees, platform_fee_bps, processing_fee_bps,
-           occur_time, create_time, price_version_id, evidence_hash, transaction_id, reservation_id
+           price_version_id, evidence_hash, transaction_id, reservation_id
     FROM ledger.charge
     WHERE charge_id = ANY (%b::text[])
 """

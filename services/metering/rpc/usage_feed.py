@@ -4,6 +4,7 @@ Messages are filled in place, from the rows: made one by one and put together th
 long.
 """
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from heapq import merge
 from typing import Any
@@ -12,7 +13,7 @@ import grpc
 
 from services.kit.auth import current_principal
 from services.kit.db import Database
-from services.kit.feeds import FeedSlice, read_feed
+from services.kit.feeds import FeedSlice, in_turns, read_feed
 from services.kit.tenancy import scope_hot, tenants_of
 from services.kit.times import set_timestamp
 from services.metering.domain.outcome import DeferredOutcome
@@ -44,21 +45,22 @@ class UsageFeedService(usage_feed_service_pb2_grpc.UsageFeedServiceServicer):
                 return await read_usage(connection, log_id, after, size)
 
         async for found in read_feed(request, read):
-            yield _response(found)
+            yield await _response(found)
 
 
-def _response(found: FeedSlice[UsageRows]) -> pb.ReadUsageResponse:
+async def _response(found: FeedSlice[UsageRows]) -> pb.ReadUsageResponse:
     response = pb.ReadUsageResponse(
         log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
     )
     recorded, decided = found.records
-    for one in merge(recorded, decided, key=lambda one: one.position):
-        sequenced = response.records.add()
-        sequenced.position = one.position
-        if isinstance(one, DecidedUsage):
-            _fill_decided(sequenced.decided, one)
-        else:
-            _fill_recorded(sequenced.recorded, one)
+    async for some in in_turns([*merge(recorded, decided, key=lambda one: one.position)]):
+        for one in some:
+            sequenced = response.records.add()
+            sequenced.position = one.position
+            if isinstance(one, DecidedUsage):
+                _fill_decided(sequenced.decided, one)
+            else:
+                _fill_recorded(sequenced.recorded, one)
     return response
 
 
@@ -71,7 +73,7 @@ def _fill_recorded(recorded: pb.RecordedUsage, row: Any) -> None:
     recorded.organization_id = row.organization_id
     recorded.charge_id = charge_id(EventKey(row.customer_id, row.workflow_id, row.ordinal))
     _fill_money(recorded.price, row.currency_code, row.amount_micros)
-    for name, quantity, amount, per_units, micros in row.lines:
+    for name, quantity, amount, per_units, micros in json.loads(row.lines):
         line = recorded.lines.add()
         line.component_name = name
         line.quantity = quantity

@@ -19,8 +19,8 @@ from services.metering.store import outcome_format
 _LOG: Final = "SELECT log_id, last_position FROM metering.usage_log ORDER BY create_time DESC LIMIT 1"
 _RECORDED: Final = """
     SELECT p.position, u.customer_id, u.workflow_id, u.ordinal, u.organization_id, u.occur_time, u.content,
-           u.evidence_ref, u.evidence_hash, u.price_version_id, u.currency_code, u.amount_micros, u.lines,
-           u.create_time
+           u.evidence_ref, u.evidence_hash, u.price_version_id, u.currency_code, u.amount_micros,
+           u.lines::text AS lines, u.create_time
     FROM metering.usage_position p
     JOIN metering.usage_event u USING (customer_id, workflow_id, ordinal)
     WHERE p.log_id = %s AND p.position > %s AND p.position <= %s AND p.kind = 'recorded'
@@ -46,7 +46,10 @@ class DecidedUsage(NamedTuple):
 
 
 class UsageRows(NamedTuple):
-    """Events that were recorded, as rows, and outcomes that were decided, each in the order of positions."""
+    """Events that were recorded, as rows, and outcomes that were decided, each in the order of positions.
+
+    The lines of a row are JSON in the form of store/outcome_format.py.
+    """
 
     recorded: Sequence[Any]
     decided: Sequence[DecidedUsage]

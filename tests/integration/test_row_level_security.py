@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-SCHEMAS = ("ledger", "metering", "payouts")
+SCHEMAS = ("ledger", "metering", "payouts", "reporting")
 # Alembic's own, which says which version a schema is at: readers may know.
 VERSION_TABLE = "alembic_version"
 

@@ -11,12 +11,14 @@ from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database
+from services.kit.health import SchemaHealth
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
 from services.metering.config import MeteringConfig
 from services.metering.domain.reservation_token import TokenSigner
 from services.metering.lease_keeper import LeaseKeeper
+from services.metering.migrations import SCRIPTS
 from services.metering.outcome_expiry import OutcomeExpiry
 from services.metering.recharger import Recharger
 from services.metering.reconciler import Reconciler
@@ -40,6 +42,8 @@ from services.metering.rpc.pricing import PricingService
 from services.metering.rpc.reservation_admin import ReservationService
 from services.metering.rpc.reservations import Reservations
 from services.metering.rpc.terms import TermsFinder
+from services.metering.rpc.usage_feed import UsageFeedService
+from services.metering.sequencer import Sequencer
 from services.metering.store.pools import Pools
 from services.metering.valkey import Valkey, open_client
 from tallystick.metering.v1 import (
@@ -51,6 +55,8 @@ from tallystick.metering.v1 import (
     pricing_service_pb2_grpc,
     reservation_service_pb2,
     reservation_service_pb2_grpc,
+    usage_feed_service_pb2,
+    usage_feed_service_pb2_grpc,
 )
 
 _VALKEY_INTERVAL: Final = timedelta(seconds=1)
@@ -66,6 +72,7 @@ class App:
 
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
+    schema: SchemaHealth
     workers: Sequence[Worker]
 
 
@@ -79,6 +86,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         for database in (reader, writer):
             cleanup.push_async_callback(database.close)
         await writer.open()
+        await reader.open()
         channel = connect(
             config.ledger_address,
             config.ledger_api_key,
@@ -93,7 +101,10 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         # Before the pools: it waits for confirmations that still use them.
         cleanup.push_async_callback(confirmations.close)
         recovery = Recovery(writer=writer, ledger=ledger, delay=config.recovery_delay)
-        workers: list[Worker] = [recovery.worker(config.recovery_interval)]
+        workers: list[Worker] = [
+            recovery.worker(config.recovery_interval),
+            Sequencer(writer).worker(config.sequence_interval),
+        ]
         terms = TermsFinder(directory, catalog)
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
@@ -183,8 +194,10 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     clock=clock,
                 ),
                 ReservationService(pools=pools, reconciler=reconciler),
+                UsageFeedService(reader),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
+            schema=SchemaHealth(reader, schema="metering", script_dir=SCRIPTS),
             workers=workers,
         )
 
@@ -233,6 +246,7 @@ def _bindings(
     pricing: PricingService,
     budgets: BudgetService,
     reservations: ReservationService,
+    usage_feed: UsageFeedService,
 ) -> tuple[ServiceBinding, ...]:
     return (
         bind(
@@ -254,5 +268,10 @@ def _bindings(
             reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
             reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server,
             reservations,
+        ),
+        bind(
+            usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
+            usage_feed_service_pb2_grpc.add_UsageFeedServiceServicer_to_server,
+            usage_feed,
         ),
     )

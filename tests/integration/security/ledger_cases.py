@@ -118,7 +118,7 @@ def _(world: World) -> Iterator[Case]:
 
 @case_of(LEDGER, "ReadJournal")
 def _(world: World) -> Iterator[Case]:
-    yield Case(ledger.ReadJournalRequest())
+    yield Case(ledger.ReadJournalRequest(include_charges=True))
     yield Case(ledger.ReadJournalRequest(owner_ids=[world.bravo.customer]))
 
 
@@ -286,6 +286,12 @@ def _(world: World) -> Iterator[Case]:
 def _(world: World) -> Iterator[Case]:
     for api_key_id in (world.bravo.owner_key, world.bravo.host_key, world.bravo.customer_key):
         yield Case(directory.RevokeApiKeyRequest(api_key_id=api_key_id))
+
+
+@case_of(DIRECTORY, "GetCurrentApiKey")
+def _(world: World) -> Iterator[Case]:
+    # It names nobody: everybody gets their own.
+    yield Case(directory.GetCurrentApiKeyRequest(), refusals=LISTED)
 
 
 one(

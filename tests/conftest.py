@@ -113,3 +113,10 @@ def _own_redis_database(url: str) -> str:
         if client.dbsize():
             pytest.exit(f"database {number} of REDIS_URL holds keys, and the tests would delete them", 2)
     return own
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Tell scripts/retest.py how the run ended."""
+    # Of several workers, the one that leads them.
+    if not hasattr(session.config, "workerinput") and session.config.cache is not None:
+        session.config.cache.set("tallystick/exit_status", int(exitstatus))

@@ -1,1 +1,1 @@
-"""Reporting: what was earned, used and moved, from read models that follow the feeds of ledger and metering."""
+"""Reporting: what was earned, used and moved, from read models that follow the feeds of other services."""

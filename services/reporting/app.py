@@ -33,9 +33,12 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(config: ReportingConfig, *, clock: Clock | None = None) -> AsyncIterator[App]:
+async def open_app(
+    config: ReportingConfig, *, clock: Clock | None = None, catalogue: Catalogue | None = None
+) -> AsyncIterator[App]:
     """Open database pools and the channels to the other services, and put the services on top of them; all of
-    these may still be away.
+    these may still be away. `clock` and `catalogue` are those to go by, if not those of the machine and the
+    release.
     """
     async with AsyncExitStack() as cleanup:
         writer, reader = _database(config, "reporting_writer"), _database(config, "reporting_reader")
@@ -50,7 +53,7 @@ async def open_app(config: ReportingConfig, *, clock: Clock | None = None) -> As
             cleanup.push_async_callback(channel.close)
         projector = Projector(
             writer=writer,
-            usage=UsageReader(metering, Catalogue.load()),
+            usage=UsageReader(metering, catalogue or Catalogue.load()),
             journal=JournalReader(ledger),
             clock=clock,
             batch_size=config.feed_batch_size,

@@ -247,7 +247,7 @@ class Books:
         assert charge.corrected == 0
         gross, was = charge.gross, charge.paid
         charge.paid = "credits"
-        entries = [(charge.customer_id, "customer_credits", -gross, None)]
+        entries: list[Entry] = [(charge.customer_id, "customer_credits", -gross, None)]
         if was == "unpaid":
             entries += [
                 (charge.customer_id, "customer_unpaid", gross, None),
@@ -271,11 +271,13 @@ class Books:
         (payee,) = charge.payees
         correction_id = f"cor-{len(self.earned)}"
         left = charge.gross - charge.corrected
-        before, after = split(left), split(left - amount)
         charge.corrected += amount
-        legs = [(payee, -amount, *(new - old for new, old in zip(after, before, strict=True)))]
+        platform, processing, net = (
+            new - old for new, old in zip(split(left - amount), split(left), strict=True)
+        )
+        entries: list[Entry]
         if charge.paid == "unpaid":
-            legs = [(payee, -amount, 0, 0, 0)]
+            platform = processing = net = 0
             entries = [
                 (charge.customer_id, "customer_unpaid", amount, None),
                 (charge.customer_id, "unpaid_offset", -amount, None),
@@ -284,9 +286,10 @@ class Books:
             kind = "customer_credits" if charge.paid == "credits" else "customer_receivable"
             entries = [
                 (charge.customer_id, kind, amount, None),
-                (payee.organization_id, "organization_payable", legs[0][4], charge.paid == "credits"),
+                (payee.organization_id, "organization_payable", net, charge.paid == "credits"),
             ]
         self._journal.corrected[charge.charge_id] = self._journal.corrected.get(charge.charge_id, 0) + amount
+        legs = [(payee, -amount, platform, processing, net)]
         self._post("correction", when, when, charge, entries, legs, correction_id=correction_id)
 
     def purchase(self, customer_id: str, amount: int, when: datetime, currency: str = "USD") -> None:
@@ -346,8 +349,8 @@ class Books:
         if usage_first:
             await apply_usage()
         if journal.count:
-            async with writer.hot() as connection:
-                assert await projections.apply_journal(connection, projection_id, journal, now)
+            async with writer.hot() as hot:
+                assert await projections.apply_journal(hot, projection_id, journal, now)
         if not usage_first:
             await apply_usage()
 

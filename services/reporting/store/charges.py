@@ -30,8 +30,9 @@ _USAGE_COLUMNS: Final = """u.agent_id AS usage_agent_id, u.agent_version, u.acti
 _USAGE: Final = """LEFT JOIN reporting.usage AS u
       ON u.projection_id = :projection_id AND u.customer_id = c.customer_id AND u.workflow_id = c.workflow_id
          AND u.ordinal = c.ordinal"""
+# Newest first, a page has one upper bound: of two, PostgreSQL may begin its index scan at the wrong one.
 _FILTER: Final = """
-          AND occur_time >= :start_time AND occur_time < :end_time
+          AND occur_time >= :start_time
           AND (CAST(:currency_code AS text) = '' OR currency_code = :currency_code)
           AND (CAST(:charge_id AS text) = '' OR charge_id = :charge_id)
           AND (occur_time, charge_id) < (CAST(:before_time AS timestamptz), :before_id)"""
@@ -108,15 +109,14 @@ async def list_newest(
 ) -> list[Charge]:
     """Up to `limit` charges before a time of work and an id, the newest work first."""
     start, end = wanted.span
-    # What is not bounded begins with the end.
-    before_time, before_id = before or (end, "")
+    # The first page begins where the time ends, as does one whose token was made up.
+    before_time, before_id = min(before or (end, ""), (end, ""))
     rows = await connection.execute(
         _OF_CUSTOMER if wanted.owner.is_customer else _OF_ORGANIZATION,
         {
             "projection_id": projection_id,
             "owner_id": wanted.owner.id,
             "start_time": start,
-            "end_time": end,
             "currency_code": wanted.currency_code,
             "agent_id": wanted.agent_id,
             "charge_id": wanted.charge_id,

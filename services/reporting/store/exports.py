@@ -12,7 +12,8 @@ from services.reporting.domain.export_columns import ExportRow, RowKind
 from services.reporting.domain.owner import Owner
 from services.reporting.store.spans import Span
 
-# When it happened, of which charge it is, and what sets apart what happened to one charge at one time.
+# When it happened, of which charge it is, and what sets apart what happened to one charge at one time. It is
+# the only lower bound of a page: of two, PostgreSQL may begin its index scan at the wrong one.
 Place = tuple[datetime, str, str]
 
 
@@ -43,7 +44,7 @@ _OF_ORGANIZATION: Final = text(f"""
                occur_time, create_time, transaction_id
         FROM reporting.revenue
         WHERE projection_id = :projection_id AND organization_id = :owner_id
-          AND occur_time >= :start_time AND occur_time < :end_time AND position <= :journal_position
+          AND occur_time < :end_time AND position <= :journal_position
           AND (CAST(:currency_code AS text) = '' OR currency_code = :currency_code)
           AND (occur_time, charge_id, transaction_id)
               > (CAST(:after_time AS timestamptz), :after_charge_id, :after_mark)
@@ -68,9 +69,8 @@ _OF_CUSTOMER: Final = text(f"""
                create_time, transaction_id
         FROM reporting.charge
         WHERE projection_id = :projection_id AND customer_id = :owner_id
-          AND occur_time >= :start_time AND occur_time < :end_time AND position <= :journal_position
+          AND occur_time < :end_time AND position <= :journal_position
           AND (CAST(:currency_code AS text) = '' OR currency_code = :currency_code)
-          AND (occur_time, charge_id) >= (CAST(:after_time AS timestamptz), :after_charge_id)
           AND (occur_time, charge_id, '') > (CAST(:after_time AS timestamptz), :after_charge_id, :after_mark)
         ORDER BY occur_time, charge_id
         LIMIT :limit
@@ -85,7 +85,6 @@ _OF_CUSTOMER: Final = text(f"""
               WHERE d.projection_id = :projection_id AND d.owner_id = :owner_id
                 AND (CAST(:currency_code AS text) = '' OR d.currency_code = :currency_code)))
           AND type = 'correction' AND kind IN ('customer_credits', 'customer_receivable', 'customer_unpaid')
-          AND create_time >= greatest(:start_time, CAST(:after_time AS timestamptz))
           AND create_time < :end_time
           AND position <= :journal_position
           AND (create_time, charge_id, correction_id)
@@ -125,7 +124,6 @@ async def list_after(
                 "projection_id": wanted.projection_id,
                 "owner_id": wanted.owner.id,
                 "journal_position": wanted.journal_position,
-                "start_time": start,
                 "end_time": end,
                 "currency_code": wanted.currency_code,
                 "after_time": after_time,

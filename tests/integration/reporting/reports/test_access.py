@@ -167,7 +167,9 @@ async def test_who_names_both_is_told_to_choose(reporting: ReportingServer) -> N
 
 
 def test_a_restricted_key_gets_no_report() -> None:
-    for restriction in ({"agent_ids": frozenset({"agt_x"})}, {"customer_ids": frozenset({"cus_x"})}):
-        principal = Principal("key_x", Role.OWNER, organization_id=LARK, **restriction)
+    for principal in (
+        Principal("key_x", Role.OWNER, organization_id=LARK, agent_ids=frozenset({"agt_x"})),
+        Principal("key_x", Role.OWNER, organization_id=LARK, customer_ids=frozenset({"cus_x"})),
+    ):
         with as_principal(principal), pytest.raises(PermissionDenied):
             owner_of(pb.GetUsageRequest())

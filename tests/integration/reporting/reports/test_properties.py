@@ -99,14 +99,15 @@ def test_reports_are_those_of_the_facts(
             assert {one.key: usage_figures(one.totals) for one in usage.groups} == books.usage(
                 organization_id, start, end, lambda one: one.model
             )
-            for points in [usage.points, *(one.points for one in series.series)]:
-                assert points[0].start_time.ToDatetime(UTC) == start
+            assert usage.points[0].start_time.ToDatetime(UTC) == start
+            assert {one.points[0].start_time.ToDatetime(UTC) for one in series.series} <= {start}
             summary = await owner.GetRevenueSummary(pb.GetRevenueSummaryRequest(time_zone=zone))
             everything = books.revenue(organization_id, start - timedelta(days=999), NOW + timedelta(days=9))
             assert revenue_figures(summary.lifetime) == everything.get("", (0,) * 5)
-            statement = [one async for one in owner.GetStatement(pb.GetStatementRequest(period=period))]
+            stream = owner.GetStatement(pb.GetStatementRequest(period=period))
+            first: pb.GetStatementResponse = await anext(aiter(stream))
             facts = books.movements(organization_id)
-            for account in statement[0].accounts:
+            for account in first.accounts:
                 assert account.opening.amount_micros == sum(
                     one.amount for one in facts if one.create_time < start
                 )

@@ -40,9 +40,12 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(config: ReportingConfig, *, clock: Clock | None = None) -> AsyncIterator[App]:
+async def open_app(
+    config: ReportingConfig, *, clock: Clock | None = None, catalogue: Catalogue | None = None
+) -> AsyncIterator[App]:
     """Open database pools and the channels to the other services, and put the services on top of them; all of
-    these may still be away.
+    these may still be away. `clock` and `catalogue` are those to go by, if not those of the machine and the
+    release.
     """
     async with AsyncExitStack() as cleanup:
         writer, reader = _database(config, "reporting_writer"), _database(config, "reporting_reader")
@@ -56,7 +59,7 @@ async def open_app(config: ReportingConfig, *, clock: Clock | None = None) -> As
         )
         for channel in (ledger, metering, payouts):
             cleanup.push_async_callback(channel.close)
-        catalogue = Catalogue.load()
+        catalogue = catalogue or Catalogue.load()
         projector = Projector(
             writer=writer,
             usage=UsageReader(metering, catalogue),

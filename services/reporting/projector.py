@@ -93,7 +93,8 @@ class Projector:
         """
         projection = await self._find(ProjectionState.SERVING)
         if projection is None:
-            await self.begin()
+            async with self._writer.begin() as connection:
+                await projections.begin_first(connection)
             return True
         self._observe(projection)
         return await self._advance(projection)

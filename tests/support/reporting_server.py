@@ -1,145 +1,120 @@
-"""A real reporting server in the test's own process, for the callers that a test makes up."""
+"""A real reporting server in the test's own process, on a free port, with keys to call it."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.message import Message
+import psycopg
 
-from services.kit.auth import Principal, Role
+from services.kit.auth import CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import Clock
-from services.kit.db import Database
-from services.kit.errors import Unauthenticated
-from services.kit.server import bind, build_server
-from services.reporting.rpc.payouts import Payouts
-from services.reporting.rpc.reporting import ReportingService
-from tallystick.payouts.v1 import payout_service_pb2
-from tallystick.reporting.v1 import reporting_service_pb2, reporting_service_pb2_grpc
+from services.kit.keys import LedgerKeys
+from services.kit.server import build_server
+from services.reporting.app import App, open_app
+from services.reporting.config import ReportingConfig
+from services.reporting.domain.model_costs import Catalogue
+from tallystick.reporting.v1.projection_service_pb2_grpc import ProjectionServiceStub
+from tallystick.reporting.v1.reporting_service_pb2_grpc import ReportingServiceStub
+from tests.support.ledger_server import LedgerServer
 
 if TYPE_CHECKING:
     # Known to type checkers only.
+    from tallystick.reporting.v1.projection_service_pb2_grpc import ProjectionServiceAsyncStub
     from tallystick.reporting.v1.reporting_service_pb2_grpc import ReportingServiceAsyncStub
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
-REPORTING: Final = reporting_service_pb2.DESCRIPTOR.services_by_name["ReportingService"]
-CATALOGUE: Final = "a catalogue of tests"
+@dataclass(frozen=True)
+class Caller:
+    """The services of reporting as one API key reaches them."""
 
-
-class Callers:
-    """Who calls: a key is the name of a role, with the id of whom it belongs to behind a slash."""
-
-    async def authenticate(self, api_key: str) -> Principal:
-        name, _, owner_id = api_key.partition("/")
-        if name not in set(Role):
-            raise Unauthenticated("the API key is unknown, revoked or expired")
-        return Principal(
-            api_key_id=f"key_{name}",
-            role=Role(name),
-            organization_id=owner_id if owner_id.startswith("org_") else None,
-            customer_id=owner_id if owner_id.startswith("cus_") else None,
-        )
-
-
-class FakePayouts:
-    """Payouts that a test makes up, the newest first. Pages as payouts does, with a simpler token."""
-
-    def __init__(self) -> None:
-        self.payouts: list[payout_service_pb2.GetPayoutResponse] = []
-        self.asked_for: list[str] = []
-        self.away = False
-
-    async def ListPayouts(
-        self, request: payout_service_pb2.ListPayoutsRequest, context: Context
-    ) -> payout_service_pb2.ListPayoutsResponse:
-        if self.away:
-            # As gRPC itself says it.
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "")
-        self.asked_for.append(request.organization_id)
-        found = [one.payout for one in self.payouts if one.payout.organization_id == request.organization_id]
-        start = int(request.page_token or 0)
-        end = start + request.page_size
-        return payout_service_pb2.ListPayoutsResponse(
-            payouts=found[start:end], next_page_token=str(end) if end < len(found) else ""
-        )
-
-    async def GetPayout(
-        self, request: payout_service_pb2.GetPayoutRequest, context: Context
-    ) -> payout_service_pb2.GetPayoutResponse:
-        return next(one for one in self.payouts if one.payout.payout_id == request.payout_id)
-
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What serves it."""
-        pb = payout_service_pb2
-        handlers: Any = {
-            name: grpc.unary_unary_rpc_method_handler(
-                method, request_deserializer=request.FromString, response_serializer=_serialized
-            )
-            for name, method, request in (
-                ("ListPayouts", self.ListPayouts, pb.ListPayoutsRequest),
-                ("GetPayout", self.GetPayout, pb.GetPayoutRequest),
-            )
-        }
-        return grpc.method_handlers_generic_handler("tallystick.payouts.v1.PayoutService", handlers)
-
-
-def _serialized(message: Message) -> bytes:
-    return message.SerializeToString()
+    reporting: ReportingServiceAsyncStub
+    projections: ProjectionServiceAsyncStub
 
 
 @dataclass
 class ReportingServer:
-    """A reporting that runs, and what stands in for payouts."""
+    """A reporting that runs, and the ledger that knows its callers' keys."""
 
     address: str
-    payouts: FakePayouts
-    _stack: AsyncExitStack = field(repr=False)
+    database_url: str
+    ledger: LedgerServer
+    app: App
+    _channels: list[grpc.aio.Channel] = field(default_factory=list)
 
-    async def caller(self, key: str) -> ReportingServiceAsyncStub:
-        """Its service as the bearer of a key of `Callers` reaches it."""
-        return reporting_service_pb2_grpc.ReportingServiceStub(await self.channel(key))
+    def caller(self, key: str) -> Caller:
+        """The services as the bearer of this key reaches them."""
+        channel = connect(self.address, key)
+        self._channels.append(channel)
+        return Caller(ReportingServiceStub(channel), ProjectionServiceStub(channel))
 
-    async def channel(self, key: str) -> grpc.aio.Channel:
-        return await self._stack.enter_async_context(connect(self.address, key))
+    @property
+    def operator(self) -> Caller:
+        return self.caller(self.ledger.operator.key)
+
+    async def catch_up(self) -> None:
+        """Read both feeds to their ends, beside the workers or instead of them."""
+        while await self.app.projector.follow():
+            pass
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Rows, as the superuser sees them."""
+        with psycopg.connect(self.database_url) as connection:
+            return connection.execute(statement.encode()).fetchall()
 
 
 @asynccontextmanager
-async def opened_database(url: str, role: str) -> AsyncIterator[Database]:
-    """The connections of one role of reporting."""
-    database = Database(url, role=role, schema="reporting", pool_size=4, hot_pool_size=1)
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
+async def running_reporting(
+    database_url: str,
+    ledger: LedgerServer,
+    *,
+    ledger_address: str | None = None,
+    metering_address: str | None = None,
+    clock: Clock | None = None,
+    catalogue: Catalogue | None = None,
+    workers: bool = True,
+    **settings: Any,
+) -> AsyncIterator[ReportingServer]:
+    """Serve reporting on this database until the end of the `async with`, with its workers.
 
-
-@asynccontextmanager
-async def running_reporting(database_url: str, clock: Clock) -> AsyncIterator[ReportingServer]:
-    """Serve what is in this database until the end of the `async with`. Nobody reads feeds."""
-    async with AsyncExitStack() as stack:
-        reader = await stack.enter_async_context(opened_database(database_url, "reporting_reader"))
-        fake = FakePayouts()
-        payouts_server = grpc.aio.server()
-        payouts_server.add_generic_rpc_handlers((fake.handler(),))
-        port = payouts_server.add_insecure_port("127.0.0.1:0")
-        await payouts_server.start()
-        stack.push_async_callback(payouts_server.stop, None)
-        channel = await stack.enter_async_context(connect(f"127.0.0.1:{port}", "nobody looks at it"))
-        service = ReportingService(reader=reader, payouts=Payouts(channel), catalogue=CATALOGUE, clock=clock)
-        server = build_server(
-            services=(
-                bind(REPORTING, reporting_service_pb2_grpc.add_ReportingServiceServicer_to_server, service),
-            ),
-            authenticator=Callers(),
-        )
+    The addresses are those of the feeds, the ledger's own if not given; `settings` are fields of its
+    configuration. Keys are remembered for an hour, so that tests may take the ledger away.
+    """
+    ledger_address = ledger_address or ledger.address
+    config = ReportingConfig(
+        **{
+            "database_url": database_url,
+            "ledger_address": ledger_address,
+            "metering_address": metering_address or ledger_address,
+            "service_api_key": ledger.service.key,
+            "web_address": "127.0.0.1:0",
+            "feed_interval": timedelta(milliseconds=20),
+            "removal_delay": timedelta(0),
+            **settings,
+        }
+    )
+    async with (
+        open_app(config, clock=clock, catalogue=catalogue) as app,
+        connect(ledger.address, ledger.service.key) as channel,
+    ):
+        authenticator = CachedAuthenticator(LedgerKeys(channel), ttl=timedelta(hours=1))
+        server = build_server(services=app.services, authenticator=authenticator)
         address = server.listen("127.0.0.1:0")
         await server.start()
-        stack.push_async_callback(server.stop, timedelta(seconds=2))
-        yield ReportingServer(address, fake, stack)
+        running = app.workers if workers else ()
+        for worker in running:
+            worker.start()
+        reporting = ReportingServer(address, database_url, ledger, app)
+        try:
+            yield reporting
+        finally:
+            for caller_channel in reporting._channels:
+                await caller_channel.close()
+            await server.stop(timedelta(seconds=2))
+            for worker in running:
+                await worker.stop(timedelta(seconds=2))

@@ -136,7 +136,7 @@ def test_the_readme_tells_the_ports() -> None:
 
 
 def test_operators_are_told_of_every_metric() -> None:
-    for service in ("ledger", "metering", "payouts"):
+    for service in ("ledger", "metering", "payouts", "reporting"):
         # Which registers the metrics of the service, and those of the kit.
         importlib.import_module(f"services.{service}.app")
     exported = {

@@ -66,11 +66,20 @@ async def list_all(connection: AsyncConnection) -> list[Projection]:
     ]
 
 
+async def begin_first(connection: AsyncConnection) -> int:
+    """The projection that answers, begun if there is none."""
+    return await _begin(connection, lost=None, first=True)
+
+
 async def begin(connection: AsyncConnection, lost: int | None = None) -> int:
-    """The projection that is being built, begun if there is none, or if it is `lost`. The first one of all
-    answers at once.
-    """
-    found = await connection.execute(text("SELECT reporting.begin_projection(:lost)"), {"lost": lost})
+    """The projection that is being built, begun if there is none, or if it is `lost`."""
+    return await _begin(connection, lost=lost, first=False)
+
+
+async def _begin(connection: AsyncConnection, *, lost: int | None, first: bool) -> int:
+    found = await connection.execute(
+        text("SELECT reporting.begin_projection(:lost, :first)"), {"lost": lost, "first": first}
+    )
     return int(found.scalar_one())
 
 

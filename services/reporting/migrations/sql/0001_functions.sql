@@ -474,7 +474,8 @@ $$;
 
 -- The projection that is being built, begun if there is none; the first one of all answers from the beginning. One
 -- whose feeds are no longer what it has read of, p_lost, is retired if it was being built; if it answers, it goes on.
-CREATE FUNCTION reporting.begin_projection(p_lost integer) RETURNS integer
+-- With p_first, only for want of any: the one that answers, if there is one.
+CREATE FUNCTION reporting.begin_projection(p_lost integer, p_first boolean) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
 DECLARE
     found_id integer;
@@ -482,6 +483,12 @@ BEGIN
     -- Two replicas that find out at the same time begin one projection: the second one waits, and finds the first
     -- one's. Batches, which only lock rows of it, go on.
     LOCK TABLE projection IN SHARE ROW EXCLUSIVE MODE;
+    IF p_first THEN
+        SELECT p.projection_id INTO found_id FROM projection p WHERE p.state = 'serving';
+        IF FOUND THEN
+            RETURN found_id;
+        END IF;
+    END IF;
     UPDATE projection p SET state = 'retired', retire_time = clock_timestamp()
     WHERE p.projection_id = p_lost AND p.state = 'building';
     SELECT p.projection_id INTO found_id FROM projection p WHERE p.state = 'building';
@@ -498,7 +505,7 @@ $$;
 
 
 -- Lets a projection answer that has read as far as the one that does, and retires that. Answers whether it did. Where
--- they have read different logs, it must have come to the end of its own.
+-- they have read different logs, it must have come to the end of its own, of which it has heard.
 CREATE FUNCTION reporting.serve_projection(p_projection_id integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
 BEGIN
@@ -511,7 +518,7 @@ BEGIN
         JOIN feed served ON served.feed = built.feed
         JOIN projection s ON s.projection_id = served.projection_id AND s.state = 'serving'
         WHERE built.projection_id = p_projection_id
-          AND CASE WHEN built.log_id = served.log_id THEN built.position < served.position
+          AND CASE WHEN built.log_id IN (served.log_id, '') THEN built.position < served.position
                    ELSE built.hear_time IS NULL OR built.position < built.head_position END);
     IF NOT FOUND THEN
         RETURN false;

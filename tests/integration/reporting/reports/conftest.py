@@ -14,7 +14,7 @@ from services.kit.db import Database
 from tests.conftest import FreshDatabase
 from tests.integration.reporting.reports.facts import NOW, made_up_books
 from tests.support.reporting_books import Books
-from tests.support.reporting_server import ReportingServer, opened_database, running_reporting
+from tests.support.reports_server import ReportingServer, opened_database, running_reporting
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tallystick.reporting.v1 import period_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.reporting.reports.facts import LARK, WREN
 from tests.support.reporting_books import Books
-from tests.support.reporting_server import REPORTING, ReportingServer
+from tests.support.reports_server import REPORTING, ReportingServer
 from tests.support.rpc_errors import taken_apart
 
 METHODS: Final[dict[str, MethodDescriptor]] = {method.name: method for method in REPORTING.methods}

@@ -13,7 +13,7 @@ from tallystick.reporting.v1 import charge_report_pb2, period_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.reporting.reports.facts import LARK, NOW, WREN
 from tests.support.reporting_books import Books, Charge
-from tests.support.reporting_server import ReportingServer
+from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal, taken_apart
 
 

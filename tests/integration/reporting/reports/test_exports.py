@@ -15,7 +15,7 @@ from tallystick.reporting.v1 import period_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.reporting.reports.facts import LARK, NOW, WREN
 from tests.support.reporting_books import Books
-from tests.support.reporting_server import ReportingServer
+from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal
 
 

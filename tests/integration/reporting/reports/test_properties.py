@@ -19,7 +19,7 @@ from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.conftest import FreshDatabase
 from tests.integration.reporting.reports.facts import NOW, add_charges, revenue_figures, usage_figures
 from tests.support.reporting_books import Books
-from tests.support.reporting_server import opened_database, running_reporting
+from tests.support.reports_server import opened_database, running_reporting
 
 MOMENTS = st.timedeltas(timedelta(0), timedelta(days=335)).map(
     lambda passed: datetime(2025, 12, 30, tzinfo=UTC) + passed

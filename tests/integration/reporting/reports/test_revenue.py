@@ -19,7 +19,7 @@ from tests.integration.reporting.reports.facts import (
     revenue_figures,
 )
 from tests.support.reporting_books import Books, Earned
-from tests.support.reporting_server import ReportingServer
+from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal
 
 if TYPE_CHECKING:

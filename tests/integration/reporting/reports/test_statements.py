@@ -13,7 +13,7 @@ from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.conftest import FreshDatabase
 from tests.integration.reporting.reports.facts import HELPER, LARK, NOW, WREN
 from tests.support.reporting_books import Books, Moved, Payee
-from tests.support.reporting_server import ReportingServer, opened_database, running_reporting
+from tests.support.reports_server import ReportingServer, opened_database, running_reporting
 
 SPANS = [
     (datetime(2026, 11, 1, tzinfo=UTC), NOW),

@@ -13,7 +13,7 @@ from tallystick.reporting.v1 import period_pb2, revenue_pb2, usage_report_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.reporting.reports.facts import LARK, NOW, ranked, usage_figures
 from tests.support.reporting_books import Books, Event
-from tests.support.reporting_server import CATALOGUE, ReportingServer
+from tests.support.reports_server import CATALOGUE, ReportingServer
 from tests.support.rpc_errors import refusal
 
 KEYS: dict[int, Callable[[Event], str]] = {

@@ -17,9 +17,16 @@ from services.reporting.config import ReportingConfig
 from services.reporting.domain.model_costs import Catalogue
 from services.reporting.projector import Projector
 from services.reporting.rpc.journal_feed import JournalReader
+from services.reporting.rpc.payouts import Payouts
 from services.reporting.rpc.projections import ProjectionService
+from services.reporting.rpc.reporting import ReportingService
 from services.reporting.rpc.usage_feed import UsageReader
-from tallystick.reporting.v1 import projection_service_pb2, projection_service_pb2_grpc
+from tallystick.reporting.v1 import (
+    projection_service_pb2,
+    projection_service_pb2_grpc,
+    reporting_service_pb2,
+    reporting_service_pb2_grpc,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +53,31 @@ async def open_app(
             cleanup.push_async_callback(database.close)
             await database.open()
         clock = clock or SystemClock()
-        ledger, metering = (
-            _connect(config, address) for address in (config.ledger_address, config.metering_address)
+        ledger, metering, payouts = (
+            _connect(config, address)
+            for address in (config.ledger_address, config.metering_address, config.payouts_address)
         )
-        for channel in (ledger, metering):
+        for channel in (ledger, metering, payouts):
             cleanup.push_async_callback(channel.close)
+        catalogue = catalogue or Catalogue.load()
         projector = Projector(
             writer=writer,
-            usage=UsageReader(metering, catalogue or Catalogue.load()),
+            usage=UsageReader(metering, catalogue),
             journal=JournalReader(ledger),
             clock=clock,
             batch_size=config.feed_batch_size,
             removal_delay=config.removal_delay,
         )
-        # What reporting serves: ReportingService and the web pages belong here.
+        # What reporting serves: the web pages belong here, too.
         yield App(
             services=(
+                bind(
+                    reporting_service_pb2.DESCRIPTOR.services_by_name["ReportingService"],
+                    reporting_service_pb2_grpc.add_ReportingServiceServicer_to_server,
+                    ReportingService(
+                        reader=reader, payouts=Payouts(payouts), catalogue=catalogue.name, clock=clock
+                    ),
+                ),
                 bind(
                     projection_service_pb2.DESCRIPTOR.services_by_name["ProjectionService"],
                     projection_service_pb2_grpc.add_ProjectionServiceServicer_to_server,

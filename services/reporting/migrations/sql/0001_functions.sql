@@ -72,9 +72,9 @@ BEGIN
 
     INSERT INTO charge (
         projection_id, charge_id, customer_id, workflow_id, component, ordinal, currency_code, gross_micros,
-        price_version_id, transaction_id, occur_time, create_time)
+        price_version_id, transaction_id, position, occur_time, create_time)
     SELECT p_projection_id, t.charge_id, c.customer_id, c.workflow_id, c.component, c.ordinal, c.currency_code, c.gross,
-           c.price_version_id, t.transaction_id, from_micros(t.occur_time), from_micros(t.create_time)
+           c.price_version_id, t.transaction_id, t.position, from_micros(t.occur_time), from_micros(t.create_time)
     FROM unnest(c_positions, c_customer_ids, c_workflow_ids, c_components, c_ordinals, c_currency_codes, c_gross,
                 c_price_version_ids)
         AS c (position, customer_id, workflow_id, component, ordinal, currency_code, gross, price_version_id)
@@ -195,7 +195,8 @@ END
 $$;
 
 
--- Adds the revenue of these positions to the sums of their quarter hours, days and months.
+-- Adds the revenue of these positions to the sums of their quarter hours, days and months: those that tell everything
+-- apart, those of customers, and those of organizations.
 CREATE FUNCTION reporting.roll_revenue(p_projection_id integer, p_after bigint, p_last bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = reporting, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -209,6 +210,43 @@ BEGIN
         FROM revenue r
         WHERE r.projection_id = p_projection_id AND r.position > p_after AND r.position <= p_last
         GROUP BY 1, 2, 3, 4, 5, 6, 7
+    ),
+    by_customer AS (
+        SELECT q.organization_id, q.currency_code, g.grain, date_trunc(g.grain, q.start_time, 'UTC') AS start_time,
+               q.customer_id, sum(q.platform_fee) AS platform_fee, sum(q.processing_fee) AS processing_fee,
+               sum(q.net) AS net, sum(q.charges) AS charges
+        FROM quarter q CROSS JOIN (VALUES ('day'), ('month')) AS g (grain)
+        GROUP BY 1, 2, 3, 4, 5
+    ),
+    into_customer AS (
+        INSERT INTO revenue_customer AS o (
+            projection_id, organization_id, currency_code, grain, start_time, customer_id, platform_fee_micros,
+            processing_fee_micros, net_micros, charge_count)
+        SELECT p_projection_id, c.organization_id, c.currency_code, c.grain, c.start_time, c.customer_id,
+               c.platform_fee, c.processing_fee, c.net, c.charges
+        FROM by_customer c
+        ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id)
+            DO UPDATE SET
+                platform_fee_micros = o.platform_fee_micros + excluded.platform_fee_micros,
+                processing_fee_micros = o.processing_fee_micros + excluded.processing_fee_micros,
+                net_micros = o.net_micros + excluded.net_micros,
+                charge_count = o.charge_count + excluded.charge_count
+    ),
+    into_total AS (
+        INSERT INTO revenue_total AS o (
+            projection_id, organization_id, currency_code, grain, start_time, platform_fee_micros,
+            processing_fee_micros, net_micros, charge_count)
+        SELECT p_projection_id, q.organization_id, q.currency_code, g.grain,
+               CASE g.grain WHEN 'quarter' THEN q.start_time ELSE date_trunc(g.grain, q.start_time, 'UTC') END,
+               sum(q.platform_fee), sum(q.processing_fee), sum(q.net), sum(q.charges)
+        FROM quarter q CROSS JOIN (VALUES ('quarter'), ('day'), ('month')) AS g (grain)
+        GROUP BY 2, 3, 4, 5
+        ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time)
+            DO UPDATE SET
+                platform_fee_micros = o.platform_fee_micros + excluded.platform_fee_micros,
+                processing_fee_micros = o.processing_fee_micros + excluded.processing_fee_micros,
+                net_micros = o.net_micros + excluded.net_micros,
+                charge_count = o.charge_count + excluded.charge_count
     )
     INSERT INTO revenue_rollup AS o (
         projection_id, grain, organization_id, currency_code, start_time, customer_id, agent_id, agent_version,
@@ -516,7 +554,8 @@ BEGIN
         RETURN false;
     END IF;
     FOREACH table_name IN ARRAY ARRAY[
-        'charge', 'revenue', 'movement', 'movement_day', 'payable_bucket', 'usage', 'revenue_rollup', 'usage_rollup'
+        'charge', 'revenue', 'movement', 'movement_day', 'payable_bucket', 'usage', 'revenue_rollup',
+        'revenue_total', 'revenue_customer', 'usage_rollup'
     ] LOOP
         EXECUTE format(
             'DELETE FROM reporting.%I WHERE ctid = ANY (ARRAY('

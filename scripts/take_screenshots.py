@@ -1,12 +1,14 @@
 """Take the pictures of docs/screenshots anew, from the made-up world of the dashboard's tests.
 
-Usage: python -m scripts.take_screenshots [FOLDER [FORMAT]]. Needs Chromium.
+Usage: python -m scripts.take_screenshots [FOLDER [FORMAT]]. Needs Chromium. Without a folder it takes those
+that the documents show: on a desk by day, on a phone by night. With one, all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -17,7 +19,10 @@ from tests.support.browser import Page, browser, find_chromium, screenshot_name
 from tests.support.dashboard_world import ACME, AZURE, GLOBEX, SIERRA, dashboard, key_of, populated
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-WIDTHS: Final = (1280, 390)
+DESK, PHONE = 1280, 390
+SHOWN: Final = ((DESK, False), (PHONE, True))
+ALL: Final = tuple((width, dark) for width in (DESK, PHONE) for dark in (False, True))
+DRAWN: Final = "[...document.querySelectorAll('[data-chart]')].every(one => one.querySelector('canvas'))"
 # Name, who looks, and at what. "stranger" and "other" have done nothing yet.
 PICTURES: Final = (
     ("sign-in", None, "/sign-in"),
@@ -35,7 +40,9 @@ PICTURES: Final = (
 )
 
 
-def take(page: Page, base: str, charge_id: str, folder: Path, kind: str) -> None:
+def take(
+    page: Page, base: str, charge_id: str, folder: Path, kind: str, looks: Sequence[tuple[int, bool]]
+) -> None:
     """All pictures, signed in as each in turn."""
     for name, who, path in PICTURES:
         page.call("Network.clearBrowserCookies")
@@ -44,24 +51,21 @@ def take(page: Page, base: str, charge_id: str, folder: Path, kind: str) -> None
             page.fill("#api_key", key_of(who))
             page.fill("[name=time_zone]", "UTC")
             page.click("form.stack button")
-        for width in WIDTHS:
-            for dark in (False, True):
-                page.look(width=width, dark=dark)
-                page.open(base + path.format(charge=charge_id))
-                page.wait_until(
-                    "[...document.querySelectorAll('[data-chart]')].every(c => c.querySelector('canvas'))"
-                )
-                if name == "payouts":
-                    page.run("document.querySelectorAll('.payouts details')[2].open = true")
-                # The cursor and the focus of whoever takes pictures are no part of them.
-                page.run("document.activeElement.blur()")
-                file = folder / screenshot_name(name, width=width, dark=dark).with_suffix(f".{kind}")
-                options = {} if kind == "png" else {"quality": 82}
-                file.write_bytes(page.screenshot(kind, **options))
-                print(f"{file.name}  {file.stat().st_size // 1024} KB")
+        for width, dark in looks:
+            page.look(width=width, dark=dark)
+            page.open(base + path.format(charge=charge_id))
+            page.wait_until(DRAWN)
+            if name == "payouts":
+                page.run("document.querySelectorAll('.payouts details')[2].open = true")
+            # The focus of whoever takes pictures is no part of them.
+            page.run("document.activeElement.blur()")
+            file = folder / screenshot_name(name, width=width, dark=dark).with_suffix(f".{kind}")
+            options = {} if kind == "png" else {"quality": 74}
+            file.write_bytes(page.screenshot(kind, **options))
+            print(f"{file.name}  {file.stat().st_size // 1024} KB")
 
 
-async def main(folder: Path, kind: str) -> int:
+async def main(folder: Path, kind: str, looks: Sequence[tuple[int, bool]]) -> int:
     chromium = find_chromium()
     if chromium is None:
         print("Chromium is not installed", file=sys.stderr)
@@ -74,7 +78,7 @@ async def main(folder: Path, kind: str) -> int:
         def work() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with browser(chromium) as page:
-                take(page, f"http://{web.address}", served.world.charges[0].charge_id, folder, kind)
+                take(page, f"http://{web.address}", served.world.charges[0].charge_id, folder, kind, looks)
 
         try:
             await asyncio.to_thread(work)
@@ -85,5 +89,5 @@ async def main(folder: Path, kind: str) -> int:
 
 
 if __name__ == "__main__":
-    where = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/screenshots"
-    sys.exit(asyncio.run(main(where, sys.argv[2] if len(sys.argv) > 2 else "webp")))
+    folder, kind = [*sys.argv[1:], *("docs/screenshots", "webp")[len(sys.argv) - 1 :]][:2]
+    sys.exit(asyncio.run(main(ROOT / folder, kind, SHOWN if len(sys.argv) == 1 else ALL)))

@@ -103,9 +103,21 @@ class Page:
         """Type into a field."""
         self.run(f"document.querySelector({json.dumps(selector)}).value = {json.dumps(text)}")
 
-    def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+    def press(self, key: str) -> None:
+        """Press a key and let it go."""
+        codes = {"Enter": (13, "\r"), "Tab": (9, "\t")}
+        code, typed = codes[key]
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=typed
+            )
+
+    def run(self, script: str, *, wait: bool = True) -> Any:
+        """The value of an expression in the page. Without `wait`, of one that leads away from it."""
+        if not wait:
+            self._events.clear()
+            script = f"setTimeout(() => {{ {script} }})"
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=wait)
         if "exceptionDetails" in answer:
             raise BrowserError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -114,7 +126,12 @@ class Page:
         """Wait until an expression is true in the page; its value."""
         until = time.monotonic() + _SECONDS
         while True:
-            if found := self.run(script):
+            try:
+                found = self.run(script)
+            except BrowserError:
+                # Asked while one page gave way to the next.
+                found = None
+            if found:
                 return found
             if time.monotonic() > until:
                 raise BrowserError(f"never true: {script}")
@@ -156,8 +173,10 @@ class Page:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
-        scheme = "dark" if dark else "light"
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        # Without motion, colours are what they are at once.
+        wanted = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.call("Emulation.setEmulatedMedia", features=features)
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
 
     def screenshot(self, format: str = "png", **options: Any) -> bytes:

@@ -18,9 +18,10 @@
     };
   };
 
-  const compact = (figure) => {
+  const compact = (figure, empty) => {
     const format = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-    return (_, ticks) => ticks.map((tick) => (figure.dataset.kind === "count" && tick % 1 ? "" : format.format(tick)));
+    const whole = figure.dataset.kind === "count" || empty;
+    return (_, ticks) => ticks.map((tick) => (whole && (tick % 1 || (empty && tick)) ? "" : format.format(tick)));
   };
 
   const when = (figure) => {
@@ -45,6 +46,9 @@
       const row = plot.cursor.idx == null ? null : rows[plot.cursor.idx];
       readout.replaceChildren(...(row ? [...row.cells].flatMap((cell) => [...[...cell.childNodes].map((node) => node.cloneNode(true)), document.createTextNode("  ")]) : []));
     };
+    // Nothing at all is drawn as a line at zero.
+    const reach = (_, low, high) => (low || high ? [Math.min(0, low * 1.1), Math.max(0, high * 1.08)] : [0, 1]);
+    const room = (_, labels) => 14 + 7 * Math.max(1, ...(labels || []).map((one) => one.length));
     const size = () => ({ width: place.clientWidth, height: place.clientHeight });
     const plot = new uPlot(
       {
@@ -52,10 +56,10 @@
         legend: { show: false },
         cursor: { y: false, drag: { x: false, y: false }, points: { show: false } },
         padding: [8, 4, 0, 0],
-        scales: { x: { time: false, range: [-0.5, xs.length - 0.5] }, y: { range: (_, low, high) => [Math.min(0, low * 1.1), Math.max(high * 1.08, low < 0 ? 0 : 1e-6)] } },
+        scales: { x: { time: false, range: [-0.5, xs.length - 0.5] }, y: { range: reach } },
         axes: [
           { ...axis, grid: { show: false }, space: 56, size: 24, gap: 6, incrs: [1, 2, 3, 4, 5, 6, 7, 10, 14, 24, 30].filter((one) => one < Math.max(2, xs.length)), values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) && at[tick] != null ? label(at[tick]) : "")) },
-          { ...axis, grid: { stroke: () => colour("--line-2"), width: 1 }, size: 48, gap: 6, space: 36, values: compact(figure) },
+          { ...axis, grid: { stroke: () => colour("--line-2"), width: 1 }, size: room, gap: 6, space: 36, values: compact(figure, values.every((one) => one === 0)) },
         ],
         series: [{}, { fill: () => colour("--bar"), stroke: () => colour("--bar"), width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.72, 44], radius: 0.12 }) }],
         hooks: { setCursor: [tell] },

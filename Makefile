@@ -38,6 +38,10 @@ up: $(SANDBOX_STAMP) ## Keep the suite up until Ctrl-C; prints endpoints, keys a
 test: $(DEV_STAMP) ## Run all tests (PYTEST_ARGS= for a part of them)
 	@$(BIN)/python -m pytest -n 3 $(PYTEST_ARGS)
 
+.PHONY: retest
+retest: $(DEV_STAMP) ## Run again, one at a time, the few tests that failed in the last run
+	@$(BIN)/python -m scripts.retest
+
 .PHONY: test-faults
 test-faults: $(DEV_STAMP) ## Let services and stores fail under load for MINUTES (10), and count what was lost (SEED=)
 	@$(BIN)/python -m tests.faults $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(SEED),--seed "$(SEED)")

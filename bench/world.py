@@ -59,7 +59,8 @@ _RPCS: Final = "tallystick_rpcs_total"
 _CREDIT_SERVICE: Final = "/tallystick.ledger.v1.CreditService/"
 _BACKLOG: Final = """
     SELECT (EXISTS (SELECT FROM ledger.unsequenced) OR EXISTS (SELECT FROM ledger.balance_delta)
-            OR EXISTS (SELECT FROM metering.pending_charge))::integer
+            OR EXISTS (SELECT FROM metering.pending_charge)
+            OR EXISTS (SELECT FROM metering.unsequenced_usage))::integer
 """
 
 

@@ -48,6 +48,7 @@ def databases(session_stores: Stores) -> Iterator[Databases]:
     from services.ledger.migrations import migrate as migrate_ledger
     from services.metering.migrations import migrate as migrate_metering
     from services.payouts.migrations import migrate as migrate_payouts
+    from services.reporting.migrations import migrate as migrate_reporting
 
     template = fresh_name("template")
     create_database(session_stores.database_url, template)
@@ -55,6 +56,7 @@ def databases(session_stores: Stores) -> Iterator[Databases]:
     migrate_ledger(url)
     migrate_metering(url)
     migrate_payouts(url)
+    migrate_reporting(url)
     found = Databases(session_stores.database_url, template)
     yield found
     found.close()
@@ -111,3 +113,11 @@ def _own_redis_database(url: str) -> str:
         if client.dbsize():
             pytest.exit(f"database {number} of REDIS_URL holds keys, and the tests would delete them", 2)
     return own
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Tell scripts/retest.py how the run ended."""
+    cache: pytest.Cache | None = getattr(session.config, "cache", None)
+    # Of several workers, the one that leads them.
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        cache.set("tallystick/exit_status", int(exitstatus))

@@ -7,6 +7,8 @@ it is fails closed.
 
 from dataclasses import dataclass
 
+from psycopg import AsyncConnection as HotConnection
+from psycopg.rows import TupleRow
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -39,4 +41,13 @@ async def scope(connection: AsyncConnection, tenants: Tenants) -> None:
     """Bound what the rest of the connection's current transaction sees."""
     await connection.execute(
         _SET, {"ids": list(tenants.ids), "platform": "on" if tenants.platform else "off"}
+    )
+
+
+async def scope_hot(connection: HotConnection[TupleRow], tenants: Tenants) -> None:
+    """The same for a transaction on a plain connection."""
+    await connection.execute(
+        "SELECT set_config('tallystick.tenants', %s::text[]::text, true),"
+        " set_config('tallystick.platform', %s, true)",
+        (list(tenants.ids), "on" if tenants.platform else "off"),
     )

@@ -52,6 +52,7 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
     )
     reader = Database(config.database_url, role="ledger_reader", schema="ledger", pool_size=config.pool_size)
     await writer.open()
+    await reader.open()
     try:
         clock = SystemClock()
         ledger = LedgerService(writer, reader, clock)

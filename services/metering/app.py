@@ -40,6 +40,8 @@ from services.metering.rpc.pricing import PricingService
 from services.metering.rpc.reservation_admin import ReservationService
 from services.metering.rpc.reservations import Reservations
 from services.metering.rpc.terms import TermsFinder
+from services.metering.rpc.usage_feed import UsageFeedService
+from services.metering.sequencer import Sequencer
 from services.metering.store.pools import Pools
 from services.metering.valkey import Valkey, open_client
 from tallystick.metering.v1 import (
@@ -51,6 +53,8 @@ from tallystick.metering.v1 import (
     pricing_service_pb2_grpc,
     reservation_service_pb2,
     reservation_service_pb2_grpc,
+    usage_feed_service_pb2,
+    usage_feed_service_pb2_grpc,
 )
 
 _VALKEY_INTERVAL: Final = timedelta(seconds=1)
@@ -79,6 +83,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         for database in (reader, writer):
             cleanup.push_async_callback(database.close)
         await writer.open()
+        await reader.open()
         channel = connect(
             config.ledger_address,
             config.ledger_api_key,
@@ -93,7 +98,10 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         # Before the pools: it waits for confirmations that still use them.
         cleanup.push_async_callback(confirmations.close)
         recovery = Recovery(writer=writer, ledger=ledger, delay=config.recovery_delay)
-        workers: list[Worker] = [recovery.worker(config.recovery_interval)]
+        workers: list[Worker] = [
+            recovery.worker(config.recovery_interval),
+            Sequencer(writer).worker(config.sequence_interval),
+        ]
         terms = TermsFinder(directory, catalog)
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
@@ -183,6 +191,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     clock=clock,
                 ),
                 ReservationService(pools=pools, reconciler=reconciler),
+                UsageFeedService(reader),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             workers=workers,
@@ -233,6 +242,7 @@ def _bindings(
     pricing: PricingService,
     budgets: BudgetService,
     reservations: ReservationService,
+    usage_feed: UsageFeedService,
 ) -> tuple[ServiceBinding, ...]:
     return (
         bind(
@@ -254,5 +264,10 @@ def _bindings(
             reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
             reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server,
             reservations,
+        ),
+        bind(
+            usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
+            usage_feed_service_pb2_grpc.add_UsageFeedServiceServicer_to_server,
+            usage_feed,
         ),
     )

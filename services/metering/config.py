@@ -71,6 +71,10 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
     pool_size: int = field(
         default=8, metadata=setting("database connections of each kind that are kept", minimum=1)
     )
+    sequence_interval: timedelta = field(
+        default=timedelta(milliseconds=50),
+        metadata=setting("pause between two assignments of positions in the usage feed, in seconds"),
+    )
     recovery_interval: timedelta = field(
         default=timedelta(seconds=1),
         metadata=setting("pause between two searches for charges to recover, in seconds"),

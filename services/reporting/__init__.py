@@ -1,1 +1,1 @@
-"""Reporting: read models that follow the feeds of the other services, and the web pages."""
+"""Reporting: what was earned, used and moved, from read models that follow the feeds of other services."""

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-SCHEMAS = ("ledger", "metering", "payouts")
+SCHEMAS = ("ledger", "metering", "payouts", "reporting")
 # Alembic's own, of which no service role sees anything.
 VERSION_TABLE = "alembic_version"
 

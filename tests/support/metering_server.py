@@ -22,6 +22,7 @@ from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
 from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceStub
+from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceStub
 from tests.support.ledger_server import LedgerServer
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
     from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceAsyncStub
+    from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceAsyncStub
 
 
 TOKEN_KEY = "a secret of the tests and of nobody else"
@@ -43,6 +45,7 @@ class Caller:
     pricing: PricingServiceAsyncStub
     budgets: BudgetServiceAsyncStub
     reservations: ReservationServiceAsyncStub
+    feed: UsageFeedServiceAsyncStub
 
 
 @dataclass
@@ -63,6 +66,7 @@ class MeteringServer:
             PricingServiceStub(channel),
             BudgetServiceStub(channel),
             ReservationServiceStub(channel),
+            UsageFeedServiceStub(channel),
         )
 
     @property
@@ -177,6 +181,7 @@ async def running_metering(
         token_keys=TOKEN_KEY,
         recovery_delay=recovery_delay,
         recovery_interval=timedelta(milliseconds=20),
+        sequence_interval=timedelta(milliseconds=10),
         redis_cluster=redis_cluster,
         reservation_grace=reservation_grace,
         lease_interval=lease_interval,

@@ -26,19 +26,19 @@ from services.ledger.rpc import credits_convert
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, ledger_service_pb2, transaction_pb2
 
-_KIND_TO_PROTO = {kind: account_pb2.AccountKind.Value(f"ACCOUNT_KIND_{kind.name}") for kind in AccountKind}
-_KIND_FROM_PROTO: Mapping[int, AccountKind] = {number: kind for kind, number in _KIND_TO_PROTO.items()}
-_TYPE_TO_PROTO = {
+KIND_TO_PROTO = {kind: account_pb2.AccountKind.Value(f"ACCOUNT_KIND_{kind.name}") for kind in AccountKind}
+_KIND_FROM_PROTO: Mapping[int, AccountKind] = {number: kind for kind, number in KIND_TO_PROTO.items()}
+TYPE_TO_PROTO = {
     type: transaction_pb2.TransactionType.Value(f"TRANSACTION_TYPE_{type.name}") for type in TransactionType
 }
-_TYPE_FROM_PROTO: Mapping[int, TransactionType] = {number: type for type, number in _TYPE_TO_PROTO.items()}
+_TYPE_FROM_PROTO: Mapping[int, TransactionType] = {number: type for type, number in TYPE_TO_PROTO.items()}
 
 
-_COMPONENT_TO_PROTO = {
+COMPONENT_TO_PROTO = {
     component: charge_pb2.ChargeComponent.Value(f"CHARGE_COMPONENT_{component.name}")
     for component in ChargeComponent
 }
-_COMPONENTS = frozenset(_COMPONENT_TO_PROTO.values())
+_COMPONENTS = frozenset(COMPONENT_TO_PROTO.values())
 
 
 def kind_from_proto(number: int, field: str) -> AccountKind:
@@ -57,7 +57,7 @@ def type_from_proto(number: int, field: str) -> TransactionType:
 
 def type_to_proto(type: TransactionType) -> transaction_pb2.TransactionType.ValueType:
     """A type as it travels."""
-    return _TYPE_TO_PROTO[type]
+    return TYPE_TO_PROTO[type]
 
 
 def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
@@ -99,7 +99,7 @@ def charge_to_proto(charge: Charge) -> charge_pb2.Charge:
         charge_id=charge.charge_id,
         customer_id=charge.customer_id,
         workflow_id=charge.workflow_id,
-        component=_COMPONENT_TO_PROTO[charge.component],
+        component=COMPONENT_TO_PROTO[charge.component],
         ordinal=charge.ordinal,
         gross=money(charge.gross),
         earnings=[
@@ -167,7 +167,7 @@ def earnings_balance_to_proto(balance: EarningsBalance) -> account_pb2.EarningsB
 
 def account_ref_to_proto(ref: AccountRef) -> account_pb2.AccountRef:
     return account_pb2.AccountRef(
-        owner_id=ref.owner_id, kind=_KIND_TO_PROTO[ref.kind], currency_code=ref.currency_code
+        owner_id=ref.owner_id, kind=KIND_TO_PROTO[ref.kind], currency_code=ref.currency_code
     )
 
 
@@ -203,7 +203,7 @@ def transaction_to_proto(transaction: Transaction, *, show_actor: bool) -> trans
     """`show_actor`: whether the reader may know which API key asked for it (the platform's readers may)."""
     return transaction_pb2.Transaction(
         transaction_id=transaction.transaction_id,
-        type=_TYPE_TO_PROTO[transaction.type],
+        type=TYPE_TO_PROTO[transaction.type],
         charge_id=transaction.charge_id,
         payout_id=transaction.payout_id,
         external_id=transaction.external_id,
@@ -220,7 +220,7 @@ def transaction_to_proto(transaction: Transaction, *, show_actor: bool) -> trans
 def posted_entry_to_proto(posted: PostedEntry) -> ledger_service_pb2.PostedEntry:
     return ledger_service_pb2.PostedEntry(
         transaction_id=posted.transaction_id,
-        type=_TYPE_TO_PROTO[posted.type],
+        type=TYPE_TO_PROTO[posted.type],
         charge_id=posted.charge_id,
         payout_id=posted.payout_id,
         correction_id=posted.correction_id,

@@ -1,7 +1,6 @@
 """LedgerService: each RPC opens one database transaction, or one coalesced batch of calls does."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from services.kit import ids
@@ -27,7 +26,8 @@ from services.ledger.domain.charges import MAX_CHARGES_PER_CALL, ChargeIntent, P
 from services.ledger.rpc import convert
 from services.ledger.rpc.corrections import CorrectionRpcs
 from services.ledger.rpc.credits_convert import customer_balance_to_proto
-from services.ledger.rpc.ledger_base import Context, content_hash
+from services.ledger.rpc.journal import JournalRpcs
+from services.ledger.rpc.ledger_base import Context, check_owner, content_hash
 from services.ledger.store import balances, charges, credits, movements, transactions
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc, transaction_pb2
@@ -38,18 +38,13 @@ _CREDIT_SOURCES = {
 }
 _MAX_REASON_LENGTH = 500
 _MAX_KEY_LENGTH = 128
-_DEFAULT_FEED_BATCH = 500
-_MAX_FEED_BATCH = 1000
-_MAX_FEED_OWNERS = 100
 # Database calls for one batch: more than one only if a charge comes again after it was refused.
 _MAX_ROUNDS = 3
-# How long a follower of the feed waits before it looks again.
-_FEED_POLL_SECONDS = 0.1
 
 Verdict = PostedCharge | TallystickError
 
 
-class LedgerService(CorrectionRpcs, ledger_service_pb2_grpc.LedgerServiceServicer):
+class LedgerService(CorrectionRpcs, JournalRpcs, ledger_service_pb2_grpc.LedgerServiceServicer):
     """The journal and the balances, over gRPC."""
 
     def __init__(self, writer: Database, reader: Database, clock: Clock) -> None:
@@ -209,7 +204,7 @@ class LedgerService(CorrectionRpcs, ledger_service_pb2_grpc.LedgerServiceService
         postings = [
             (
                 AccountRef(
-                    _check_owner(posting.account.owner_id, f"postings[{number}].account.owner_id"),
+                    check_owner(posting.account.owner_id, f"postings[{number}].account.owner_id"),
                     convert.kind_from_proto(posting.account.kind, f"postings[{number}].account.kind"),
                     posting.account.currency_code,
                 ),
@@ -361,45 +356,6 @@ class LedgerService(CorrectionRpcs, ledger_service_pb2_grpc.LedgerServiceService
             entries=[convert.posted_entry_to_proto(one) for one in shown], next_page_token=next_page_token
         )
 
-    async def ReadJournal(
-        self, request: ledger_service_pb2.ReadJournalRequest, context: Context
-    ) -> AsyncIterator[ledger_service_pb2.ReadJournalResponse]:
-        principal = current_principal()
-        filter, size = _feed_filter(request), _feed_batch_size(request)
-        if request.after_position < 0:
-            raise InvalidArgument.of("after_position", "must not be negative")
-        if request.after_position > 0 and not request.log_id:
-            raise InvalidArgument.of("log_id", "is required with after_position")
-        position, log_id = request.after_position, request.log_id
-        while True:
-            # One short transaction per batch: a slow reader holds no snapshot open.
-            async with self._reader.begin() as connection:
-                await scope(connection, tenants_of(principal))
-                current, _ = await transactions.current_log(connection)
-                # Of the log that was read so far, too: a follower must not carry its position into another.
-                transactions.check_log(log_id, current)
-                log_id = current
-                batch = await transactions.read_feed(connection, log_id, position, size, filter)
-            if batch.last_position > position:
-                position = batch.last_position
-                yield ledger_service_pb2.ReadJournalResponse(
-                    log_id=log_id,
-                    transactions=[
-                        ledger_service_pb2.SequencedTransaction(
-                            position=at,
-                            transaction=convert.transaction_to_proto(
-                                transaction, show_actor=principal.is_platform
-                            ),
-                        )
-                        for at, transaction in batch.transactions
-                    ],
-                    last_position=position,
-                )
-            elif request.follow:
-                await asyncio.sleep(_FEED_POLL_SECONDS)
-            else:
-                return
-
 
 def _verdict_to_proto(verdict: Verdict) -> ledger_service_pb2.ChargeVerdict:
     if isinstance(verdict, TallystickError):
@@ -436,32 +392,4 @@ def _owner(owner_id: str, principal: Principal) -> str:
     """The owner that a list is about: the one that is named, or the caller itself."""
     if not owner_id:
         return principal.organization_id or principal.customer_id or PLATFORM_OWNER
-    return _check_owner(owner_id, "owner_id")
-
-
-def _check_owner(owner_id: str, field: str) -> str:
-    if owner_id == PLATFORM_OWNER:
-        return owner_id
-    prefix = ids.CUSTOMER if owner_id.startswith(f"{ids.CUSTOMER}_") else ids.ORGANIZATION
-    try:
-        return ids.check_id(owner_id, prefix, field=field)
-    except InvalidArgument:
-        raise InvalidArgument.of(field, 'must be "cus_…", "org_…" or "platform"') from None
-
-
-def _feed_filter(request: ledger_service_pb2.ReadJournalRequest) -> transactions.FeedFilter:
-    if len(request.owner_ids) > _MAX_FEED_OWNERS:
-        raise InvalidArgument.of("owner_ids", f"must be at most {_MAX_FEED_OWNERS}")
-    return transactions.FeedFilter(
-        types=frozenset(convert.type_from_proto(type, "types") for type in request.types),
-        owner_ids=frozenset(
-            _check_owner(owner_id, f"owner_ids[{number}]")
-            for number, owner_id in enumerate(request.owner_ids)
-        ),
-    )
-
-
-def _feed_batch_size(request: ledger_service_pb2.ReadJournalRequest) -> int:
-    if request.batch_size < 0:
-        raise InvalidArgument.of("batch_size", "must not be negative")
-    return min(request.batch_size or _DEFAULT_FEED_BATCH, _MAX_FEED_BATCH)
+    return check_owner(owner_id, "owner_id")

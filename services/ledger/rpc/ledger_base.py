@@ -6,9 +6,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from services.kit import ids
 from services.kit.db import Database, retry_transaction
+from services.kit.errors import InvalidArgument
 from services.kit.tenancy import Tenants, scope
-from services.ledger.domain.accounts import CustomerBalance
+from services.ledger.domain.accounts import PLATFORM_OWNER, CustomerBalance
 from services.ledger.store import balances, movements
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -52,3 +54,14 @@ class LedgerBase:
 def content_hash(request: Message) -> bytes:
     """What must be equal for a request with the same idempotency key to be the same one."""
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+
+def check_owner(owner_id: str, field: str) -> str:
+    """`owner_id`, if it is one of an owner of accounts; raises InvalidArgument naming `field` otherwise."""
+    if owner_id == PLATFORM_OWNER:
+        return owner_id
+    prefix = ids.CUSTOMER if owner_id.startswith(f"{ids.CUSTOMER}_") else ids.ORGANIZATION
+    try:
+        return ids.check_id(owner_id, prefix, field=field)
+    except InvalidArgument:
+        raise InvalidArgument.of(field, 'must be "cus_…", "org_…" or "platform"') from None

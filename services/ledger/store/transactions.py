@@ -1,13 +1,12 @@
-"""Reading the journal: single transactions, the lists of an owner, and the feed in the order of positions."""
+"""Reading the journal: single transactions, and the lists of an owner."""
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.kit.errors import InvalidArgument, NotFound
+from services.kit.errors import NotFound
 from services.kit.pages import Page
 from services.ledger.domain.accounts import (
     AccountKind,
@@ -167,76 +166,4 @@ def _entry(row: RowMapping) -> Entry:
         if row["collected"] is None
         else EarningsBucket(row["collected"], row["earned_on"], row["available_on"]),
         account_version=row["account_version"],
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class FeedFilter:
-    """What a reader of the feed wants to see; an empty part lets everything through."""
-
-    types: frozenset[TransactionType] = frozenset()
-    owner_ids: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class FeedBatch:
-    """Transactions with their positions, and how far the log has been read."""
-
-    transactions: Sequence[tuple[int, Transaction]]
-    last_position: int
-
-
-_LOG = text("SELECT log_id, last_position FROM ledger.journal_log ORDER BY create_time DESC LIMIT 1")
-
-# The range of positions is bounded before the filter is applied, so a filter that lets little through neither
-# scans the whole log in one statement nor hides how far it has read.
-_FEED = text(f"""
-    SELECT p.position, {_TRANSACTION_COLUMNS}
-    FROM ledger.journal_position p
-    JOIN ledger.transaction t USING (transaction_id, partition_id)
-    WHERE p.log_id = :log_id AND p.position > :after AND p.position <= :until
-      AND (:all_types OR t.type::text = ANY (:types))
-      AND (:all_owners OR EXISTS (
-          SELECT FROM ledger.entry e
-          WHERE e.transaction_id = t.transaction_id AND e.owner_id = ANY (:owner_ids)))
-    ORDER BY p.position
-""")
-
-
-async def current_log(connection: AsyncConnection) -> tuple[str, int]:
-    """The id of the log that is being written, and its last position."""
-    row = (await connection.execute(_LOG)).one()
-    return row.log_id, row.last_position
-
-
-def check_log(asked: str, current: str) -> None:
-    """Positions of another log mean nothing here: reading on would skip or repeat."""
-    if asked and asked != current:
-        raise InvalidArgument.of("log_id", f"is not the current log, {current}: read it from position 0")
-
-
-async def read_feed(
-    connection: AsyncConnection, log_id: str, after: int, size: int, filter: FeedFilter
-) -> FeedBatch:
-    """The transactions of the next `size` positions behind `after` that pass the filter."""
-    _, last_position = await current_log(connection)
-    until = min(after + size, last_position)
-    if until <= after:
-        return FeedBatch((), after)
-    rows = await connection.execute(
-        _FEED,
-        {
-            "log_id": log_id,
-            "after": after,
-            "until": until,
-            "all_types": not filter.types,
-            "types": sorted(filter.types),
-            "all_owners": not filter.owner_ids,
-            "owner_ids": sorted(filter.owner_ids),
-        },
-    )
-    found = rows.mappings().all()
-    transactions = await _with_entries(connection, found)
-    return FeedBatch(
-        [(row["position"], transaction) for row, transaction in zip(found, transactions, strict=True)], until
     )

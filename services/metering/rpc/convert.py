@@ -173,7 +173,7 @@ def metered_to_proto(
         charge_id=charge.charge_id,
         outcome_id=outcome_id(charge.charge_id),
         price_charged=money_to_proto(intended.currency_code, intended.amount_micros),
-        lines=[_line_to_proto(line, intended.currency_code) for line in record.lines],
+        lines=[line_to_proto(line, intended.currency_code) for line in record.lines],
         price_version_id=intended.price_version_id,
         from_credits=charge.payment.from_credits,
         from_receivable=charge.payment.from_receivable,
@@ -207,6 +207,18 @@ def deferred_to_proto(deferred: DeferredOutcome) -> outcome_pb2.DeferredOutcome:
     if deferred.bonus_micros:
         message.charge_id = ChargeKey(*deferred.key, Component.OUTCOME).charge_id
     return message
+
+
+def line_to_proto(line: RatedLine, currency_code: str) -> charge_line_pb2.ChargeLine:
+    """A line as it travels."""
+    return charge_line_pb2.ChargeLine(
+        component_name=line.component_name,
+        quantity=line.quantity,
+        unit_price=price_book_pb2.UnitPrice(
+            amount=line.unit_price.amount, per_units=line.unit_price.per_units
+        ),
+        amount=money_to_proto(currency_code, line.amount_micros),
+    )
 
 
 def money_to_proto(currency_code: str, amount_micros: int) -> money_pb2.Money:
@@ -251,15 +263,4 @@ def _hold_to_proto(hold: OutcomeHold, currency_code: str) -> charge_pb2.OutcomeH
         hold_id=hold.hold_id,
         amount=money_to_proto(currency_code, hold.amount_micros),
         expire_time=time_to_proto(hold.expire_time),
-    )
-
-
-def _line_to_proto(line: RatedLine, currency_code: str) -> charge_line_pb2.ChargeLine:
-    return charge_line_pb2.ChargeLine(
-        component_name=line.component_name,
-        quantity=line.quantity,
-        unit_price=price_book_pb2.UnitPrice(
-            amount=line.unit_price.amount, per_units=line.unit_price.per_units
-        ),
-        amount=money_to_proto(currency_code, line.amount_micros),
     )

@@ -336,9 +336,11 @@ class Margin(_message.Message):
     not in USD: currencies are not converted.
     """
     known_count: _builtins.int
-    """How many events have a known model cost. One without a model costs nothing and is known."""
+    """How many events have a known model cost. One without a model and without tokens costs nothing and is known."""
     unknown_count: _builtins.int
-    """How many events name a model that the catalogue has no price for. Unknown is not zero."""
+    """How many events name a model that the catalogue has no price for, a model without tokens, or tokens without a
+    model. Unknown is not zero.
+    """
     @_builtins.property
     def gross(self) -> _money_pb2.Money:
         """What customers were charged for all of these events."""

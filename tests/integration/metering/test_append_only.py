@@ -17,6 +17,7 @@ TABLES = (
     ("ledger", "idempotency"),
     ("ledger", "revenue_share_agreement"),
     ("metering", "usage_event"),
+    ("metering", "usage_position"),
 )
 
 
@@ -29,7 +30,10 @@ async def database(world: World) -> AsyncIterator[psycopg.AsyncConnection]:
     ) as connection:
 
         async def sequenced() -> bool:
-            return await count_rows(connection, "ledger", "journal_position") > 0
+            return (
+                await count_rows(connection, "ledger", "journal_position") > 0
+                and await count_rows(connection, "metering", "usage_position") > 0
+            )
 
         await eventually(sequenced)
         yield connection

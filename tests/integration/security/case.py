@@ -66,3 +66,4 @@ LEDGER, DIRECTORY, CREDIT = "ledger.v1.LedgerService", "ledger.v1.DirectoryServi
 EARNINGS, FUNDING = "ledger.v1.EarningsService", "ledger.v1.FundingService"
 METERING, PRICING = "metering.v1.MeteringService", "metering.v1.PricingService"
 BUDGETS, RESERVATIONS = "metering.v1.BudgetService", "metering.v1.ReservationService"
+USAGE_FEED = "metering.v1.UsageFeedService"

@@ -118,7 +118,7 @@ def _(world: World) -> Iterator[Case]:
 
 @case_of(LEDGER, "ReadJournal")
 def _(world: World) -> Iterator[Case]:
-    yield Case(ledger.ReadJournalRequest())
+    yield Case(ledger.ReadJournalRequest(include_charges=True))
     yield Case(ledger.ReadJournalRequest(owner_ids=[world.bravo.customer]))
 
 

@@ -7,6 +7,7 @@ from tallystick.metering.v1 import budget_service_pb2 as budgets
 from tallystick.metering.v1 import metering_service_pb2 as metering
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import reservation_service_pb2 as reservations
+from tallystick.metering.v1 import usage_feed_service_pb2 as usage_feed
 from tests.integration.security.case import (
     BUDGETS,
     DENIED,
@@ -20,6 +21,7 @@ from tests.integration.security.case import (
     RESERVATIONS,
     TAKEN,
     UNLIMITED_HOST,
+    USAGE_FEED,
     Case,
     case_of,
     one,
@@ -248,3 +250,8 @@ one(
 def _(world: World) -> Iterator[Case]:
     for dry_run in (True, False):
         yield Case(reservations.ReconcileRequest(customer_id=world.bravo.customer, dry_run=dry_run))
+
+
+# UsageFeedService
+
+one(USAGE_FEED, "ReadUsage", lambda w: usage_feed.ReadUsageRequest())

@@ -30,6 +30,7 @@ from tallystick.metering.v1 import (
     metering_service_pb2,
     pricing_service_pb2,
     reservation_service_pb2,
+    usage_feed_service_pb2,
 )
 from tests.support.ledger_server import LedgerServer
 from tests.support.metering_server import MeteringServer
@@ -47,6 +48,7 @@ METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     pricing_service_pb2.DESCRIPTOR.services_by_name["PricingService"],
     budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"],
     reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
+    usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
 )
 METHODS: dict[str, MethodDescriptor] = {
     method.full_name: method
@@ -252,6 +254,7 @@ class World:
                 "SELECT (SELECT count(*) FROM ledger.balance_delta)"
                 " + (SELECT count(*) FROM ledger.unsequenced)"
                 " + (SELECT count(*) FROM metering.pending_charge)"
+                " + (SELECT count(*) FROM metering.unsequenced_usage)"
             ).fetchall()
             return rows == [(0,)]
 

@@ -14,7 +14,8 @@ BEGIN
         SELECT oid::regprocedure FROM pg_proc
         WHERE pronamespace = 'metering'::regnamespace
           AND proname IN ('record_usage', 'find_usage', 'confirm_charges', 'take_pending_charges',
-                          'note_failed_charges', 'count_refused_charges', 'resolve_outcome', 'expire_outcomes')
+                          'note_failed_charges', 'count_refused_charges', 'resolve_outcome', 'expire_outcomes',
+                          'sequence_usage')
     LOOP
         EXECUTE format('DROP FUNCTION %s', old);
     END LOOP;
@@ -333,6 +334,44 @@ BEGIN
     FROM expired;
     -- A statement of its own, which sees what the one before has changed.
     RETURN QUERY SELECT * FROM find_usage(expired_customer_ids, expired_workflow_ids, expired_ordinals);
+END
+$$;
+
+-- Gives the next positions of the log to waiting usage, at most p_limit; answers how many. Any number of sequencers may
+-- run: whoever finds the log's row locked leaves the work to its holder. Positions are taken in the order of commits of
+-- this function, never by comparing ids, because ids become visible out of order. An outcome comes behind its event: who
+-- decides it has seen the event, which was queued by then, under a smaller id.
+CREATE FUNCTION metering.sequence_usage(p_limit integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    log usage_log;
+    taken integer;
+BEGIN
+    -- The newest log or none: skipping it because it is locked must not lead to an older one.
+    SELECT * INTO log FROM usage_log
+    WHERE log_id = (SELECT newest.log_id FROM usage_log newest ORDER BY newest.create_time DESC LIMIT 1)
+    FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    WITH deleted AS (
+        DELETE FROM unsequenced_usage
+        WHERE unsequenced_id = ANY (ARRAY(
+            SELECT unsequenced_id FROM unsequenced_usage ORDER BY unsequenced_id LIMIT p_limit FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING *
+    )
+    INSERT INTO usage_position (log_id, position, kind, customer_id, workflow_id, ordinal)
+    SELECT log.log_id, log.last_position + row_number() OVER (ORDER BY unsequenced_id), kind, customer_id, workflow_id,
+           ordinal
+    FROM deleted;
+    GET DIAGNOSTICS taken = ROW_COUNT;
+    UPDATE usage_log SET last_position = last_position + taken WHERE log_id = log.log_id AND taken > 0;
+    RETURN taken;
 END
 $$;
 

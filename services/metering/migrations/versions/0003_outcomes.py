@@ -1,4 +1,4 @@
-"""Reservations that usage is paid from, and deferred outcomes. Functions are made anew."""
+"""Reservations that usage is paid from, and deferred outcomes."""
 
 from pathlib import Path
 
@@ -16,4 +16,3 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0003_tables.sql")
-    execute_sql_file(op, _SQL / "functions.sql")

@@ -1,0 +1,163 @@
+"""ReadJournal: the feed that read models are made from.
+
+Messages are filled in place, from the rows: made one by one and put together they would take four times as
+long.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from services.kit.auth import current_principal
+from services.kit.errors import InvalidArgument
+from services.kit.feeds import FeedSlice, in_turns, read_feed
+from services.kit.tenancy import scope_hot, tenants_of
+from services.kit.times import set_timestamp
+from services.ledger.rpc import convert
+from services.ledger.rpc.ledger_base import Context, LedgerBase, check_owner
+from services.ledger.store.feed import FeedFilter, JournalRows, read_journal
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import charge_pb2, transaction_pb2
+from tallystick.ledger.v1 import ledger_service_pb2 as pb
+
+_MAX_OWNERS = 100
+
+
+class JournalRpcs(LedgerBase):
+    """Reading the journal in the order of its positions."""
+
+    async def ReadJournal(
+        self, request: pb.ReadJournalRequest, context: Context
+    ) -> AsyncIterator[pb.ReadJournalResponse]:
+        principal = current_principal()
+        filter = _filter(request)
+
+        async def read(log_id: str, after: int, size: int) -> FeedSlice[JournalRows]:
+            async with self._reader.hot() as connection:
+                await scope_hot(connection, tenants_of(principal))
+                return await read_journal(
+                    connection, log_id, after, size, filter, include_charges=request.include_charges
+                )
+
+        async for found in read_feed(request, read):
+            yield await _response(found, show_actor=principal.is_platform)
+
+
+def _filter(request: pb.ReadJournalRequest) -> FeedFilter:
+    if len(request.owner_ids) > _MAX_OWNERS:
+        raise InvalidArgument.of("owner_ids", f"must be at most {_MAX_OWNERS}")
+    return FeedFilter(
+        types=frozenset(convert.type_from_proto(type, "types") for type in request.types),
+        owner_ids=frozenset(
+            check_owner(owner_id, f"owner_ids[{number}]") for number, owner_id in enumerate(request.owner_ids)
+        ),
+    )
+
+
+async def _response(found: FeedSlice[JournalRows], *, show_actor: bool) -> pb.ReadJournalResponse:
+    response = pb.ReadJournalResponse(
+        log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
+    )
+    async for rows in in_turns(found.records.transactions):
+        for row in rows:
+            _fill_sequenced(response.transactions.add(), row, found.records, show_actor=show_actor)
+    return response
+
+
+def _fill_sequenced(
+    sequenced: pb.SequencedTransaction, row: Any, rows: JournalRows, *, show_actor: bool
+) -> None:
+    sequenced.position = row.position
+    _fill_transaction(sequenced.transaction, row, rows.entries[row.transaction_id])
+    if show_actor:
+        sequenced.transaction.actor_api_key_id = row.actor_api_key_id
+    # A collection and a correction name a charge too: theirs came with the transaction that posted it.
+    charge = rows.charges.get(row.charge_id)
+    if charge is not None and charge.transaction_id == row.transaction_id:
+        _fill_charge(sequenced.charge, charge, sequenced.transaction)
+
+
+def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entries: Sequence[Any]) -> None:
+    transaction.transaction_id = row.transaction_id
+    transaction.type = convert.TYPE_TO_PROTO[row.type]
+    transaction.charge_id = row.charge_id
+    transaction.partition_id = row.partition_id
+    for entry in entries:
+        _fill_entry(transaction.entries.add(), entry)
+    set_timestamp(transaction.occur_time, row.occur_time)
+    set_timestamp(transaction.create_time, row.create_time)
+    transaction.reason = row.reason
+    transaction.payout_id = row.payout_id
+    transaction.external_id = row.external_id
+    transaction.correction_id = row.correction_id
+
+
+def _fill_entry(entry: transaction_pb2.Entry, row: Sequence[Any]) -> None:
+    number, owner_id, kind, currency, amount, collected, earned_on, available_on, version, _ = row
+    entry.entry_number = number
+    account = entry.account
+    account.owner_id = owner_id
+    account.kind = convert.KIND_TO_PROTO[kind]
+    account.currency_code = currency
+    _fill_money(entry.amount, currency, amount)
+    if collected is not None:
+        bucket = entry.bucket
+        bucket.collected = collected
+        bucket.earned_on = earned_on.isoformat()
+        bucket.available_on = available_on.isoformat()
+    if version is not None:
+        entry.account_version = version
+
+
+def _fill_charge(charge: charge_pb2.Charge, row: Any, transaction: transaction_pb2.Transaction) -> None:
+    """A charge as its transaction posted it: what became of it is in others."""
+    currency = row.currency_code
+    charge.charge_id = row.charge_id
+    charge.customer_id = row.customer_id
+    charge.workflow_id = row.workflow_id
+    charge.component = convert.COMPONENT_TO_PROTO[row.component]
+    charge.ordinal = row.ordinal
+    _fill_money(charge.gross, currency, row.gross)
+    for payee in zip(
+        row.organization_ids,
+        row.agent_ids,
+        row.payee_gross,
+        row.platform_fees,
+        row.processing_fees,
+        row.platform_fee_bps,
+        row.processing_fee_bps,
+        strict=True,
+    ):
+        _fill_earning(charge.earnings.add(), currency, *payee)
+    # The times of a charge are those of its transaction.
+    charge.occur_time.CopyFrom(transaction.occur_time)
+    charge.create_time.CopyFrom(transaction.create_time)
+    charge.price_version_id = row.price_version_id
+    charge.evidence_hash = row.evidence_hash
+    charge.transaction_id = row.transaction_id
+    charge.reservation_id = row.reservation_id
+
+
+def _fill_earning(
+    earning: charge_pb2.Earning,
+    currency: str,
+    organization_id: str,
+    agent_id: str,
+    gross: int,
+    platform_fee: int,
+    processing_fee: int,
+    platform_fee_bps: int,
+    processing_fee_bps: int,
+) -> None:
+    earning.organization_id = organization_id
+    earning.agent_id = agent_id
+    _fill_money(earning.gross, currency, gross)
+    _fill_money(earning.platform_fee, currency, platform_fee)
+    _fill_money(earning.processing_fee, currency, processing_fee)
+    _fill_money(earning.net, currency, gross - platform_fee - processing_fee)
+    earning.platform_fee_bps = platform_fee_bps
+    earning.processing_fee_bps = processing_fee_bps
+
+
+def _fill_money(money: money_pb2.Money, currency: str, micros: int) -> None:
+    money.currency_code = currency
+    money.amount_micros = micros

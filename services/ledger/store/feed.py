@@ -1,0 +1,127 @@
+"""The journal in the order of its positions.
+
+Read models read all of it, so rows come as they are, on a plain connection: objects made of them first would
+take as long again.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString, NamedTuple
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, namedtuple_row
+
+from services.kit.db import single
+from services.kit.feeds import FeedSlice, check_log
+from services.ledger.domain.accounts import TransactionType
+
+_LOG: Final = "SELECT log_id, last_position FROM ledger.journal_log ORDER BY create_time DESC LIMIT 1"
+
+# The range of positions is bounded before the filter is applied, so a filter that lets little through neither
+# scans the whole log in one statement nor hides how far it has read.
+_TRANSACTIONS: Final = """
+    SELECT p.position, t.transaction_id, t.partition_id, t.type::text AS type,
+           coalesce(t.charge_id, '') AS charge_id, coalesce(t.payout_id, '') AS payout_id,
+           coalesce(t.external_id, '') AS external_id, coalesce(t.correction_id, '') AS correction_id,
+           t.occur_time, t.create_time, t.reason, t.actor_api_key_id
+    FROM ledger.journal_position p
+    JOIN ledger.transaction t USING (transaction_id, partition_id)
+    WHERE p.log_id = %(log_id)s AND p.position > %(after)s AND p.position <= %(until)s
+      AND (%(all_types)s OR t.type::text = ANY (%(types)s::text[]))
+      AND (%(all_owners)s OR EXISTS (
+          SELECT FROM ledger.entry e
+          WHERE e.transaction_id = t.transaction_id AND e.owner_id = ANY (%(owner_ids)s::text[])))
+    ORDER BY p.position
+"""
+_ENTRIES: Final = """
+    SELECT entry_number, owner_id, kind::text, currency_code, amount, collected, earned_on, available_on,
+           account_version, transaction_id
+    FROM ledger.entry
+    WHERE transaction_id = ANY (%b::text[])
+    ORDER BY transaction_id, entry_number
+"""
+_CHARGES: Final = """
+    SELECT charge_id, customer_id, workflow_id, component, ordinal, currency_code, gross, organization_ids,
+           agent_ids, payee_gross, platform_fees, processing_fees, platform_fee_bps, processing_fee_bps,
+           price_version_id, evidence_hash, transaction_id, reservation_id
+    FROM ledger.charge
+    WHERE charge_id = ANY (%b::text[])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedFilter:
+    """What a reader of the feed wants to see; an empty part lets everything through."""
+
+    types: frozenset[TransactionType] = frozenset()
+    owner_ids: frozenset[str] = frozenset()
+
+
+class JournalRows(NamedTuple):
+    """Transactions in the order of their positions, entries by transaction id, charges by charge id.
+
+    Entries, of which there are several in each transaction, are plain tuples: number, owner, kind, currency,
+    amount, bucket (collected, earned on, available on), account version, transaction.
+    """
+
+    transactions: Sequence[Any]
+    entries: Mapping[str, Sequence[TupleRow]]
+    charges: Mapping[str, Any]
+
+
+async def read_journal(
+    connection: AsyncConnection[TupleRow],
+    log_id: str,
+    after: int,
+    size: int,
+    filter: FeedFilter,
+    *,
+    include_charges: bool,
+) -> FeedSlice[JournalRows]:
+    """The transactions of the next `size` positions behind `after` that pass the filter.
+
+    With charges as they were posted, if they are included.
+    """
+    current, head = await single(await connection.execute(_LOG))
+    check_log(log_id, current)
+    until = min(after + size, head)
+    if until <= after:
+        return FeedSlice(current, JournalRows((), {}, {}), after, head)
+    transactions = await _rows(
+        connection,
+        _TRANSACTIONS,
+        {
+            "log_id": current,
+            "after": after,
+            "until": until,
+            "all_types": not filter.types,
+            "types": sorted(filter.types),
+            "all_owners": not filter.owner_ids,
+            "owner_ids": sorted(filter.owner_ids),
+        },
+    )
+    entries: defaultdict[str, list[TupleRow]] = defaultdict(list)
+    for row in await _entries(connection, [one.transaction_id for one in transactions]):
+        entries[row[-1]].append(row)
+    charge_ids = [one.charge_id for one in transactions if one.type == TransactionType.CHARGE]
+    charges = (
+        {row.charge_id: row for row in await _rows(connection, _CHARGES, (charge_ids,))}
+        if include_charges and charge_ids
+        else {}
+    )
+    return FeedSlice(current, JournalRows(transactions, entries, charges), until, head)
+
+
+async def _rows(
+    connection: AsyncConnection[TupleRow], statement: LiteralString, parameters: Any
+) -> list[Any]:
+    cursor = connection.cursor(row_factory=namedtuple_row, binary=True)
+    await cursor.execute(statement, parameters)
+    return await cursor.fetchall()
+
+
+async def _entries(connection: AsyncConnection[TupleRow], transaction_ids: Sequence[str]) -> list[TupleRow]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_ENTRIES, (transaction_ids,))
+    return await cursor.fetchall()

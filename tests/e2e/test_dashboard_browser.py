@@ -202,6 +202,34 @@ async def test_charges_come_as_they_happen_until_they_are_paused(served: Served,
     await use(watch)
 
 
+async def test_a_chart_tells_the_exact_figure_that_is_pointed_at(served: Served, use: Use) -> None:
+    def point(page: Page, base: str) -> None:
+        sign_in(page, base, "owner")
+        page.open(f"{base}{ORGANIZATION}")
+        page.wait_until("document.querySelectorAll('[data-chart] canvas').length == 2")
+        told = page.run(
+            """
+            (() => {
+              const chart = document.querySelectorAll("[data-chart]")[1];
+              const over = chart.querySelector(".u-over");
+              const { left, top, width, height } = over.getBoundingClientRect();
+              const at = { clientX: left + width * 0.55, clientY: top + height / 2, bubbles: true };
+              over.dispatchEvent(new MouseEvent("mouseenter", at));
+              over.dispatchEvent(new MouseEvent("mousemove", at));
+              const text = (selector) => chart.querySelector(selector).textContent;
+              const tell = () => [text(".readout"), text("tr[data-at]:nth-child(17)")];
+              const soon = requestAnimationFrame;
+              return new Promise((done) => soon(() => soon(() => done(tell()))));
+            })()
+            """
+        )
+        shown, figure = ("".join(text.split()) for text in told)
+        assert shown == figure
+        assert "16Nov" in shown
+
+    await use(point)
+
+
 async def test_without_scripts_everything_can_be_read(served: Served, use: Use) -> None:
     def read(page: Page, base: str) -> None:
         page.look(width=1280, scripts=False)

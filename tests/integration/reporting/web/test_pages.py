@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 
 from services.kit.errors import NotFound, Unavailable
@@ -125,6 +126,8 @@ async def test_everybody_sees_their_own_pages_and_nothing_of_others(browser: Bro
             assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
             assert answer.headers["cache-control"] == "no-store"
     assert seen == sum(len(readers) for readers in PAGES.values())
+    refused = len(NAMES) * len(PAGES) - seen
+    sys.stdout.write(f"{len(NAMES)} callers, {len(PAGES)} pages each: {seen} seen, {refused} refused\n")
 
 
 async def test_ids_of_others_are_answered_like_ids_of_nobody(browser: Browser) -> None:

@@ -318,15 +318,18 @@ class Job:
         return self._reports.rows()
 
     async def sign_in_keys(self) -> dict[str, str]:
-        """API keys to look at the dashboard with, by whose they are: of who earned most, and of who paid most."""
+        """API keys for the dashboard by whose they are: who earned most, who paid most, the operator."""
         earned, charged = self.journal.earned, self.journal.charged
-        organization_id = max(self._owners, key=lambda owner: earned[owner])
         customer_id = max(CUSTOMERS, key=lambda owner: charged[owner])
-        return {
-            f"owner of {organization_id}": self._owners[organization_id],
+        keys = {
             f"customer {customer_id}": await self._operator.create_customer_key(customer_id),
             "operator": self._stack.operator_key.read(),
         }
+        # Nobody earned, if nothing was recorded.
+        if self._owners:
+            organization_id = max(self._owners, key=lambda owner: earned[owner])
+            keys = {f"owner of {organization_id}": self._owners[organization_id], **keys}
+        return keys
 
     async def _reports_agree(self, told: Standing) -> bool:
         """Whether everything that reporting answers agrees with the books."""

@@ -23,6 +23,8 @@ from tests.support.reporting_books import Books
 from tests.support.reports_server import REPORTING, ReportingServer
 from tests.support.rpc_errors import taken_apart
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 METHODS: Final[dict[str, MethodDescriptor]] = {method.name: method for method in REPORTING.methods}
 YEAR: Final = period_pb2.Period(name="12m")
 OF_ORGANIZATIONS: Final[dict[str, Callable[[str], Message]]] = {
@@ -113,7 +115,7 @@ def _secrets(books: Books, key: str) -> set[str]:
     return {one.charge_id for one in books.charges} - visible | organizations
 
 
-def test_every_method_is_asked() -> None:
+async def test_every_method_is_asked() -> None:
     assert {*OF_ORGANIZATIONS, *OF_BOTH, "GetCharge"} == set(METHODS)
 
 
@@ -166,7 +168,7 @@ async def test_who_names_both_is_told_to_choose(reporting: ReportingServer) -> N
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
-def test_a_restricted_key_gets_no_report() -> None:
+async def test_a_restricted_key_gets_no_report() -> None:
     for principal in (
         Principal("key_x", Role.OWNER, organization_id=LARK, agent_ids=frozenset({"agt_x"})),
         Principal("key_x", Role.OWNER, organization_id=LARK, customer_ids=frozenset({"cus_x"})),

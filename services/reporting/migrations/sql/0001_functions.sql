@@ -5,9 +5,14 @@
 -- 1970, which a driver writes without a look at the calendar. What is looked up is looked up by index, however little
 -- the planner knows of tables that are being filled: hence the settings.
 
-CREATE FUNCTION reporting.from_micros(micros bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+-- Not IMMUTABLE, which adding to a timestamptz is not: as STABLE it becomes a part of the statements that call it.
+CREATE FUNCTION reporting.from_micros(micros bigint) RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT 'epoch'::timestamptz + micros * interval '1 microsecond'
 $$;
+
+
+-- Sums of bigint as bigint, which sum() makes numbers of any length: several times as dear where groups are small.
+CREATE AGGREGATE reporting.total(bigint) (SFUNC = int8pl, STYPE = bigint, INITCOND = '0');
 
 
 -- Moves a feed on from exactly p_after to p_last; false, and nothing is changed, if it is not there. The caller applies
@@ -148,7 +153,7 @@ BEGIN
     into_day AS (
         INSERT INTO movement_day AS d (projection_id, owner_id, currency_code, kind, day, amount_micros)
         SELECT p_projection_id, g.owner_id, g.currency_code, g.kind, (g.create_time AT TIME ZONE 'UTC')::date,
-               sum(g.amount)
+               total(g.amount)
         FROM given g
         GROUP BY 2, 3, 4, 5
         ON CONFLICT (projection_id, owner_id, currency_code, kind, day)
@@ -156,7 +161,7 @@ BEGIN
     )
     INSERT INTO payable_bucket AS b (
         projection_id, organization_id, currency_code, collected, available_on, amount_micros)
-    SELECT p_projection_id, g.owner_id, g.currency_code, g.collected, g.available_on, sum(g.amount)
+    SELECT p_projection_id, g.owner_id, g.currency_code, g.collected, g.available_on, total(g.amount)
     FROM given g
     WHERE g.collected IS NOT NULL
     GROUP BY 2, 3, 4, 5
@@ -199,9 +204,9 @@ BEGIN
         SELECT r.organization_id, r.currency_code,
                date_bin(interval '15 minutes', r.occur_time, 'epoch'::timestamptz) AS start_time,
                r.customer_id, r.agent_id, r.agent_version, r.action_type,
-               sum(r.platform_fee_micros)::bigint AS platform_fee,
-               sum(r.processing_fee_micros)::bigint AS processing_fee,
-               sum(r.net_micros)::bigint AS net, sum(r.charge_count) AS charges, count(*) AS rows
+               total(r.platform_fee_micros) AS platform_fee,
+               total(r.processing_fee_micros) AS processing_fee,
+               total(r.net_micros) AS net, total(r.charge_count) AS charges, count(*) AS rows
         FROM revenue r
         WHERE r.projection_id = p_projection_id AND r.position > p_after AND r.position <= p_last
         GROUP BY 1, 2, 3, 4, 5, 6, 7
@@ -250,7 +255,7 @@ BEGIN
     UNION ALL
     SELECT p_projection_id, g.grain, q.organization_id, q.currency_code, date_trunc(g.grain, q.start_time, 'UTC'),
            q.customer_id, q.agent_id, q.agent_version, q.action_type,
-           sum(q.platform_fee), sum(q.processing_fee), sum(q.net), sum(q.charges), sum(q.rows)
+           total(q.platform_fee), total(q.processing_fee), total(q.net), total(q.charges), total(q.rows)
     FROM quarter q CROSS JOIN (VALUES ('day'), ('month')) AS g (grain)
     GROUP BY 2, 3, 4, 5, 6, 7, 8, 9
     ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id,
@@ -306,15 +311,15 @@ BEGIN
         SELECT u.organization_id, u.currency_code,
                date_bin(interval '15 minutes', u.occur_time, 'epoch'::timestamptz) AS start_time,
                u.customer_id, u.agent_id, u.agent_version, u.action_type, u.model,
-               count(*) AS executions, sum(u.input_tokens)::bigint AS input_tokens,
-               sum(u.output_tokens)::bigint AS output_tokens, sum(u.price_micros)::bigint AS cost,
+               count(*) AS executions, total(u.input_tokens) AS input_tokens,
+               total(u.output_tokens) AS output_tokens, total(u.price_micros) AS cost,
                count(*) FILTER (WHERE u.outcome = 'success') AS success,
                count(*) FILTER (WHERE u.outcome = 'failure') AS failure,
                count(*) FILTER (WHERE u.outcome = 'partial') AS partial,
                count(*) FILTER (WHERE u.outcome = 'unknown') AS unknown,
                count(*) FILTER (WHERE u.outcome = 'pending') AS pending,
                count(u.model_cost_usd) AS priced,
-               coalesce(sum(u.price_micros) FILTER (WHERE u.model_cost_usd IS NOT NULL), 0)::bigint AS priced_cost,
+               total(u.price_micros) FILTER (WHERE u.model_cost_usd IS NOT NULL) AS priced_cost,
                coalesce(sum(u.model_cost_usd), 0) AS model_cost
         FROM recorded u
         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
@@ -327,8 +332,9 @@ BEGIN
     UNION ALL
     SELECT p_projection_id, g.grain, q.organization_id, q.currency_code, date_trunc(g.grain, q.start_time, 'UTC'),
            q.customer_id, q.agent_id, q.agent_version, q.action_type, q.model,
-           sum(q.executions), sum(q.input_tokens), sum(q.output_tokens), sum(q.cost), sum(q.success), sum(q.failure),
-           sum(q.partial), sum(q.unknown), sum(q.pending), sum(q.priced), sum(q.priced_cost), sum(q.model_cost)
+           total(q.executions), total(q.input_tokens), total(q.output_tokens), total(q.cost), total(q.success),
+           total(q.failure), total(q.partial), total(q.unknown), total(q.pending), total(q.priced),
+           total(q.priced_cost), sum(q.model_cost)
     FROM quarter q CROSS JOIN (VALUES ('day'), ('month')) AS g (grain)
     GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10
     ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id,
@@ -364,12 +370,12 @@ BEGIN
                         THEN date_bin(interval '15 minutes', u.occur_time, 'epoch'::timestamptz)
                         ELSE date_trunc(g.grain, u.occur_time, 'UTC') END AS start_time,
                    u.customer_id, u.agent_id, u.agent_version, u.action_type, u.model,
-                   count(*) AS decided, sum(u.bonus_micros) AS bonus,
+                   count(*) AS decided, total(u.bonus_micros) AS bonus,
                    count(*) FILTER (WHERE u.outcome = 'success') AS success,
                    count(*) FILTER (WHERE u.outcome = 'failure') AS failure,
                    count(*) FILTER (WHERE u.outcome = 'partial') AS partial,
                    count(*) FILTER (WHERE u.outcome = 'unknown') AS unknown,
-                   coalesce(sum(u.bonus_micros) FILTER (WHERE u.model_cost_usd IS NOT NULL), 0) AS priced_bonus
+                   total(u.bonus_micros) FILTER (WHERE u.model_cost_usd IS NOT NULL) AS priced_bonus
             FROM decided u CROSS JOIN (VALUES ('quarter'), ('day'), ('month')) AS g (grain)
             GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
         ),
@@ -430,9 +436,9 @@ BEGIN
                n.customer_id, n.agent_id,
                CASE s.sign WHEN 1 THEN n.agent_version ELSE '' END AS agent_version,
                CASE s.sign WHEN 1 THEN n.action_type ELSE '' END AS action_type,
-               sum(s.sign * n.platform_fee_micros) AS platform_fee,
-               sum(s.sign * n.processing_fee_micros) AS processing_fee,
-               sum(s.sign * n.net_micros) AS net, sum(s.sign * n.charge_count) AS charges, sum(s.sign) AS rows
+               total(s.sign * n.platform_fee_micros) AS platform_fee,
+               total(s.sign * n.processing_fee_micros) AS processing_fee,
+               total(s.sign * n.net_micros) AS net, total(s.sign * n.charge_count) AS charges, total(s.sign) AS rows
         FROM named n
         CROSS JOIN (VALUES ('quarter'), ('day'), ('month')) AS g (grain)
         CROSS JOIN (VALUES (1), (-1)) AS s (sign)

@@ -213,8 +213,8 @@ BEGIN
     ),
     by_customer AS (
         SELECT q.organization_id, q.currency_code, g.grain, date_trunc(g.grain, q.start_time, 'UTC') AS start_time,
-               q.customer_id, sum(q.platform_fee) AS platform_fee, sum(q.processing_fee) AS processing_fee,
-               sum(q.net) AS net, sum(q.charges) AS charges
+               q.customer_id, total(q.platform_fee) AS platform_fee, total(q.processing_fee) AS processing_fee,
+               total(q.net) AS net, total(q.charges) AS charges
         FROM quarter q CROSS JOIN (VALUES ('day'), ('month')) AS g (grain)
         GROUP BY 1, 2, 3, 4, 5
     ),
@@ -238,7 +238,7 @@ BEGIN
             processing_fee_micros, net_micros, charge_count)
         SELECT p_projection_id, q.organization_id, q.currency_code, g.grain,
                CASE g.grain WHEN 'quarter' THEN q.start_time ELSE date_trunc(g.grain, q.start_time, 'UTC') END,
-               sum(q.platform_fee), sum(q.processing_fee), sum(q.net), sum(q.charges)
+               total(q.platform_fee), total(q.processing_fee), total(q.net), total(q.charges)
         FROM quarter q CROSS JOIN (VALUES ('quarter'), ('day'), ('month')) AS g (grain)
         GROUP BY 2, 3, 4, 5
         ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time)
@@ -417,14 +417,29 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS
 DECLARE
     emptied tid[];
 BEGIN
-    WITH named AS (
-        UPDATE revenue r SET agent_version = e.agent_version, action_type = e.action_type
+    -- Event by event, each by index (OFFSET 0): of tables that have just been filled the planner may believe that reading
+    -- all of their rows for each event is cheaper. Nobody moves the rows meanwhile, as below.
+    WITH found AS MATERIALIZED (
+        SELECT r.place, e.agent_version, e.action_type
         FROM unnest(e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions, e_action_types)
             AS e (customer_id, workflow_id, ordinal, agent_id, agent_version, action_type)
-        JOIN charge c ON c.projection_id = p_projection_id AND c.customer_id = e.customer_id
-            AND c.workflow_id = e.workflow_id AND c.ordinal = e.ordinal
-        WHERE r.projection_id = p_projection_id AND r.charge_id = c.charge_id AND r.agent_id = e.agent_id
-          AND (e.agent_version <> '' OR e.action_type <> '')
+        CROSS JOIN LATERAL (
+            SELECT c.charge_id FROM charge c
+            WHERE c.projection_id = p_projection_id AND c.customer_id = e.customer_id
+              AND c.workflow_id = e.workflow_id AND c.ordinal = e.ordinal
+            OFFSET 0
+        ) AS c
+        CROSS JOIN LATERAL (
+            SELECT r.ctid AS place FROM revenue r
+            WHERE r.projection_id = p_projection_id AND r.charge_id = c.charge_id AND r.agent_id = e.agent_id
+            OFFSET 0
+        ) AS r
+        WHERE e.agent_version <> '' OR e.action_type <> ''
+    ),
+    named AS (
+        UPDATE revenue r SET agent_version = f.agent_version, action_type = f.action_type
+        FROM found f
+        WHERE r.ctid = f.place
         RETURNING r.*
     ),
     -- Out of the sum of what has no name, into that of its name.

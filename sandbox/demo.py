@@ -295,7 +295,7 @@ def _keep(stack: Stack, console: Console) -> None:
     """Leave the stack up until Ctrl-C."""
     ends, secrets = stack.endpoints, stack.operator_key.path.parent
     for line in (
-        f"ledger {ends.ledger}, metering {ends.metering}, payouts {ends.payouts}",
+        f"ledger {ends.ledger}, metering {ends.metering}, payouts {ends.payouts}, reporting {ends.reporting}",
         f"payouts' web http://{ends.payouts_web}, Stripe {ends.stripe or 'itself'}",
         f"keys in {secrets}",
         f"a first call:\n\n  {first_call(stack)}\n",

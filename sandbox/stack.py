@@ -30,13 +30,14 @@ from sandbox.servers import Stores, stores
 from sandbox.stand_in import StandIn, stripe_itself
 from scripts.grpc_health import serving
 
-ServiceName = Literal["ledger", "metering", "payouts"]
+ServiceName = Literal["ledger", "metering", "payouts", "reporting"]
 # Callees first. They stop in the opposite order, so that nobody calls a service that has left.
-SERVICES: tuple[ServiceName, ...] = ("ledger", "metering", "payouts")
+SERVICES: tuple[ServiceName, ...] = ("ledger", "metering", "payouts", "reporting")
 # Calls that only a caller who is known gets an answer to, by who asks the ledger who that is.
 _FIRST_CALLS: Mapping[ServiceName, str] = {
     "metering": "/tallystick.metering.v1.PricingService/ListPriceBooks",
     "payouts": "/tallystick.payouts.v1.PayoutService/ListPayouts",
+    "reporting": "/tallystick.reporting.v1.ProjectionService/ListProjections",
 }
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,10 +54,13 @@ class Ports:
     ledger: int = 50051
     metering: int = 50052
     payouts: int = 50053
+    reporting: int = 50054
     ledger_metrics: int = 9051
     metering_metrics: int = 9052
     payouts_metrics: int = 9053
+    reporting_metrics: int = 9054
     payouts_web: int = 8053
+    reporting_web: int = 8054
     stripe: int = 12111
 
     def with_free(self) -> Ports:
@@ -112,10 +116,13 @@ class Endpoints:
     ledger: str
     metering: str
     payouts: str
+    reporting: str
     ledger_metrics: str
     metering_metrics: str
     payouts_metrics: str
+    reporting_metrics: str
     payouts_web: str
+    reporting_web: str
     # The stand-in for Stripe. None where payouts calls Stripe itself.
     stripe: str | None
     database_url: str = field(repr=False)
@@ -167,10 +174,13 @@ class Stack:
             ledger=f"127.0.0.1:{ports.ledger}",
             metering=f"127.0.0.1:{ports.metering}",
             payouts=f"127.0.0.1:{ports.payouts}",
+            reporting=f"127.0.0.1:{ports.reporting}",
             ledger_metrics=f"127.0.0.1:{ports.ledger_metrics}",
             metering_metrics=f"127.0.0.1:{ports.metering_metrics}",
             payouts_metrics=f"127.0.0.1:{ports.payouts_metrics}",
+            reporting_metrics=f"127.0.0.1:{ports.reporting_metrics}",
             payouts_web=f"127.0.0.1:{ports.payouts_web}",
+            reporting_web=f"127.0.0.1:{ports.reporting_web}",
             stripe=self._stand_in.address if self._stand_in else None,
             database_url=stores.database_url,
             redis_url=stores.redis_url,
@@ -179,6 +189,7 @@ class Stack:
         self.operator_key = KeyFile("operator", self._secrets / "operator.key")
         self.metering_key = KeyFile("service", self._secrets / "metering.key")
         self.payouts_key = KeyFile("service", self._secrets / "payouts.key")
+        self.reporting_key = KeyFile("service", self._secrets / "reporting.key")
         # Not API keys: what reservation tokens are signed with, and what the stand-in signs webhooks with.
         self._token_key = self._secrets / "token.key"
         self._webhook_secrets = self._secrets / "webhook.secrets"
@@ -297,6 +308,13 @@ class Stack:
             "PAYOUTS_PUBLIC_URL": f"http://{self.endpoints.payouts_web}",
             "PAYOUTS_LEDGER_ADDRESS": self.endpoints.ledger,
             "PAYOUTS_LEDGER_API_KEY_FILE": str(self.payouts_key.path),
+            "REPORTING_LISTEN_ADDRESS": self.endpoints.reporting,
+            "REPORTING_METRICS_ADDRESS": self.endpoints.reporting_metrics,
+            "REPORTING_WEB_ADDRESS": self.endpoints.reporting_web,
+            "REPORTING_LEDGER_ADDRESS": self.endpoints.ledger,
+            "REPORTING_METERING_ADDRESS": self.endpoints.metering,
+            "REPORTING_PAYOUTS_ADDRESS": self.endpoints.payouts,
+            "REPORTING_SERVICE_API_KEY_FILE": str(self.reporting_key.path),
         }
         if "payouts" in self._services:
             # Metering asks it for auto-recharge. Every service takes a key of role service.
@@ -361,7 +379,7 @@ class Stack:
         made_for = self._secrets / "made-for"
         database = database_identity(self.endpoints.database_url)
         self.used_before = made_for.exists() and made_for.read_text() == database
-        keys = (self.operator_key, self.metering_key, self.payouts_key)
+        keys = (self.operator_key, self.metering_key, self.payouts_key, self.reporting_key)
         missing = [key for key in keys if not (self.used_before and key.path.exists())]
         if not missing:
             return
@@ -446,16 +464,19 @@ def _print_summary(stack: Stack) -> None:
         "ledger (gRPC)": stack.endpoints.ledger,
         "metering (gRPC)": stack.endpoints.metering,
         "payouts (gRPC)": stack.endpoints.payouts,
+        "reporting (gRPC)": stack.endpoints.reporting,
         "payouts web": f"http://{stack.endpoints.payouts_web}",
         "ledger metrics": f"http://{stack.endpoints.ledger_metrics}/metrics",
         "metering metrics": f"http://{stack.endpoints.metering_metrics}/metrics",
         "payouts metrics": f"http://{stack.endpoints.payouts_metrics}/metrics",
+        "reporting metrics": f"http://{stack.endpoints.reporting_metrics}/metrics",
         "Stripe": f"http://{stack.endpoints.stripe}, a stand-in" if stack.endpoints.stripe else "itself",
         "PostgreSQL": stack.endpoints.database_url,
         "Valkey": stack.endpoints.redis_url,
         "operator key": _relative(stack.operator_key.path),
         "metering's key for the ledger": _relative(stack.metering_key.path),
         "payouts' key for the ledger": _relative(stack.payouts_key.path),
+        "reporting's key for the others": _relative(stack.reporting_key.path),
         "logs": _relative(stack.directory / "logs"),
     }
     table = Table("what", "where", title="Tallystick is up")

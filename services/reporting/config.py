@@ -42,7 +42,7 @@ class ReportingConfig(ServerConfig, DatabaseConfig):
         default=8, metadata=setting("database connections of each kind that are kept", minimum=1)
     )
     feed_interval: timedelta = field(
-        default=timedelta(milliseconds=200),
+        default=timedelta(milliseconds=500),
         metadata=setting("pause between two looks at the feeds, in seconds"),
     )
     feed_batch_size: int = field(

@@ -50,7 +50,7 @@ _ROLLUP_FACTS: Final = """
                {sums}
         FROM reporting.{table}
         WHERE projection_id = :projection_id AND organization_id = :organization_id
-          AND currency_code = :currency_code
+          AND currency_code = :currency_code {dimension}
           AND grain = p.grain AND start_time >= p.start_time AND start_time < p.end_time
         GROUP BY 1
     ) AS f
@@ -69,15 +69,12 @@ _ROW_FACTS: Final = """
         GROUP BY 1
     ) AS f
 """
-# The smallest sums that tell a grouping apart: each table, and the grains of it that are read.
-_EVERYTHING: Final = (("revenue_rollup", "true"),)
-_TABLES: Final = {
-    RevenueGrouping.NONE: (("revenue_total", "true"),),
-    # By quarter hours there are no sums of customers.
-    RevenueGrouping.CUSTOMER: (
-        ("revenue_customer", "p.grain <> 'quarter'"),
-        ("revenue_rollup", "p.grain = 'quarter'"),
-    ),
+# Of the sums that do not tell everything apart: by what, and the grains that there are.
+_DIMENSIONS: Final = {
+    RevenueGrouping.NONE: ("all", "true"),
+    RevenueGrouping.AGENT: ("agent", "true"),
+    # By quarter hours, only the sums that tell everything apart know customers.
+    RevenueGrouping.CUSTOMER: ("customer", "p.grain <> 'quarter'"),
 }
 _OUTER_SUMS: Final = """sum(platform_fees)::bigint AS platform_fees,
            sum(processing_fees)::bigint AS processing_fees,
@@ -86,11 +83,31 @@ _OUTER_SUMS: Final = """sum(platform_fees)::bigint AS platform_fees,
 
 def _facts(grouping: RevenueGrouping) -> str:
     key = _KEYS[grouping]
-    facts = [
-        _ROLLUP_FACTS.format(pieces=ROLLUP_PIECES, key=key, sums=_SUMS, table=table, grains=grains)
-        for table, grains in _TABLES.get(grouping, _EVERYTHING)
-    ]
-    return " UNION ALL ".join([*facts, _ROW_FACTS.format(pieces=ROW_PIECES, key=key, sums=_SUMS)])
+    dimension, kept = _DIMENSIONS.get(grouping, ("", "false"))
+    facts = [_ROW_FACTS.format(pieces=ROW_PIECES, key=key, sums=_SUMS)]
+    if kept != "false":
+        facts.append(
+            _ROLLUP_FACTS.format(
+                pieces=ROLLUP_PIECES,
+                key="key",
+                sums=_SUMS,
+                table="revenue_sum",
+                dimension=f"AND dimension = '{dimension}'",
+                grains=kept,
+            )
+        )
+    if kept != "true":
+        facts.append(
+            _ROLLUP_FACTS.format(
+                pieces=ROLLUP_PIECES,
+                key=key,
+                sums=_SUMS,
+                table="revenue_rollup",
+                dimension="",
+                grains=f"NOT ({kept})",
+            )
+        )
+    return " UNION ALL ".join(facts)
 
 
 _TOTALS: Final = text(f"""
@@ -133,9 +150,9 @@ _SERIES: Final = {
 # Sums of months hold everything that was ever earned.
 _LIFETIME: Final = text(f"""
     SELECT {_SUMS}
-    FROM reporting.revenue_total
+    FROM reporting.revenue_sum
     WHERE projection_id = :projection_id AND organization_id = :organization_id
-      AND currency_code = :currency_code AND grain = 'month'
+      AND currency_code = :currency_code AND dimension = 'all' AND grain = 'month'
     HAVING count(*) > 0
 """)  # noqa: S608 - of constants
 

@@ -196,7 +196,7 @@ $$;
 
 
 -- Adds the revenue of these positions to the sums of their quarter hours, days and months: those that tell everything
--- apart, those of customers, and those of organizations.
+-- apart, and those of reporting.revenue_sum.
 CREATE FUNCTION reporting.roll_revenue(p_projection_id integer, p_after bigint, p_last bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = reporting, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -211,37 +211,21 @@ BEGIN
         WHERE r.projection_id = p_projection_id AND r.position > p_after AND r.position <= p_last
         GROUP BY 1, 2, 3, 4, 5, 6, 7
     ),
-    by_customer AS (
-        SELECT q.organization_id, q.currency_code, g.grain, date_trunc(g.grain, q.start_time, 'UTC') AS start_time,
-               q.customer_id, total(q.platform_fee) AS platform_fee, total(q.processing_fee) AS processing_fee,
-               total(q.net) AS net, total(q.charges) AS charges
-        FROM quarter q CROSS JOIN (VALUES ('day'), ('month')) AS g (grain)
-        GROUP BY 1, 2, 3, 4, 5
-    ),
-    into_customer AS (
-        INSERT INTO revenue_customer AS o (
-            projection_id, organization_id, currency_code, grain, start_time, customer_id, platform_fee_micros,
+    into_sum AS (
+        INSERT INTO revenue_sum AS o (
+            projection_id, organization_id, currency_code, dimension, grain, start_time, key, platform_fee_micros,
             processing_fee_micros, net_micros, charge_count)
-        SELECT p_projection_id, c.organization_id, c.currency_code, c.grain, c.start_time, c.customer_id,
-               c.platform_fee, c.processing_fee, c.net, c.charges
-        FROM by_customer c
-        ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id)
-            DO UPDATE SET
-                platform_fee_micros = o.platform_fee_micros + excluded.platform_fee_micros,
-                processing_fee_micros = o.processing_fee_micros + excluded.processing_fee_micros,
-                net_micros = o.net_micros + excluded.net_micros,
-                charge_count = o.charge_count + excluded.charge_count
-    ),
-    into_total AS (
-        INSERT INTO revenue_total AS o (
-            projection_id, organization_id, currency_code, grain, start_time, platform_fee_micros,
-            processing_fee_micros, net_micros, charge_count)
-        SELECT p_projection_id, q.organization_id, q.currency_code, g.grain,
-               CASE g.grain WHEN 'quarter' THEN q.start_time ELSE date_trunc(g.grain, q.start_time, 'UTC') END,
+        SELECT p_projection_id, q.organization_id, q.currency_code, d.dimension, d.grain,
+               CASE d.grain WHEN 'quarter' THEN q.start_time ELSE date_trunc(d.grain, q.start_time, 'UTC') END,
+               CASE d.dimension WHEN 'agent' THEN q.agent_id WHEN 'customer' THEN q.customer_id ELSE '' END,
                total(q.platform_fee), total(q.processing_fee), total(q.net), total(q.charges)
-        FROM quarter q CROSS JOIN (VALUES ('quarter'), ('day'), ('month')) AS g (grain)
-        GROUP BY 2, 3, 4, 5
-        ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time)
+        FROM quarter q
+        CROSS JOIN (VALUES
+            ('all', 'quarter'), ('all', 'day'), ('all', 'month'),
+            ('agent', 'quarter'), ('agent', 'day'), ('agent', 'month'),
+            ('customer', 'day'), ('customer', 'month')) AS d (dimension, grain)
+        GROUP BY 2, 3, 4, 5, 6, 7
+        ON CONFLICT (projection_id, organization_id, currency_code, dimension, grain, start_time, key)
             DO UPDATE SET
                 platform_fee_micros = o.platform_fee_micros + excluded.platform_fee_micros,
                 processing_fee_micros = o.processing_fee_micros + excluded.processing_fee_micros,
@@ -570,7 +554,7 @@ BEGIN
     END IF;
     FOREACH table_name IN ARRAY ARRAY[
         'charge', 'revenue', 'movement', 'movement_day', 'payable_bucket', 'usage', 'revenue_rollup',
-        'revenue_total', 'revenue_customer', 'usage_rollup'
+        'revenue_sum', 'usage_rollup'
     ] LOOP
         EXECUTE format(
             'DELETE FROM reporting.%I WHERE ctid = ANY (ARRAY('

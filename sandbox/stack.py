@@ -262,6 +262,15 @@ class Stack:
             self.kill(name)
             raise
 
+    def start_killed(self) -> list[ServiceName]:
+        """Start the services again that somebody ended with SIGKILL, as what runs them elsewhere would; which
+        those are. One that ended by itself stays as it is, for check() to tell.
+        """
+        killed = [name for name, process in self._processes.items() if process.killed]
+        for name in killed:
+            self.restart(name)
+        return killed
+
     def check(self) -> None:
         """SandboxError when a service, the stand-in for Stripe or an embedded store is not running, with the
         end of its log.
@@ -279,6 +288,10 @@ class Stack:
 
     def log_path(self, name: ServiceName) -> Path:
         return self._log(name)
+
+    def pid_path(self, name: ServiceName) -> Path:
+        """A file whose first line is the process id."""
+        return self._log(name).with_suffix(".pid")
 
     def _log(self, name: str) -> Path:
         return self.directory / "logs" / f"{name}.log"
@@ -339,7 +352,7 @@ class Stack:
             log_path=self.log_path(name),
             env=self._environment,
             cwd=self._checkout,
-            pid_file=self.log_path(name).with_suffix(".pid"),
+            pid_file=self.pid_path(name),
         )
 
     def _argv(self, name: ServiceName, *arguments: str) -> list[str]:
@@ -448,6 +461,11 @@ def failures_command(stack: Stack) -> str:
     return f"STRIPE_STAND_IN={stack.endpoints.stripe} {python} -m sandbox.stripe faults kinds"
 
 
+def crash_command(stack: Stack, name: ServiceName) -> str:
+    """A line that ends a service as a crash would."""
+    return f"kill -9 $(head -1 {shlex.quote(_relative(stack.pid_path(name)))})"
+
+
 def _flag(name: str) -> str:
     """The option that sets a field of Ports."""
     return f"--{name.replace('_', '-')}-port"
@@ -487,9 +505,10 @@ def _print_summary(stack: Stack) -> None:
     Console(width=max(width, Console().width)).print(table)
     print(f"A first call:\n\n  {first_call(stack)}\n")
     print(f"An audit of the ledger:\n\n  {audit_command(stack)}\n")
+    print(f"A crash of a service, which is started again then:\n\n  {crash_command(stack, 'payouts')}\n")
     if stack.endpoints.stripe:
         print(
-            f"Failures of Stripe to play, as docs/stripe-stand-in.md tells:\n\n  {failures_command(stack)}\n"
+            f"Failures of Stripe to play, as docs/payouts-failures.md tells:\n\n  {failures_command(stack)}\n"
         )
         if stack.used_before:
             print(
@@ -522,6 +541,9 @@ def main(argv: list[str] | None = None) -> int:
             _print_summary(stack)
             pause = threading.Event()
             while not pause.wait(1.0):
+                # Another one may be killed while one starts.
+                while back := stack.start_killed():
+                    print(f"killed, and started again: {', '.join(back)}", flush=True)
                 stack.check()
     except KeyboardInterrupt:
         print("\nstopped")

@@ -10,7 +10,8 @@
 ...     run.succeed()
 
 The generated messages and stubs are in `tallystick.common.v1`, `tallystick.ledger.v1`,
-`tallystick.metering.v1` and `tallystick.payouts.v1`, for what the client does not cover.
+`tallystick.metering.v1`, `tallystick.payouts.v1` and `tallystick.reporting.v1`, for what the client does
+not cover.
 """
 
 from tallystick._evidence import evidence_hash
@@ -71,15 +72,36 @@ from tallystick.models import (
     WorkFields,
 )
 from tallystick.money import Money
+from tallystick.reports import (
+    AsOf,
+    BankStatus,
+    Earnings,
+    Interval,
+    OutcomeCounts,
+    Payout,
+    PayoutState,
+    PayoutStep,
+    Period,
+    ReportedCharge,
+    Revenue,
+    RevenuePoint,
+    UsageGroup,
+    UsageGrouping,
+    UsagePoint,
+    UsageReport,
+    UsageTotals,
+)
 from tallystick.run import AsyncRun, Run
 
 __all__ = [
     "Aborted",
     "Access",
     "AlreadyExists",
+    "AsOf",
     "AsyncClient",
     "AsyncRun",
     "Balance",
+    "BankStatus",
     "BudgetExceeded",
     "BufferFull",
     "BufferInUse",
@@ -91,6 +113,7 @@ __all__ = [
     "CustomerFrozen",
     "DeadlineExceeded",
     "DeferredOutcome",
+    "Earnings",
     "EventFields",
     "FailedPrecondition",
     "FieldViolation",
@@ -98,25 +121,34 @@ __all__ = [
     "IdempotencyKeyReused",
     "InsufficientCredits",
     "Internal",
+    "Interval",
     "InvalidArgument",
     "Metered",
     "Money",
     "NotFound",
     "Outcome",
     "OutcomeAlreadyResolved",
+    "OutcomeCounts",
     "OutcomeExpired",
     "OutcomeNotFound",
     "Payment",
     "PaymentMethodNotFound",
+    "Payout",
+    "PayoutState",
+    "PayoutStep",
+    "Period",
     "PermissionDenied",
     "Purchase",
     "PurchaseState",
     "Refused",
+    "ReportedCharge",
     "Reservation",
     "ReservationEnded",
     "ReservationTokenInvalid",
     "ResourceExhausted",
     "RetryPolicy",
+    "Revenue",
+    "RevenuePoint",
     "Run",
     "RunFields",
     "Settled",
@@ -127,6 +159,11 @@ __all__ = [
     "UnitPrice",
     "Usage",
     "UsageEvent",
+    "UsageGroup",
+    "UsageGrouping",
+    "UsagePoint",
+    "UsageReport",
+    "UsageTotals",
     "WorkFields",
     "evidence_hash",
     "read_refused",

@@ -9,8 +9,10 @@ from typing import Final
 import grpc
 
 ENVIRONMENT_KEY: Final = "TALLYSTICK_API_KEY"
+LEDGER_ADDRESS: Final = "127.0.0.1:50051"
 METERING_ADDRESS: Final = "127.0.0.1:50052"
 PAYOUTS_ADDRESS: Final = "127.0.0.1:50053"
+REPORTING_ADDRESS: Final = "127.0.0.1:50054"
 
 OPTIONS: Final = (
     # A server that vanished without a word is noticed within 40 seconds, not after the system's many minutes.
@@ -63,6 +65,14 @@ class Caller:
     def metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
         """What is sent with every call."""
         return (("authorization", f"Bearer {self.api_key}"), ("x-request-id", request_id))
+
+
+def connect(caller: Caller, target: str) -> grpc.Channel:
+    """A channel to `target`, as the caller wants to reach it."""
+    credentials = caller.credentials(target)
+    if credentials is None:
+        return grpc.insecure_channel(target, options=PLAINTEXT_OPTIONS)
+    return grpc.secure_channel(target, credentials, options=OPTIONS)
 
 
 def is_loopback(target: str) -> bool:

@@ -1,5 +1,6 @@
 """Between the public types and the messages that travel."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,7 +12,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick._status import from_item_error
 from tallystick.common.v1 import money_pb2
 from tallystick.errors import TallystickError
-from tallystick.metering.v1 import metering_service_pb2, outcome_pb2, reservation_pb2, usage_pb2
+from tallystick.metering.v1 import (
+    charge_line_pb2,
+    metering_service_pb2,
+    outcome_pb2,
+    reservation_pb2,
+    usage_pb2,
+)
 from tallystick.models import (
     Access,
     Balance,
@@ -39,7 +46,7 @@ _OUTCOMES: dict[Outcome, usage_pb2.Outcome.ValueType] = {
     "unknown": usage_pb2.OUTCOME_UNKNOWN,
     "pending": usage_pb2.OUTCOME_PENDING,
 }
-_OUTCOME_NAMES = {value: name for name, value in _OUTCOMES.items()}
+OUTCOME_NAMES = {value: name for name, value in _OUTCOMES.items()}
 assert set(_OUTCOMES) == set(get_args(Outcome))  # noqa: S101 - a mistake of ours, found on import
 _OUTCOME_STATES: dict[int, Literal["pending", "resolved", "expired"]] = {
     outcome_pb2.DEFERRED_OUTCOME_STATE_PENDING: "pending",
@@ -81,7 +88,7 @@ def event_to_proto(event: UsageEvent) -> usage_pb2.UsageEvent:
         ),
         outcome=_OUTCOMES[event.outcome],
         outcome_candidate=event.outcome_candidate,
-        occur_time=None if event.occur_time is None else _timestamp(event.occur_time),
+        occur_time=None if event.occur_time is None else timestamp_of(event.occur_time),
         request_id=event.request_id,
         idempotency_key=event.idempotency_key,
         span_id=event.span_id,
@@ -90,7 +97,7 @@ def event_to_proto(event: UsageEvent) -> usage_pb2.UsageEvent:
         evidence_ref=event.evidence_ref,
         evidence_hash=event.evidence_hash,
         currency_code=event.currency,
-        outcome_expire_time=None if moment is None else _timestamp(moment),
+        outcome_expire_time=None if moment is None else timestamp_of(moment),
     )
 
 
@@ -107,9 +114,9 @@ def event_from_proto(event: usage_pb2.UsageEvent) -> UsageEvent:
         model=event.usage.model,
         input_tokens=event.usage.input_tokens,
         output_tokens=event.usage.output_tokens,
-        outcome=_OUTCOME_NAMES.get(event.outcome, "unknown"),
+        outcome=OUTCOME_NAMES.get(event.outcome, "unknown"),
         outcome_candidate=event.outcome_candidate,
-        occur_time=_optional_time(event, "occur_time"),
+        occur_time=optional_time(event, "occur_time"),
         request_id=event.request_id,
         idempotency_key=event.idempotency_key,
         span_id=event.span_id,
@@ -118,7 +125,7 @@ def event_from_proto(event: usage_pb2.UsageEvent) -> UsageEvent:
         evidence_ref=event.evidence_ref,
         evidence_hash=event.evidence_hash,
         currency=event.currency_code,
-        outcome_expire_time=_optional_time(event, "outcome_expire_time"),
+        outcome_expire_time=optional_time(event, "outcome_expire_time"),
     )
 
 
@@ -127,30 +134,35 @@ def metered_from_proto(metered: metering_service_pb2.MeteredEvent) -> Metered:
     return Metered(
         charge_id=metered.charge_id,
         outcome_id=metered.outcome_id,
-        price_charged=_money(metered.price_charged),
-        lines=tuple(
-            ChargeLine(
-                component=line.component_name,
-                quantity=line.quantity,
-                unit_price=UnitPrice(
-                    amount=Decimal(line.unit_price.amount or "0"), per_units=line.unit_price.per_units or 1
-                ),
-                amount=_money(line.amount),
-            )
-            for line in metered.lines
-        ),
+        price_charged=money_from_proto(metered.price_charged),
+        lines=lines_from_proto(metered.lines),
         price_version_id=metered.price_version_id,
         payment=Payment(
-            from_credits=_money(metered.from_credits),
-            from_receivable=_money(metered.from_receivable),
-            unpaid=_money(metered.unpaid),
+            from_credits=money_from_proto(metered.from_credits),
+            from_receivable=money_from_proto(metered.from_receivable),
+            unpaid=money_from_proto(metered.unpaid),
         ),
-        available=_optional_money(metered, "available_balance"),
+        available=optional_money(metered, "available_balance"),
         duplicate=metered.duplicate,
         evidence_differs=metered.evidence_differs,
         deferred_outcome=(
             outcome_from_proto(metered.deferred_outcome) if metered.HasField("deferred_outcome") else None
         ),
+    )
+
+
+def lines_from_proto(lines: Iterable[charge_line_pb2.ChargeLine]) -> tuple[ChargeLine, ...]:
+    """How a price came about."""
+    return tuple(
+        ChargeLine(
+            component=line.component_name,
+            quantity=line.quantity,
+            unit_price=UnitPrice(
+                amount=Decimal(line.unit_price.amount or "0"), per_units=line.unit_price.per_units or 1
+            ),
+            amount=money_from_proto(line.amount),
+        )
+        for line in lines
     )
 
 
@@ -170,12 +182,12 @@ def outcome_from_proto(outcome: outcome_pb2.DeferredOutcome) -> DeferredOutcome:
         ordinal=outcome.ordinal,
         agent=outcome.agent_id,
         state=_OUTCOME_STATES.get(outcome.state, "pending"),
-        outcome=_OUTCOME_NAMES.get(outcome.outcome, "unknown"),
-        expired_outcome=_OUTCOME_NAMES.get(outcome.expired_outcome, "unknown"),
+        outcome=OUTCOME_NAMES.get(outcome.outcome, "unknown"),
+        expired_outcome=OUTCOME_NAMES.get(outcome.expired_outcome, "unknown"),
         expire_time=outcome.expire_time.ToDatetime(UTC),
-        resolve_time=_optional_time(outcome, "resolve_time"),
-        max_bonus=_money(outcome.max_bonus),
-        bonus=_optional_money(outcome, "bonus"),
+        resolve_time=optional_time(outcome, "resolve_time"),
+        max_bonus=money_from_proto(outcome.max_bonus),
+        bonus=optional_money(outcome, "bonus"),
         charge_id=outcome.charge_id,
         evidence_ref=outcome.evidence_ref,
         evidence_hash=outcome.evidence_hash,
@@ -186,7 +198,7 @@ def resolved_from_proto(response: metering_service_pb2.ResolveOutcomeResponse) -
     """An outcome that was resolved just now, or before."""
     return replace(
         outcome_from_proto(response.outcome),
-        available=_optional_money(response, "available_balance"),
+        available=optional_money(response, "available_balance"),
         duplicate=response.duplicate,
     )
 
@@ -210,11 +222,11 @@ def reservation_from_proto(
         workflow_id=reservation.workflow_id,
         ordinal=reservation.ordinal,
         agent=reservation.agent_id,
-        amount=_money(reservation.amount),
+        amount=money_from_proto(reservation.amount),
         price_version_id=reservation.price_version_id,
         expire_time=reservation.expire_time.ToDatetime(UTC),
         kind="leased" if reservation.kind == reservation_pb2.RESERVATION_KIND_LEASED else "durable",
-        available=_optional_money(response, "available_balance"),
+        available=optional_money(response, "available_balance"),
         duplicate=isinstance(response, metering_service_pb2.AuthorizeResponse) and response.duplicate,
     )
 
@@ -227,14 +239,14 @@ def settled_from_proto(response: metering_service_pb2.SettleResponse) -> Settled
 
 def released_from_proto(response: metering_service_pb2.ReleaseResponse) -> Settlement:
     """What became of a reservation that no charge came for."""
-    return _settlement(response.settlement, _optional_money(response, "available_balance"))
+    return _settlement(response.settlement, optional_money(response, "available_balance"))
 
 
 def access_from_proto(response: metering_service_pb2.CheckAccessResponse) -> Access:
     """Whether a customer may run an agent."""
     return Access(
         allowed=response.allowed,
-        up_to=_optional_money(response, "up_to"),
+        up_to=optional_money(response, "up_to"),
         refusal=from_item_error(response.refusal) if response.HasField("refusal") else None,
         price_version_id=response.price_version_id,
     )
@@ -244,15 +256,15 @@ def balance_from_proto(balance: reservation_pb2.Balance) -> Balance:
     """What a customer has and owes."""
     return Balance(
         customer=balance.customer_id,
-        credits=_money(balance.credits),
-        available=_money(balance.available),
-        reserved=_money(balance.reserved),
-        held=_money(balance.held),
-        receivable=_money(balance.receivable),
-        unpaid=_money(balance.unpaid),
-        credit_limit=_money(balance.credit_limit),
-        credit_room=_money(balance.credit_room),
-        chargebacks=_money(balance.chargebacks),
+        credits=money_from_proto(balance.credits),
+        available=money_from_proto(balance.available),
+        reserved=money_from_proto(balance.reserved),
+        held=money_from_proto(balance.held),
+        receivable=money_from_proto(balance.receivable),
+        unpaid=money_from_proto(balance.unpaid),
+        credit_limit=money_from_proto(balance.credit_limit),
+        credit_room=money_from_proto(balance.credit_room),
+        chargebacks=money_from_proto(balance.chargebacks),
     )
 
 
@@ -262,7 +274,7 @@ def purchase_from_proto(response: payment_service_pb2.PurchaseCreditsResponse) -
     return Purchase(
         purchase_id=bought.purchase_id,
         customer=bought.customer_id,
-        amount=_money(bought.amount),
+        amount=money_from_proto(bought.amount),
         state=_PURCHASE_STATES.get(bought.state, "processing"),
         failure_code=bought.failure_code,
         failure_reason=bought.failure_reason,
@@ -274,6 +286,7 @@ def purchase_from_proto(response: payment_service_pb2.PurchaseCreditsResponse) -
 
 
 def money_to_proto(money: Money) -> money_pb2.Money:
+    """The amount as it travels."""
     return money_pb2.Money(currency_code=money.currency, amount_micros=money.micros)
 
 
@@ -290,38 +303,42 @@ def repeats(event: usage_pb2.UsageEvent, recorded: usage_pb2.UsageEvent) -> bool
     return ours == theirs
 
 
-def _timestamp(moment: datetime) -> Timestamp:
+def timestamp_of(moment: datetime) -> Timestamp:
+    """The time as it travels."""
     timestamp = Timestamp()
     timestamp.FromDatetime(moment)
     return timestamp
 
 
-def _optional_time(message: Message, field: str) -> datetime | None:
+def optional_time(message: Message, field: str) -> datetime | None:
+    """The time in this field; None if it is unset."""
     if not message.HasField(field):
         return None
     moment: datetime = getattr(message, field).ToDatetime(UTC)
     return moment
 
 
-def _money(money: money_pb2.Money) -> Money:
+def money_from_proto(money: money_pb2.Money) -> Money:
+    """The amount."""
     # "XXX" is ISO 4217's code for no currency: an amount that a server left out is zero, and no failure.
     return Money(money.currency_code or "XXX", money.amount_micros)
 
 
-def _optional_money(message: Message, field: str) -> Money | None:
-    return _money(getattr(message, field)) if message.HasField(field) else None
+def optional_money(message: Message, field: str) -> Money | None:
+    """The amount in this field; None if it is unset."""
+    return money_from_proto(getattr(message, field)) if message.HasField(field) else None
 
 
 def _settlement(settlement: reservation_pb2.Settlement, available: Money | None) -> Settlement:
     return Settlement(
         reservation_id=settlement.reservation_id,
         state=_RESERVATION_STATES.get(settlement.state, "expired"),
-        reserved=_money(settlement.reserved),
-        captured=_money(settlement.captured),
-        returned=_money(settlement.returned),
-        excess=_money(settlement.excess),
-        excess_from_credits=_money(settlement.excess_from_credits),
-        excess_from_receivable=_money(settlement.excess_from_receivable),
-        excess_unpaid=_money(settlement.excess_unpaid),
+        reserved=money_from_proto(settlement.reserved),
+        captured=money_from_proto(settlement.captured),
+        returned=money_from_proto(settlement.returned),
+        excess=money_from_proto(settlement.excess),
+        excess_from_credits=money_from_proto(settlement.excess_from_credits),
+        excess_from_receivable=money_from_proto(settlement.excess_from_receivable),
+        excess_unpaid=money_from_proto(settlement.excess_unpaid),
         available=available,
     )

@@ -30,6 +30,12 @@ from tallystick._convert import (
     verdict_from_proto,
 )
 from tallystick._evidence import evidence_hash
+from tallystick._report_convert import (
+    charge_from_proto,
+    earnings_from_proto,
+    payout_from_proto,
+    usage_from_proto,
+)
 from tallystick._requests import token_of
 from tallystick._retry import Attempts, RetryPolicy
 from tallystick.errors import ChargePending, IdempotencyKeyReused, Internal, TallystickError
@@ -47,6 +53,8 @@ from tallystick.models import (
     UsageEvent,
 )
 from tallystick.payouts.v1 import payment_service_pb2
+from tallystick.reporting.v1 import reporting_service_pb2
+from tallystick.reports import Earnings, Payout, ReportedCharge, UsageReport
 
 # Half of what a server accepts in one call; larger batches gain nothing, and hold up those behind them.
 BATCH_SIZE = 500
@@ -67,6 +75,10 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 PaymentMethod = Literal["PurchaseCredits"]
 PAYMENT_METHODS: tuple[PaymentMethod, ...] = get_args(PaymentMethod)
+ReportMethod = Literal["GetUsage", "GetRevenueSummary", "ListPayoutHistory", "GetCharge"]
+REPORT_METHODS: tuple[ReportMethod, ...] = get_args(ReportMethod)
+# What the server answers on one page at most.
+_PAYOUT_PAGE = 100
 # Between two questions how a purchase went on.
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.2, 2.0
 
@@ -75,7 +87,7 @@ _SHORTEST_LOOK, _LONGEST_LOOK = 0.2, 2.0
 class Call:
     """Call a method once. Answered with its response, or with the error that it ended with."""
 
-    method: Method | PaymentMethod
+    method: Method | PaymentMethod | ReportMethod
     request: Message
     timeout: float
     request_id: str
@@ -206,6 +218,53 @@ def purchase(
         pause = min(2 * pause, _LONGEST_LOOK)
 
 
+def usage(
+    request: reporting_service_pb2.GetUsageRequest, policy: RetryPolicy, timeout: float | None
+) -> Operation[UsageReport]:
+    """What agents did and what it cost."""
+    response = yield from _call("GetUsage", request, policy, timeout)
+    return usage_from_proto(cast(reporting_service_pb2.GetUsageResponse, response))
+
+
+def earnings(
+    organization: str, currency: str, time_zone: str, months: int, policy: RetryPolicy, timeout: float | None
+) -> Operation[Earnings]:
+    """What an organization earned."""
+    request = reporting_service_pb2.GetRevenueSummaryRequest(
+        organization_id=organization, currency_code=currency, time_zone=time_zone, month_count=months
+    )
+    response = yield from _call("GetRevenueSummary", request, policy, timeout)
+    return earnings_from_proto(cast(reporting_service_pb2.GetRevenueSummaryResponse, response))
+
+
+def payouts(
+    organization: str, limit: int, policy: RetryPolicy, timeout: float | None
+) -> Operation[list[Payout]]:
+    """The newest payouts of an organization, page by page, within one budget of time."""
+    if limit < 1:
+        raise ValueError(f"limit is above zero, not {limit}")
+    attempts = Attempts(policy, timeout)
+    found: list[Payout] = []
+    # It stays the same on all pages, as the server asks for.
+    request = reporting_service_pb2.ListPayoutHistoryRequest(
+        organization_id=organization, page_size=min(limit, _PAYOUT_PAGE)
+    )
+    while True:
+        answer = yield from _call("ListPayoutHistory", request, policy, attempts.left())
+        page = cast(reporting_service_pb2.ListPayoutHistoryResponse, answer)
+        found += map(payout_from_proto, page.payouts)
+        if len(found) >= limit or not page.next_page_token:
+            return found[:limit]
+        request.page_token = page.next_page_token
+
+
+def charge(charge_id: str, policy: RetryPolicy, timeout: float | None) -> Operation[ReportedCharge]:
+    """One charge with what it was for."""
+    request = reporting_service_pb2.GetChargeRequest(charge_id=charge_id)
+    response = yield from _call("GetCharge", request, policy, timeout)
+    return charge_from_proto(cast(reporting_service_pb2.GetChargeResponse, response))
+
+
 def resolve_outcome(
     outcome_id: str,
     outcome: FinalOutcome,
@@ -324,7 +383,10 @@ def _may_succeed_later(verdict: Verdict) -> bool:
 
 
 def _call(
-    method: Method | PaymentMethod, request: Message, policy: RetryPolicy, timeout: float | None
+    method: Method | PaymentMethod | ReportMethod,
+    request: Message,
+    policy: RetryPolicy,
+    timeout: float | None,
 ) -> Operation[Message]:
     """Call, and call again after errors that may pass, until it succeeds or the time is up."""
     attempts = Attempts(policy, timeout)

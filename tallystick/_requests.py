@@ -6,15 +6,17 @@ All of them raise TypeError or ValueError for what cannot be asked.
 import os
 from datetime import timedelta
 from decimal import Decimal
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from google.protobuf.duration_pb2 import Duration
 
-from tallystick._convert import money_to_proto, usage_to_proto
+from tallystick._convert import money_to_proto, timestamp_of, usage_to_proto
 from tallystick.metering.v1 import metering_service_pb2
 from tallystick.models import Reservation, RunFields, Usage, UsageEvent, WorkFields
 from tallystick.money import Money
 from tallystick.payouts.v1 import payment_service_pb2
+from tallystick.reporting.v1 import period_pb2, reporting_service_pb2, usage_report_pb2
+from tallystick.reports import Interval, Period, UsageGrouping
 
 Amount: TypeAlias = Money | Decimal | str | int
 
@@ -89,6 +91,51 @@ def purchase_request(
         payment_method_id=payment_method or "",
         idempotency_key=idempotency_key or os.urandom(16).hex(),
     )
+
+
+def usage_request(
+    period: Period,
+    group_by: UsageGrouping | None,
+    organization: str,
+    customer: str,
+    currency: str,
+    time_zone: str,
+    limit: int,
+    series: Interval | bool,
+) -> reporting_service_pb2.GetUsageRequest:
+    """What asks for the usage of a period."""
+    if group_by is not None and group_by not in get_args(UsageGrouping):
+        raise ValueError(
+            f"group_by is one of {', '.join(get_args(UsageGrouping))}, or None, not {group_by!r}"
+        )
+    if not isinstance(series, bool) and series not in get_args(Interval):
+        raise ValueError(f"series is one of {', '.join(get_args(Interval))}, or a bool, not {series!r}")
+    return reporting_service_pb2.GetUsageRequest(
+        organization_id=organization,
+        customer_id=customer,
+        currency_code=currency,
+        period=_period(period, time_zone),
+        grouping=usage_report_pb2.UsageGrouping.Value(
+            f"USAGE_GROUPING_{(group_by or 'unspecified').upper()}"
+        ),
+        limit=limit,
+        include_series=bool(series),
+        interval=period_pb2.Interval.Value(
+            f"INTERVAL_{'UNSPECIFIED' if isinstance(series, bool) else series.upper()}"
+        ),
+    )
+
+
+def _period(period: Period, time_zone: str) -> period_pb2.Period:
+    if isinstance(period, str):
+        return period_pb2.Period(name=period, time_zone=time_zone)
+    start, end = period
+    for moment in (start, end):
+        if moment.utcoffset() is None:
+            raise ValueError(
+                "a period's start and end need a time zone, for example datetime.now(timezone.utc)"
+            )
+    return period_pb2.Period(start_time=timestamp_of(start), end_time=timestamp_of(end), time_zone=time_zone)
 
 
 def amount_of(amount: Amount, currency: str) -> Money:

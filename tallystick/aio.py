@@ -14,7 +14,14 @@ import grpc
 
 from tallystick import _operations, _requests
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import METERING_ADDRESS, OPTIONS, PAYOUTS_ADDRESS, PLAINTEXT_OPTIONS, Caller
+from tallystick._channel import (
+    METERING_ADDRESS,
+    OPTIONS,
+    PAYOUTS_ADDRESS,
+    PLAINTEXT_OPTIONS,
+    REPORTING_ADDRESS,
+    Caller,
+)
 from tallystick._delivery import DeliveryTask
 from tallystick._operations import Call, Operation, Wait
 from tallystick._outbox import BufferOptions, BufferStats, Outbox
@@ -42,6 +49,16 @@ from tallystick.models import (
     WorkFields,
 )
 from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
+from tallystick.reporting.v1.reporting_service_pb2_grpc import ReportingServiceStub
+from tallystick.reports import (
+    Earnings,
+    Interval,
+    Payout,
+    Period,
+    ReportedCharge,
+    UsageGrouping,
+    UsageReport,
+)
 from tallystick.run import AsyncRun
 
 T = TypeVar("T")
@@ -62,6 +79,7 @@ class AsyncClient:
         *,
         metering: str | grpc.aio.Channel = METERING_ADDRESS,
         payouts: str | grpc.aio.Channel = PAYOUTS_ADDRESS,
+        reporting: str | grpc.aio.Channel = REPORTING_ADDRESS,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,
@@ -74,6 +92,7 @@ class AsyncClient:
         self._retry = retry or RetryPolicy()
         self._target = metering
         self._payouts_target = payouts
+        self._reporting_target = reporting
         self._closed = False
         self._channels: list[grpc.aio.Channel] = []
         # Filled at the first call: channels belong to the event loop that is running when they are made.
@@ -197,6 +216,48 @@ class AsyncClient:
         request = _requests.purchase_request(amount, currency, payment_method, idempotency_key, customer)
         return await self._drive(_operations.purchase(request, self._retry, timeout))
 
+    async def usage(
+        self,
+        period: Period = "30d",
+        group_by: UsageGrouping | None = None,
+        *,
+        organization: str = "",
+        customer: str = "",
+        currency: str = "USD",
+        time_zone: str = "UTC",
+        limit: int = 100,
+        series: Interval | bool = False,
+        timeout: float | None = None,
+    ) -> UsageReport:
+        """As `Client.usage`: what agents did in a period, and what it cost."""
+        request = _requests.usage_request(
+            period, group_by, organization, customer, currency, time_zone, limit, series
+        )
+        return await self._drive(_operations.usage(request, self._retry, timeout))
+
+    async def earnings(
+        self,
+        organization: str = "",
+        currency: str = "USD",
+        *,
+        time_zone: str = "UTC",
+        months: int = 12,
+        timeout: float | None = None,
+    ) -> Earnings:
+        """As `Client.earnings`: what an organization earned, and what of it can be paid out."""
+        operation = _operations.earnings(organization, currency, time_zone, months, self._retry, timeout)
+        return await self._drive(operation)
+
+    async def payouts(
+        self, organization: str = "", *, limit: int = 50, timeout: float | None = None
+    ) -> list[Payout]:
+        """As `Client.payouts`: the newest payouts of an organization."""
+        return await self._drive(_operations.payouts(organization, limit, self._retry, timeout))
+
+    async def charge(self, charge_id: str, *, timeout: float | None = None) -> ReportedCharge:
+        """As `Client.charge`: one charge with what it was for."""
+        return await self._drive(_operations.charge(charge_id, self._retry, timeout))
+
     async def resolve_outcome(
         self,
         outcome_id: str,
@@ -262,6 +323,8 @@ class AsyncClient:
         self._methods = {method: getattr(stub, method) for method in _operations.METHODS}
         payments = PaymentServiceStub(self._channel(self._payouts_target))
         self._methods |= {method: getattr(payments, method) for method in _operations.PAYMENT_METHODS}
+        reports = ReportingServiceStub(self._channel(self._reporting_target))
+        self._methods |= {method: getattr(reports, method) for method in _operations.REPORT_METHODS}
 
     def _channel(self, target: str | grpc.aio.Channel) -> grpc.aio.Channel:
         if isinstance(target, grpc.aio.Channel):

@@ -15,7 +15,7 @@ import grpc
 
 from tallystick import _operations, _requests
 from tallystick._buffer import DEFAULT_CAPACITY
-from tallystick._channel import METERING_ADDRESS, OPTIONS, PAYOUTS_ADDRESS, PLAINTEXT_OPTIONS, Caller
+from tallystick._channel import METERING_ADDRESS, PAYOUTS_ADDRESS, REPORTING_ADDRESS, Caller, connect
 from tallystick._delivery import DeliveryThread
 from tallystick._keepalive import KeepAliveThread
 from tallystick._operations import Call, Operation, Wait
@@ -44,19 +44,30 @@ from tallystick.models import (
     WorkFields,
 )
 from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
+from tallystick.reporting.v1.reporting_service_pb2_grpc import ReportingServiceStub
+from tallystick.reports import (
+    Earnings,
+    Interval,
+    Payout,
+    Period,
+    ReportedCharge,
+    UsageGrouping,
+    UsageReport,
+)
 from tallystick.run import Run
 
 T = TypeVar("T")
 
 
 class Client:
-    """Asks whether agents may run, reports what they did, and learns what it cost.
+    """Asks whether agents may run, reports what they did, and learns what it cost and brought.
 
     `api_key` is by default taken from the environment variable TALLYSTICK_API_KEY. `metering` is an address
-    (host:port), or a channel that you made, which stays yours to close; so is `payouts`, which only
-    `purchase` calls. Other machines are reached with TLS,
-    and trusted as `tls_ca` (a file of PEM roots) or gRPC's own roots say; this machine in plaintext, unless
-    `tls_ca` is given. `insecure=True` means plaintext everywhere, for networks that something else encrypts.
+    (host:port), or a channel that you made, which stays yours to close; so are `payouts`, which only
+    `purchase` calls, and `reporting`, which answers `usage`, `earnings`, `payouts` and `charge`. Other
+    machines are reached with TLS, and trusted as `tls_ca` (a file of PEM roots) or gRPC's own roots say; this
+    machine in plaintext, unless `tls_ca` is given. `insecure=True` means plaintext everywhere, for networks
+    that something else encrypts.
 
     `record` keeps events until they are delivered, at most `buffer_capacity` of them: in memory, or, with
     `buffer_path`, in a file that survives this process and is delivered by the next client that opens it.
@@ -75,6 +86,7 @@ class Client:
         *,
         metering: str | grpc.Channel = METERING_ADDRESS,
         payouts: str | grpc.Channel = PAYOUTS_ADDRESS,
+        reporting: str | grpc.Channel = REPORTING_ADDRESS,
         tls_ca: str | os.PathLike[str] | None = None,
         insecure: bool = False,
         retry: RetryPolicy | None = None,
@@ -91,6 +103,8 @@ class Client:
         self._methods: dict[str, Any] = {method: getattr(stub, method) for method in _operations.METHODS}
         payments = PaymentServiceStub(self._channel(payouts))
         self._methods |= {method: getattr(payments, method) for method in _operations.PAYMENT_METHODS}
+        reports = ReportingServiceStub(self._channel(reporting))
+        self._methods |= {method: getattr(reports, method) for method in _operations.REPORT_METHODS}
         options = BufferOptions(
             path=buffer_path, capacity=buffer_capacity, fsync=buffer_fsync, on_refused=on_refused
         )
@@ -296,6 +310,63 @@ class Client:
         request = _requests.purchase_request(amount, currency, payment_method, idempotency_key, customer)
         return self._drive(_operations.purchase(request, self._retry, timeout))
 
+    def usage(
+        self,
+        period: Period = "30d",
+        group_by: UsageGrouping | None = None,
+        *,
+        organization: str = "",
+        customer: str = "",
+        currency: str = "USD",
+        time_zone: str = "UTC",
+        limit: int = 100,
+        series: Interval | bool = False,
+        timeout: float | None = None,
+    ) -> UsageReport:
+        """What agents did in a period, and what it cost: of an organization's agents, or for a customer.
+
+        `period` ends now if it is named so ("24h", "30d", "12m"), or is "mtd" for the month to date, a year,
+        month or day ("2026-11"), or a start and an end. `organization` and `customer` may be left out with
+        their own API key. With `group_by` the `limit` groups that cost most come apart; with `series` also
+        the usage over time, in steps that suit the period, or in hours, days or months of `time_zone`.
+
+        The answer may be seconds behind the last event: `as_of` says what it knows.
+        """
+        request = _requests.usage_request(
+            period, group_by, organization, customer, currency, time_zone, limit, series
+        )
+        return self._drive(_operations.usage(request, self._retry, timeout))
+
+    def earnings(
+        self,
+        organization: str = "",
+        currency: str = "USD",
+        *,
+        time_zone: str = "UTC",
+        months: int = 12,
+        timeout: float | None = None,
+    ) -> Earnings:
+        """What an organization earned this month and in the months before, and what of it can be paid out.
+
+        `organization` may be left out with its own API key. `months` is how far the trend goes back, up to
+        36; months begin in `time_zone`.
+        """
+        operation = _operations.earnings(organization, currency, time_zone, months, self._retry, timeout)
+        return self._drive(operation)
+
+    def payouts(
+        self, organization: str = "", *, limit: int = 50, timeout: float | None = None
+    ) -> list[Payout]:
+        """The newest payouts of an organization, at most `limit`, each with how far it came.
+
+        `organization` may be left out with its own API key.
+        """
+        return self._drive(_operations.payouts(organization, limit, self._retry, timeout))
+
+    def charge(self, charge_id: str, *, timeout: float | None = None) -> ReportedCharge:
+        """One charge with what it was for, once reporting has read it. Raises NotFound."""
+        return self._drive(_operations.charge(charge_id, self._retry, timeout))
+
     def resolve_outcome(
         self,
         outcome_id: str,
@@ -382,12 +453,7 @@ class Client:
     def _channel(self, target: str | grpc.Channel) -> grpc.Channel:
         if isinstance(target, grpc.Channel):
             return target
-        credentials = self._caller.credentials(target)
-        channel = (
-            grpc.insecure_channel(target, options=PLAINTEXT_OPTIONS)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, options=OPTIONS)
-        )
+        channel = connect(self._caller, target)
         self._channels.append(channel)
         return channel
 

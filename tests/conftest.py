@@ -117,6 +117,7 @@ def _own_redis_database(url: str) -> str:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Tell scripts/retest.py how the run ended."""
+    cache: pytest.Cache | None = getattr(session.config, "cache", None)
     # Of several workers, the one that leads them.
-    if not hasattr(session.config, "workerinput") and session.config.cache is not None:
-        session.config.cache.set("tallystick/exit_status", int(exitstatus))
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        cache.set("tallystick/exit_status", int(exitstatus))

@@ -24,6 +24,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from services.kit import log
 from services.kit.access import AccessPolicies, is_open
 from services.kit.auth import Authenticator, Principal, Role, set_principal
+from services.kit.clock import Clock, SystemClock
 from services.kit.errors import (
     Code,
     DeadlineExceeded,
@@ -38,6 +39,9 @@ from services.kit.status import CODES, to_grpc_status, translate
 
 DEFAULT_DEADLINE: Final = timedelta(seconds=30)
 MAX_DEADLINE: Final = timedelta(seconds=300)
+
+# A trailer: the time at the server, in UTC, as ISO 8601.
+SERVER_TIME: Final = "x-server-time"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _BEARER = "bearer "
@@ -99,7 +103,15 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
     Handlers are coroutines or async generators; they raise TallystickError.
     """
 
-    def __init__(self, *, policies: AccessPolicies, authenticator: Authenticator, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        *,
+        policies: AccessPolicies,
+        authenticator: Authenticator,
+        max_in_flight: int,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
         self._policies = policies
         self._authenticator = authenticator
         self._max_in_flight = max_in_flight
@@ -196,6 +208,10 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         outcome = _Outcome()
         try:
             if method.open:
+                if not method.streaming:
+                    # With the answer of a health check comes the time, by which clocks are compared. Not with
+                    # every answer: calls that move money have better to do.
+                    context.set_trailing_metadata(((SERVER_TIME, self._clock.now().isoformat()),))
                 return await self._run(method, context, body)
             self._enter()
             try:

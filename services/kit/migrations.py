@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
@@ -66,6 +67,12 @@ def migrate(
         _ensure_schema(connection, schema, owner, others)
         _become(connection, owner, schema)
         _upgrade(connection, schema, script_dir)
+
+
+def versions(script_dir: Path) -> list[str]:
+    """The versions that these migrations can bring a schema to, the newest first."""
+    scripts = ScriptDirectory.from_config(_config(script_dir))
+    return [script.revision for script in scripts.walk_revisions()]
 
 
 def execute_sql_file(op: BindSource, path: Path) -> None:
@@ -132,15 +139,27 @@ def _upgrade(connection: psycopg.Connection[TupleRow], schema: str, script_dir: 
     # Alembic runs on the very connection that holds the lock: if it breaks, migration and lock end together.
     connection.autocommit = False
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=StaticPool)
+    config = _config(script_dir)
+    with engine.connect() as bound:
+        config.attributes.update(connection=bound, schema=schema)
+        command.upgrade(config, "head")
+    # So that a server can tell whether it runs on what it was made for (health.py).
+    connection.execute(
+        sql.SQL("GRANT SELECT ON {} TO {}").format(
+            sql.Identifier(schema, "alembic_version"), sql.Identifier(f"{schema}_reader")
+        )
+    )
+    connection.commit()
+    _log.info("schema.migrated", schema=schema)
+
+
+def _config(script_dir: Path) -> Config:
     config = Config()
     # ConfigParser's syntax: a percent sign in a path is doubled.
     config.set_main_option("script_location", str(_ENVIRONMENT).replace("%", "%%"))
     config.set_main_option("version_locations", str(script_dir / "versions").replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
-    with engine.connect() as bound:
-        config.attributes.update(connection=bound, schema=schema)
-        command.upgrade(config, "head")
-    _log.info("schema.migrated", schema=schema)
+    return config
 
 
 def _scalar(connection: psycopg.Connection[TupleRow], query: sql.Composed) -> object:

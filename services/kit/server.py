@@ -22,6 +22,7 @@ from services.kit.access import AccessPolicies
 from services.kit.auth import Authenticator
 from services.kit.client import MAX_MESSAGE_BYTES
 from services.kit.config import ServerConfig
+from services.kit.health import HealthServicer, SchemaHealth
 from services.kit.interceptors import RpcInterceptor
 from services.kit.net import parse_address
 from services.kit.worker import Worker
@@ -135,9 +136,16 @@ class RpcServer:
 
 
 def build_server(
-    *, services: Sequence[ServiceBinding], authenticator: Authenticator, max_in_flight: int = 2048
+    *,
+    services: Sequence[ServiceBinding],
+    authenticator: Authenticator,
+    max_in_flight: int = 2048,
+    schema: SchemaHealth | None = None,
 ) -> RpcServer:
-    """A server of these services. It neither listens nor runs yet: `listen`, then `start`."""
+    """A server of these services. It neither listens nor runs yet: `listen`, then `start`.
+
+    With `schema` its health also tells whether that was migrated.
+    """
     descriptors = [service.descriptor for service in services]
     interceptor = RpcInterceptor(
         policies=AccessPolicies(descriptors), authenticator=authenticator, max_in_flight=max_in_flight
@@ -146,7 +154,7 @@ def build_server(
     for service in services:
         service.register(server)
     names = [descriptor.full_name for descriptor in descriptors]
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthServicer(schema)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return RpcServer(server, health_servicer, interceptor, names)
@@ -159,6 +167,7 @@ async def serve(
     authenticator: Authenticator,
     workers: Sequence[Worker] = (),
     on_stop: Sequence[Callable[[], Awaitable[None]]] = (),
+    schema: SchemaHealth | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop in order: health, calls in flight, workers, `on_stop`.
 
@@ -174,7 +183,10 @@ async def serve(
             raise StartupError("; ".join(problems))
         _stop_on_signals(stopping)
         server = build_server(
-            services=services, authenticator=authenticator, max_in_flight=config.max_in_flight
+            services=services,
+            authenticator=authenticator,
+            max_in_flight=config.max_in_flight,
+            schema=schema,
         )
         address = server.listen(config.listen_address, _credentials(config))
         cleanup.push_async_callback(asyncio.to_thread, _serve_metrics(config.metrics_address))

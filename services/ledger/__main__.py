@@ -21,7 +21,11 @@ COULD_NOT_AUDIT: Final = 2
 async def _serve(config: LedgerConfig) -> None:
     async with open_app(config) as app:
         await serve(
-            config=config, services=app.services, authenticator=app.authenticator, workers=app.workers
+            config=config,
+            services=app.services,
+            authenticator=app.authenticator,
+            workers=app.workers,
+            schema=app.schema,
         )
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from services.kit.auth import Authenticator, CachedAuthenticator
 from services.kit.clock import SystemClock
 from services.kit.db import Database
+from services.kit.health import SchemaHealth
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
 from services.ledger import background, reaper
 from services.ledger.config import LedgerConfig
+from services.ledger.migrations import SCRIPTS
 from services.ledger.rpc.credits import CreditService
 from services.ledger.rpc.directory import DirectoryService
 from services.ledger.rpc.earnings import EarningsService
@@ -37,6 +39,7 @@ class App:
 
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
+    schema: SchemaHealth
     workers: Sequence[Worker]
 
 
@@ -89,6 +92,7 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
                 ),
             ),
             authenticator=CachedAuthenticator(DatabaseKeyResolver(reader)),
+            schema=SchemaHealth(reader, schema="ledger", script_dir=SCRIPTS),
             workers=[
                 *background.workers(config, writer, reader),
                 *reaper.workers(config, writer, reader),

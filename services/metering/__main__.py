@@ -15,7 +15,11 @@ from services.metering.migrations import migrate
 async def _serve(config: MeteringConfig) -> None:
     async with open_app(config) as app:
         await serve(
-            config=config, services=app.services, authenticator=app.authenticator, workers=app.workers
+            config=config,
+            services=app.services,
+            authenticator=app.authenticator,
+            workers=app.workers,
+            schema=app.schema,
         )
 
 

@@ -11,12 +11,14 @@ from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database
+from services.kit.health import SchemaHealth
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
 from services.metering.config import MeteringConfig
 from services.metering.domain.reservation_token import TokenSigner
 from services.metering.lease_keeper import LeaseKeeper
+from services.metering.migrations import SCRIPTS
 from services.metering.outcome_expiry import OutcomeExpiry
 from services.metering.recharger import Recharger
 from services.metering.reconciler import Reconciler
@@ -70,6 +72,7 @@ class App:
 
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
+    schema: SchemaHealth
     workers: Sequence[Worker]
 
 
@@ -194,6 +197,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                 UsageFeedService(reader),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
+            schema=SchemaHealth(reader, schema="metering", script_dir=SCRIPTS),
             workers=workers,
         )
 

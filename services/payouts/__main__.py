@@ -17,7 +17,11 @@ from services.payouts.reconcile import reconcile
 async def _serve(config: PayoutsConfig) -> None:
     async with open_app(config) as app:
         await serve(
-            config=config, services=app.services, authenticator=app.authenticator, workers=app.workers
+            config=config,
+            services=app.services,
+            authenticator=app.authenticator,
+            workers=app.workers,
+            schema=app.schema,
         )
 
 

@@ -8,6 +8,7 @@ from services.kit.auth import Authenticator, CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import Clock, SystemClock
 from services.kit.db import Database
+from services.kit.health import SchemaHealth
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
@@ -21,6 +22,7 @@ from services.payouts.domain.minimums import parse_minimums
 from services.payouts.executor import Executor
 from services.payouts.inbox import Inbox
 from services.payouts.intake import Intake
+from services.payouts.migrations import SCRIPTS
 from services.payouts.payers import Payers
 from services.payouts.payout_events import PayoutEvents
 from services.payouts.processor.accounts import ProcessorAccounts
@@ -70,6 +72,7 @@ class App:
 
     services: Sequence[ServiceBinding]
     authenticator: Authenticator
+    schema: SchemaHealth
     # The web server is one of them.
     workers: Sequence[Worker]
     web: WebServer
@@ -206,6 +209,7 @@ async def open_app(config: PayoutsConfig, *, clock: Clock | None = None) -> Asyn
                 ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
+            schema=SchemaHealth(reader, schema="payouts", script_dir=SCRIPTS),
             workers=workers,
             web=web,
             executor=executor,

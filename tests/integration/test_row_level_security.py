@@ -7,7 +7,7 @@ import pytest
 from psycopg import sql
 
 SCHEMAS = ("ledger", "metering", "payouts", "reporting")
-# Alembic's own, of which no service role sees anything.
+# Alembic's own, which says which version a schema is at: readers may know.
 VERSION_TABLE = "alembic_version"
 
 

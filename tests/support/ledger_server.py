@@ -137,7 +137,7 @@ async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[Le
     )
     channels: list[grpc.aio.Channel] = []
     async with open_app(config) as app:
-        server = build_server(services=app.services, authenticator=app.authenticator)
+        server = build_server(services=app.services, authenticator=app.authenticator, schema=app.schema)
         address = server.listen("127.0.0.1:0")
         await server.start()
         for worker in app.workers:

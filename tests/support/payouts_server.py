@@ -171,7 +171,7 @@ async def running_payouts(
     moved = clock or MovedClock()
     async with open_app(config, clock=moved) as app, connect(ledger.address, ledger.service.key) as channel:
         authenticator = CachedAuthenticator(LedgerKeys(channel), ttl=timedelta(hours=1))
-        server = build_server(services=app.services, authenticator=authenticator)
+        server = build_server(services=app.services, authenticator=authenticator, schema=app.schema)
         address = server.listen("127.0.0.1:0")
         await server.start()
         running = app.workers if workers else (app.web,)

@@ -133,6 +133,9 @@ def _drawn(draw: st.DrawFn, make: Messages, descriptor: Descriptor, depth: int) 
 @st.composite
 def _nearly(draw: st.DrawFn, make: Messages, good: Message) -> Message:
     fields: list[Any] = list(good.DESCRIPTOR.fields)
+    if not fields:
+        # A request that asks for nothing in particular.
+        return good
     field = draw(st.sampled_from(fields))
     return _with(good, field, draw(make.replaced(good, field)))
 

@@ -1,5 +1,6 @@
 """The published wheel: it holds the stubs and nothing of the services, and imports alone."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -48,6 +49,18 @@ def test_the_wheel_ships_only_the_package(wheel: Path) -> None:
     assert tops == {"tallystick", f"tallystick-{version}.dist-info"}
     assert "tallystick/py.typed" in names
     assert f"tallystick-{version}.dist-info/licenses/LICENSE" in names
+
+
+def test_the_command_line_is_an_extra(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (entry_points,) = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
+        scripts = archive.read(entry_points).decode()
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        requires = re.findall(r"^Requires-Dist: (.*)$", archive.read(metadata).decode(), flags=re.MULTILINE)
+    assert "tallystick = tallystick.cli:main" in scripts
+    needed = {re.split(r"[<>=]", one)[0] for one in requires if "extra ==" not in one}
+    assert needed == {"grpcio", "protobuf"}
+    assert {re.split(r"[<>=]", one)[0] for one in requires if "extra == 'cli'" in one} == {"typer", "rich"}
 
 
 def test_the_wheel_imports_alone(wheel: Path, tmp_path: Path) -> None:

@@ -154,6 +154,13 @@ class AccessRpcs(DirectoryBase):
         key = await self._write(lambda connection: api_keys.revoke_key(connection, request.api_key_id, now))
         return pb.RevokeApiKeyResponse(api_key=convert.api_key_to_proto(key))
 
+    async def GetCurrentApiKey(
+        self, request: pb.GetCurrentApiKeyRequest, context: Context
+    ) -> pb.GetCurrentApiKeyResponse:
+        async with self._read() as connection:
+            key = await api_keys.get_key(connection, current_principal().api_key_id)
+        return pb.GetCurrentApiKeyResponse(api_key=convert.api_key_to_proto(key))
+
     async def ResolveApiKey(
         self, request: pb.ResolveApiKeyRequest, context: Context
     ) -> pb.ResolveApiKeyResponse:

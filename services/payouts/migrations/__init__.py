@@ -1,8 +1,11 @@
 """The schema `payouts`."""
 
 from pathlib import Path
+from typing import Final
 
 from services.kit import migrations
+
+SCRIPTS: Final = Path(__file__).parent
 
 
 def migrate(url: str) -> None:
@@ -10,4 +13,4 @@ def migrate(url: str) -> None:
 
     Blocking; safe when several replicas start at once.
     """
-    migrations.migrate(url, schema="payouts", script_dir=Path(__file__).parent)
+    migrations.migrate(url, schema="payouts", script_dir=SCRIPTS)

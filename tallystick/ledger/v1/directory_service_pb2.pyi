@@ -1345,6 +1345,47 @@ class RevokeApiKeyResponse(_message.Message):
 Global___RevokeApiKeyResponse: _TypeAlias = RevokeApiKeyResponse  # noqa: Y015
 
 @_typing.final
+class GetCurrentApiKeyRequest(_message.Message):
+    """GetCurrentApiKeyRequest is the request of GetCurrentApiKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCurrentApiKeyRequest: _TypeAlias = GetCurrentApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class GetCurrentApiKeyResponse(_message.Message):
+    """GetCurrentApiKeyResponse is the response of GetCurrentApiKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def api_key(self) -> _directory_pb2.ApiKey:
+        """The key of the caller."""
+
+    def __init__(
+        self,
+        *,
+        api_key: _directory_pb2.ApiKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCurrentApiKeyResponse: _TypeAlias = GetCurrentApiKeyResponse  # noqa: Y015
+
+@_typing.final
 class ResolveApiKeyRequest(_message.Message):
     """ResolveApiKeyRequest is the request of ResolveApiKey."""
 

@@ -156,6 +156,11 @@ class DirectoryServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.GetCurrentApiKey = channel.unary_unary(
+                '/tallystick.ledger.v1.DirectoryService/GetCurrentApiKey',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.GetCurrentApiKeyRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.GetCurrentApiKeyResponse.FromString,
+                _registered_method=True)
         self.ResolveApiKey = channel.unary_unary(
                 '/tallystick.ledger.v1.DirectoryService/ResolveApiKey',
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.ResolveApiKeyRequest.SerializeToString,
@@ -350,6 +355,13 @@ class DirectoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCurrentApiKey(self, request, context):
+        """Answers the key that the call is made with: whose it is, and what it may do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResolveApiKey(self, request, context):
         """Answers who the bearer of a key is. Other services authenticate their callers by it.
         """
@@ -487,6 +499,11 @@ def add_DirectoryServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'GetCurrentApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCurrentApiKey,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.GetCurrentApiKeyRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.GetCurrentApiKeyResponse.SerializeToString,
             ),
             'ResolveApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveApiKey,
@@ -1149,6 +1166,33 @@ class DirectoryService(object):
             '/tallystick.ledger.v1.DirectoryService/RevokeApiKey',
             tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.RevokeApiKeyRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCurrentApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.DirectoryService/GetCurrentApiKey',
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.GetCurrentApiKeyRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_directory__service__pb2.GetCurrentApiKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -100,6 +100,8 @@ class DirectoryServiceStub:
     """Lists API keys without their secrets, by id."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.RevokeApiKeyRequest, _directory_service_pb2.RevokeApiKeyResponse]
     """Ends an API key, on every service within seconds. Revoking it again answers the same."""
+    GetCurrentApiKey: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.GetCurrentApiKeyRequest, _directory_service_pb2.GetCurrentApiKeyResponse]
+    """Answers the key that the call is made with: whose it is, and what it may do."""
     ResolveApiKey: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.ResolveApiKeyRequest, _directory_service_pb2.ResolveApiKeyResponse]
     """Answers who the bearer of a key is. Other services authenticate their callers by it."""
     LookupParties: _grpc.UnaryUnaryMultiCallable[_directory_service_pb2.LookupPartiesRequest, _directory_service_pb2.LookupPartiesResponse]
@@ -179,6 +181,8 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     """Lists API keys without their secrets, by id."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.RevokeApiKeyRequest, _directory_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Ends an API key, on every service within seconds. Revoking it again answers the same."""
+    GetCurrentApiKey: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.GetCurrentApiKeyRequest, _directory_service_pb2.GetCurrentApiKeyResponse]  # type: ignore[assignment]
+    """Answers the key that the call is made with: whose it is, and what it may do."""
     ResolveApiKey: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.ResolveApiKeyRequest, _directory_service_pb2.ResolveApiKeyResponse]  # type: ignore[assignment]
     """Answers who the bearer of a key is. Other services authenticate their callers by it."""
     LookupParties: _aio.UnaryUnaryMultiCallable[_directory_service_pb2.LookupPartiesRequest, _directory_service_pb2.LookupPartiesResponse]  # type: ignore[assignment]
@@ -399,6 +403,14 @@ class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_directory_service_pb2.RevokeApiKeyResponse, _abc.Awaitable[_directory_service_pb2.RevokeApiKeyResponse]]:
         """Ends an API key, on every service within seconds. Revoking it again answers the same."""
+
+    @_abc_1.abstractmethod
+    def GetCurrentApiKey(
+        self,
+        request: _directory_service_pb2.GetCurrentApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_service_pb2.GetCurrentApiKeyResponse, _abc.Awaitable[_directory_service_pb2.GetCurrentApiKeyResponse]]:
+        """Answers the key that the call is made with: whose it is, and what it may do."""
 
     @_abc_1.abstractmethod
     def ResolveApiKey(

@@ -97,6 +97,7 @@ async def test_each_rpc_admits_the_roles_that_it_declares(server: LedgerServer) 
         ),
         ("ListMembers", pb.ListMembersRequest(organization_id="org_a"), {"owner", "operator"}),
         ("ListApiKeys", pb.ListApiKeysRequest(), {"owner", "operator"}),
+        ("GetCurrentApiKey", pb.GetCurrentApiKeyRequest(), set(callers)),
         ("ResolveApiKey", pb.ResolveApiKeyRequest(key_hash=bytes(32)), {"service"}),
         ("LookupParties", pb.LookupPartiesRequest(), {"service"}),
     ):
@@ -108,6 +109,18 @@ async def test_each_rpc_admits_the_roles_that_it_declares(server: LedgerServer) 
             answer = await refusal(call)
             assert (answer.code, answer.reason) == (DENIED, "ROLE_NOT_ALLOWED"), f"{role} calls {method}"
             assert answer.metadata["role"] == role
+
+
+async def test_everybody_may_ask_whose_their_key_is(server: LedgerServer) -> None:
+    created = await server.operator.directory.CreateApiKey(
+        key_request(ROLE_CUSTOMER, "c", customer_id="cus_a")
+    )
+    customer = server.caller(created.secret)
+    host = await create_host(server, organization_id="org_a", agent_ids=("agt_a",))
+    own = (await customer.directory.GetCurrentApiKey(pb.GetCurrentApiKeyRequest())).api_key
+    assert own == created.api_key
+    its = (await host.directory.GetCurrentApiKey(pb.GetCurrentApiKeyRequest())).api_key
+    assert (its.role, its.organization_id, list(its.agent_ids)) == (ROLE_HOST, "org_a", ["agt_a"])
 
 
 async def test_nobody_without_a_key_is_answered(server: LedgerServer) -> None:

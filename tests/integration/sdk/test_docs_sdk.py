@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import tallystick
-from tallystick import _evidence, errors, models, money
+from services.kit.auth import Principal, Role
+from tallystick import _evidence, errors, models, money, reports
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import price_book_pb2
@@ -20,7 +21,11 @@ from tallystick.payouts.v1 import payment_service_pb2
 from tests.support.ledger_server import LedgerServer, running_ledger
 from tests.support.metering_server import MeteringServer, bonus, fee, price, running_metering, tokens
 from tests.support.payouts_server import PayoutsServer, running_payouts, running_stripe
+from tests.support.reporting_fake import Fake, running_fake
+from tests.unit.kit.support import KnownKeys
 
+OWNER_KEY = "tsk_owner"
+OWNER = Principal(api_key_id="key_owner", role=Role.OWNER, organization_id="org_lark")
 ROOT = Path(__file__).parents[3]
 LIST_PRICES = price(
     fee("0.005", "run"),
@@ -41,11 +46,14 @@ async def test_the_examples_run(database_url: str, tmp_path: Path) -> None:
             running_ledger(database_url) as ledger,
             running_metering(database_url, ledger) as metering,
             running_payouts(database_url, ledger, stripe) as payouts,
+            running_fake(KnownKeys({OWNER_KEY: OWNER})) as reporting,
         ):
-            await _run(ledger, metering, payouts, tmp_path)
+            await _run(ledger, metering, payouts, reporting, tmp_path)
 
 
-async def _run(ledger: LedgerServer, metering: MeteringServer, payouts: PayoutsServer, folder: Path) -> None:
+async def _run(
+    ledger: LedgerServer, metering: MeteringServer, payouts: PayoutsServer, reporting: Fake, folder: Path
+) -> None:
     """Run the page in a process of its own, in this folder."""
     await ledger.create_organization("org_helper")
     await ledger.create_customer("cus_ada")
@@ -72,6 +80,7 @@ async def _run(ledger: LedgerServer, metering: MeteringServer, payouts: PayoutsS
         "for kind in (AsyncClient, Client):\n"
         f"    kind.__init__.__kwdefaults__['metering'] = {metering.address!r}\n"
         f"    kind.__init__.__kwdefaults__['payouts'] = {payouts.address!r}\n"
+        f"    kind.__init__.__kwdefaults__['reporting'] = {reporting.address!r}\n"
     )
     host = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", program + examples()),
@@ -81,6 +90,7 @@ async def _run(ledger: LedgerServer, metering: MeteringServer, payouts: PayoutsS
             "PYTHONPATH": os.fspath(ROOT),
             "TALLYSTICK_API_KEY": created.secret,
             "CUSTOMER_API_KEY": customer.key,
+            "OWNER_API_KEY": OWNER_KEY,
         },
         stderr=asyncio.subprocess.PIPE,
     )
@@ -89,7 +99,7 @@ async def _run(ledger: LedgerServer, metering: MeteringServer, payouts: PayoutsS
     assert host.returncode == 0, said.decode()
 
 
-MODULES = [tallystick, money, models, errors, _evidence]
+MODULES = [tallystick, money, models, reports, errors, _evidence]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

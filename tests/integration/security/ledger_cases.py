@@ -288,6 +288,12 @@ def _(world: World) -> Iterator[Case]:
         yield Case(directory.RevokeApiKeyRequest(api_key_id=api_key_id))
 
 
+@case_of(DIRECTORY, "GetCurrentApiKey")
+def _(world: World) -> Iterator[Case]:
+    # It names nobody: everybody gets their own.
+    yield Case(directory.GetCurrentApiKeyRequest(), refusals=LISTED)
+
+
 one(
     DIRECTORY,
     "ResolveApiKey",

@@ -27,6 +27,7 @@ from sandbox.stack import (
     Ports,
     Stack,
     audit_command,
+    crash_command,
     database_identity,
     failures_command,
     first_call,
@@ -460,6 +461,25 @@ def test_a_killed_service_is_noticed_and_comes_back_at_its_address(
         assert serving(address)
         assert stack.pid(name) not in (None, pid)
         stack.check()
+
+
+def test_what_somebody_kills_is_started_again_and_what_ends_by_itself_is_not(checkout: Path) -> None:
+    with Stack(checkout / "state", ELSEWHERE, checkout=checkout) as stack:
+        assert stack.start_killed() == []
+        line = subprocess.check_output(["/bin/sh", "-c", f"{crash_command(stack, 'payouts')}; echo done"])
+        assert line == b"done\n"
+        killed = stack._processes["payouts"]
+        assert killed.wait(10) == -signal.SIGKILL
+        assert stack.start_killed() == ["payouts"]
+        assert serving(stack.endpoints.payouts)
+        stack.check()
+        pid = stack.pid("metering")
+        assert pid is not None
+        os.kill(pid, signal.SIGTERM)
+        assert stack._processes["metering"].wait(10) is not None
+        assert stack.start_killed() == []
+        with pytest.raises(SandboxError, match="metering is not running"):
+            stack.check()
 
 
 @pytest.mark.parametrize(

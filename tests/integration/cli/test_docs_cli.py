@@ -1,0 +1,51 @@
+"""docs/cli.md tells the truth: its commands are run, and print what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cli.conftest import Run
+from tests.integration.cli.world import World
+
+PAGE = (Path(__file__).parents[3] / "docs/cli.md").read_text()
+EXAMPLES = re.findall(
+    r"^```sh\ntallystick ([^\n]*)\n```\n\n```text\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL
+)
+# What differs from time to time.
+VARIES = {
+    r"127\.0\.0\.1:\d+": "ADDRESS",
+    r"\d+\.\d ms": "SPAN",
+    r"within \d+\.\d+ s": "within SPAN",
+    r"\btsk_[\w-]+": "SECRET",
+    r"\b(key|pv|txn)_\w+": "ID",
+    r"request \w+": "REQUEST",
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC": "TIME",
+}
+
+
+def words(text: str) -> list[str]:
+    """The lines, without what varies and without how columns are spaced for it."""
+    for pattern, name in VARIES.items():
+        text = re.sub(pattern, name, text)
+    return [re.sub(r" +|─+", " ", line).strip() for line in text.splitlines()]
+
+
+def test_every_command_has_its_examples() -> None:
+    shown = {command.split()[0] for command, _ in EXAMPLES}
+    assert shown == {"balance", "usage", "earnings", "payouts", "charge", "keys", "doctor"}
+
+
+@pytest.mark.parametrize(("command", "shown"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
+def test_the_examples_print_what_the_page_says(run: Run, world: World, command: str, shown: str) -> None:
+    ran = run("operator", *shlex.split(command))
+    printed = words(ran.out + ran.err)
+    # "…" stands for lines that are left out.
+    for part in shown.split("…\n"):
+        wanted = words(part)
+        starts = [at for at in range(len(printed)) if printed[at : at + len(wanted)] == wanted]
+        assert starts or not part, f"not printed:\n{part}\nbut:\n{ran.out}{ran.err}"
+        printed = printed[starts[0] + len(wanted) :] if part else printed

@@ -4,7 +4,7 @@
 -- SECURITY DEFINER, because a feed is nobody's request: there is no tenant to scope it by. Times travel as micros since
 -- 1970, which a driver writes without a look at the calendar.
 --
--- The planner knows nothing of tables that are being filled, and takes them for small. So rows are looked up one by
+-- The planner knows little of tables that are being filled, and takes them for small. So rows are looked up one by
 -- one, in subqueries with a limit, which it cannot turn into a join that reads all of a table; and rows that change are
 -- found like that first, and then changed where they are. Nobody moves them in between: see move_feed and lock_revenue.
 
@@ -55,6 +55,14 @@ $$;
 CREATE FUNCTION reporting.lock_revenue(p_projection_id integer) RETURNS void
 LANGUAGE sql SET search_path = reporting, pg_temp AS $$
     SELECT FROM projection p WHERE p.projection_id = p_projection_id FOR NO KEY UPDATE
+$$;
+
+
+-- Whether a feed has become four times as long between two positions. Then the planner is told anew what is in the
+-- tables that are looked up in: autovacuum comes minutes later, when millions of rows may have been looked up by an
+-- index that finds all rows of a customer.
+CREATE FUNCTION reporting.has_grown(p_after bigint, p_last bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT floor(log(4, p_last)) > floor(log(4, greatest(p_after, 1))) OR p_after = 0
 $$;
 
 
@@ -189,6 +197,9 @@ BEGIN
 
     PERFORM correct_charges(p_projection_id, k_charge_ids, k_amounts);
     PERFORM roll_revenue(p_projection_id, p_after, p_last);
+    IF has_grown(p_after, p_last) THEN
+        ANALYZE charge, revenue;
+    END IF;
     RETURN true;
 END
 $$;
@@ -330,7 +341,8 @@ BEGIN
                     e_lines, e_model_costs, e_occur_times)
             AS e (customer_id, workflow_id, ordinal, organization_id, agent_id, agent_version, action_type, model,
                   input_tokens, output_tokens, outcome, currency_code, price, lines, model_cost, occur_time)
-        RETURNING *
+        RETURNING organization_id, currency_code, customer_id, agent_id, agent_version, action_type, model,
+                  input_tokens, output_tokens, outcome, price_micros, model_cost_usd, occur_time
     ),
     quarter AS MATERIALIZED (
         SELECT u.organization_id, u.currency_code,
@@ -419,8 +431,8 @@ BEGIN
                 failure_count, partial_count, unknown_count, pending_count, priced_count, priced_cost_micros,
                 model_cost_usd)
             SELECT p_projection_id, c.organization_id, c.currency_code, c.grain, c.start_time, c.customer_id,
-                   c.agent_id, c.agent_version, c.action_type, c.model, 0, 0, 0, c.bonus, c.success, c.failure, c.partial,
-                   c.unknown, -c.decided, 0, c.priced_bonus, 0
+                   c.agent_id, c.agent_version, c.action_type, c.model, 0, 0, 0, c.bonus, c.success, c.failure,
+                   c.partial, c.unknown, -c.decided, 0, c.priced_bonus, 0
             FROM change c
             ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id,
                          agent_version, action_type, model)
@@ -443,6 +455,9 @@ BEGIN
     PERFORM lock_revenue(p_projection_id);
     PERFORM name_revenue(p_projection_id, e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions,
                          e_action_types);
+    IF has_grown(p_after, p_last) THEN
+        ANALYZE usage;
+    END IF;
     RETURN true;
 END
 $$;

@@ -190,9 +190,11 @@ class Stack:
         self.metering_key = KeyFile("service", self._secrets / "metering.key")
         self.payouts_key = KeyFile("service", self._secrets / "payouts.key")
         self.reporting_key = KeyFile("service", self._secrets / "reporting.key")
-        # Not API keys: what reservation tokens are signed with, and what the stand-in signs webhooks with.
+        # Not API keys: what reservation tokens are signed with, what the stand-in signs webhooks with, and
+        # what sessions of the dashboard are sealed with.
         self._token_key = self._secrets / "token.key"
         self._webhook_secrets = self._secrets / "webhook.secrets"
+        self._session_secret = self._secrets / "session.secret"
         # Whether the database is that of an earlier start. Known once this one has its keys.
         self.used_before = False
         self._stores = stores
@@ -324,6 +326,9 @@ class Stack:
             "REPORTING_LISTEN_ADDRESS": self.endpoints.reporting,
             "REPORTING_METRICS_ADDRESS": self.endpoints.reporting_metrics,
             "REPORTING_WEB_ADDRESS": self.endpoints.reporting_web,
+            "REPORTING_PUBLIC_URL": f"http://{self.endpoints.reporting_web}",
+            "REPORTING_SESSION_SECRETS": "",
+            "REPORTING_SESSION_SECRETS_FILE": str(self._session_secret),
             "REPORTING_LEDGER_ADDRESS": self.endpoints.ledger,
             "REPORTING_METERING_ADDRESS": self.endpoints.metering,
             "REPORTING_PAYOUTS_ADDRESS": self.endpoints.payouts,
@@ -384,6 +389,7 @@ class Stack:
         """What no database knows of: made once, and kept."""
         self._secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_secret(self._token_key, secrets.token_urlsafe(48))
+        _make_secret(self._session_secret, secrets.token_urlsafe(48))
         # The platform's, and that of connected accounts.
         _make_secret(self._webhook_secrets, ",".join(f"whsec_{secrets.token_urlsafe(24)}" for _ in range(2)))
 
@@ -461,6 +467,14 @@ def failures_command(stack: Stack) -> str:
     return f"STRIPE_STAND_IN={stack.endpoints.stripe} {python} -m sandbox.stripe faults kinds"
 
 
+def doctor_command(stack: Stack) -> str:
+    """A line that checks every service, from the top folder of the checkout."""
+    key = shlex.quote(_relative(stack.operator_key.path))
+    return (
+        f"TALLYSTICK_API_KEY_FILE={key} {shlex.quote(_relative(Path(sys.executable)))} -m tallystick doctor"
+    )
+
+
 def crash_command(stack: Stack, name: ServiceName) -> str:
     """A line that ends a service as a crash would."""
     return f"kill -9 $(head -1 {shlex.quote(_relative(stack.pid_path(name)))})"
@@ -483,6 +497,7 @@ def _print_summary(stack: Stack) -> None:
         "metering (gRPC)": stack.endpoints.metering,
         "payouts (gRPC)": stack.endpoints.payouts,
         "reporting (gRPC)": stack.endpoints.reporting,
+        "dashboard": f"http://{stack.endpoints.reporting_web}",
         "payouts web": f"http://{stack.endpoints.payouts_web}",
         "ledger metrics": f"http://{stack.endpoints.ledger_metrics}/metrics",
         "metering metrics": f"http://{stack.endpoints.metering_metrics}/metrics",
@@ -504,6 +519,8 @@ def _print_summary(stack: Stack) -> None:
     width = 10 + max(map(len, rows)) + max(map(len, rows.values()))
     Console(width=max(width, Console().width)).print(table)
     print(f"A first call:\n\n  {first_call(stack)}\n")
+    print(f"The same figures in a browser: http://{stack.endpoints.reporting_web}, with the operator key.\n")
+    print(f"Whether all is well:\n\n  {doctor_command(stack)}\n")
     print(f"An audit of the ledger:\n\n  {audit_command(stack)}\n")
     print(f"A crash of a service, which is started again then:\n\n  {crash_command(stack, 'payouts')}\n")
     if stack.endpoints.stripe:

@@ -33,13 +33,15 @@ _OPTIONS: Final = (
 
 def connect(
     target: str,
-    api_key: str,
+    api_key: str | None,
     *,
     tls_ca: Path | None = None,
     insecure: bool = False,
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> grpc.aio.Channel:
     """A channel that sends `api_key`, and the id of the current request, with every call.
+
+    Without a key of its own each call has to bring one: `metadata=authorization(key)`.
 
     With `tls_ca` (PEM roots) the channel is encrypted. In plaintext a key is sent over loopback only, unless
     `insecure` says that something else encrypts the traffic; otherwise raises ValueError. Unary calls get
@@ -53,12 +55,19 @@ def connect(
     return _Channel(grpc.aio.insecure_channel(target, options=_OPTIONS), api_key, timeout)
 
 
+def authorization(api_key: str) -> tuple[tuple[str, str]]:
+    """The metadata that says who is calling."""
+    return (("authorization", f"Bearer {api_key}"),)
+
+
 class _Channel(grpc.aio.Channel):
     """Adds metadata to every call of another channel. (An interceptor would cost a task per call.)"""
 
-    def __init__(self, inner: grpc.aio.Channel, api_key: str, timeout: timedelta) -> None:
+    def __init__(self, inner: grpc.aio.Channel, api_key: str | None, timeout: timedelta) -> None:
         self._inner = inner
-        self._authorization = ("authorization", f"Bearer {api_key}")
+        self._authorization: tuple[()] | tuple[tuple[str, str]] = (
+            () if api_key is None else authorization(api_key)
+        )
         self._timeout = timeout.total_seconds()
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +90,7 @@ class _Channel(grpc.aio.Channel):
             metadata: Sequence[tuple[str, str | bytes]] | None = None,
             **kwargs: Any,
         ) -> Any:
-            sent = [*(metadata or ()), self._authorization]
+            sent = [*(metadata or ()), *self._authorization]
             if request_id := log.request_id.get():
                 sent.append(("x-request-id", request_id))
             return inner(

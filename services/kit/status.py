@@ -99,14 +99,16 @@ def from_item_error(item: item_error_pb2.ItemError) -> TallystickError:
     )
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError) -> TallystickError:
+def from_rpc_error(error: grpc.aio.AioRpcError, *, callers_key: bool = False) -> TallystickError:
     """The error to answer our caller when a call to another service failed.
 
     What another service says about the request (INVALID_ARGUMENT, NOT_FOUND…) is passed on. What it says
-    about us is not: a refused service key is our defect, not our caller's.
+    about us is not: a refused service key is our defect, not our caller's. Unless the call was made with
+    `callers_key`: then it was about our caller.
     """
     code = CODES[error.code()]
-    if code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.INTERNAL):
+    ours = () if callers_key else (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
+    if code in (*ours, Code.INTERNAL):
         return Internal("internal error")
     status = _status_of(error)
     if status is None:

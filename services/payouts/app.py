@@ -11,6 +11,7 @@ from services.kit.db import Database
 from services.kit.health import SchemaHealth
 from services.kit.keys import LedgerKeys
 from services.kit.server import ServiceBinding, bind
+from services.kit.web import WebServer
 from services.kit.worker import Worker
 from services.payouts.account_events import AccountEvents
 from services.payouts.accounts import Accounts, OnboardingUrls
@@ -47,7 +48,6 @@ from services.payouts.rpc.schedules import ScheduleService
 from services.payouts.scheduler import Scheduler
 from services.payouts.web.app import make_app
 from services.payouts.web.onboarding import onboarding_routes
-from services.payouts.web.server import WebServer
 from services.payouts.web.webhooks import WebhookReceiver
 from tallystick.payouts.v1 import (
     connect_service_pb2,

@@ -15,7 +15,11 @@ from services.reporting.migrations import migrate
 async def _serve(config: ReportingConfig) -> None:
     async with open_app(config) as app:
         await serve(
-            config=config, services=app.services, authenticator=app.authenticator, workers=app.workers
+            config=config,
+            services=app.services,
+            authenticator=app.authenticator,
+            workers=app.workers,
+            schema=app.schema,
         )
 
 
@@ -31,7 +35,12 @@ def _run_migrate(config: DatabaseConfig) -> int:
 
 
 COMMANDS: Final = (
-    cli.Command("serve", "read the feeds, and answer its gRPC services", ReportingConfig, _run_serve),
+    cli.Command(
+        "serve",
+        "read the feeds, answer its gRPC services, and serve pages over HTTP",
+        ReportingConfig,
+        _run_serve,
+    ),
     cli.Command("migrate", 'bring the schema "reporting" up to date', DatabaseConfig, _run_migrate),
 )
 

@@ -1,15 +1,20 @@
 """What reporting is told: flags, or environment variables with the prefix REPORTING_."""
 
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from services.kit.config import DatabaseConfig, ServerConfig, setting
 from services.kit.net import AddressError, is_loopback, parse_address
 
 ENV_PREFIX = "REPORTING"
+# As much as is in the API key that they seal.
+MIN_SECRET_LENGTH: Final = 32
 _OTHERS: Final = ("ledger", "metering", "payouts")
+_EVERYWHERE: Final = re.compile(r"(0\.0\.0\.0|\[::\]):")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,21 @@ class ReportingConfig(ServerConfig, DatabaseConfig):
     )
     web_address: str = field(
         default="127.0.0.1:8054", metadata=setting("host:port that serves web pages over HTTP")
+    )
+    public_url: str = field(
+        default="http://127.0.0.1:8054",
+        metadata=setting("where browsers reach web_address; https, behind a proxy, unless on this machine"),
+    )
+    session_secrets: str = field(
+        metadata=setting(
+            "what sessions of web pages are sealed with, 32 characters or more each, separated by commas:"
+            " the first seals, all are accepted",
+            secret=True,
+        )
+    )
+    own_address: str | None = field(
+        default=None,
+        metadata=setting("host:port, or unix:/path, where the web pages reach listen_address, if not there"),
     )
     ledger_address: str = field(
         default="127.0.0.1:50051", metadata=setting("host:port, or unix:/path, of the ledger")
@@ -53,8 +73,26 @@ class ReportingConfig(ServerConfig, DatabaseConfig):
         metadata=setting("seconds that a projection is kept after another one took its place", minimum=0),
     )
 
+    @property
+    def secrets(self) -> list[str]:
+        """What sessions are sealed with."""
+        return [secret.strip() for secret in self.session_secrets.split(",") if secret.strip()]
+
+    @property
+    def reached_at(self) -> str:
+        """Where this service itself is called."""
+        if self.own_address is not None:
+            return self.own_address
+        # What listens everywhere is reached on this machine, too.
+        return _EVERYWHERE.sub("127.0.0.1:", self.listen_address)
+
     def problems(self) -> list[str]:
         found = super().problems()
+        if not self.secrets or any(len(secret) < MIN_SECRET_LENGTH for secret in self.secrets):
+            found.append(f"session_secrets: must be secrets of at least {MIN_SECRET_LENGTH} characters")
+        public = urlsplit(self.public_url)
+        if public.scheme != "https" and not (public.scheme == "http" and is_loopback(public.netloc)):
+            found.append(f"public_url: {self.public_url} must be https, or http on this machine")
         try:
             parse_address(self.web_address)
         except AddressError as error:

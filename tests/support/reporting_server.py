@@ -93,6 +93,7 @@ async def running_reporting(
             "metering_address": metering_address or ledger_address,
             "service_api_key": ledger.service.key,
             "web_address": "127.0.0.1:0",
+            "session_secrets": "s" * 32,
             "feed_interval": timedelta(milliseconds=20),
             "removal_delay": timedelta(0),
             **settings,

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from services.kit import log
-from services.kit.client import connect
+from services.kit.client import authorization, connect
 from tests.unit.kit.support import HOST_KEY, EchoClient, EchoServicer, running
 
 
@@ -74,3 +74,15 @@ async def test_a_key_does_not_leave_the_machine_in_plaintext(target: str) -> Non
 async def test_missing_roots_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         connect("ledger:50051", HOST_KEY, tls_ca=tmp_path / "missing.pem")
+
+
+async def test_without_a_key_of_its_own_a_channel_sends_what_a_call_brings() -> None:
+    async with running(Telling()) as server, connect(server.address, None) as channel:
+        client = EchoClient(channel, key=None)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await client.echo()
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        client.metadata = authorization(HOST_KEY)
+        assert json.loads((await client.echo()).value)["authorization"] == f"Bearer {HOST_KEY}"
+    with pytest.raises(ValueError, match="not on this machine"):
+        connect("ledger.example:50051", None)

@@ -179,6 +179,12 @@ def test_what_another_service_says_of_the_request_is_passed_on(error: Tallystick
         assert again.precondition_violations == error.precondition_violations
 
 
+@pytest.mark.parametrize("error", [Unauthenticated("unknown key"), PermissionDenied("the role may not")])
+def test_what_is_said_of_a_callers_own_key_is_passed_on(error: TallystickError) -> None:
+    again = from_rpc_error(rpc_error(grpc.StatusCode[error.code.name], error), callers_key=True)
+    assert (type(again), again.reason) == (type(error), error.reason)
+
+
 @pytest.mark.parametrize(
     ("code", "error", "expected"),
     [

@@ -1,4 +1,4 @@
-"""The HTTP server, as a worker of the process that also serves gRPC."""
+"""An HTTP server, as a worker of the process that also serves gRPC."""
 
 import asyncio
 import contextvars
@@ -83,7 +83,7 @@ class _Server(uvicorn.Server):
 def _listening(address: str) -> socket.socket:
     wanted = parse_address(address)
     if wanted.port is None:
-        raise StartupError(f"webhooks need host:port, not {address}")
+        raise StartupError(f"an HTTP server needs host:port, not {address}")
     family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
     # asyncio switches Nagle's algorithm off, which costs 40 ms a call, only where the protocol is named.
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -1,0 +1,382 @@
+"""Every page, for everybody: what they see, what they do not, and how pages look when something is away."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+
+from services.kit.errors import NotFound, Unavailable
+from services.reporting.web.headers import CONTENT_SECURITY_POLICY
+from tallystick.payouts.v1 import connected_account_pb2
+from tests.integration.reporting.web.conftest import Browser
+from tests.support.dashboard_world import (
+    ACME,
+    AZURE,
+    GLOBEX,
+    PRINCIPALS,
+    SIERRA,
+    Served,
+    reported,
+)
+
+CHARGE = reported(0, ACME, "agt_researcher").charge_id
+NAMES = [name for name in PRINCIPALS if name not in ("host", "service")]
+# Page, and who sees it. Others are answered 403 for a role, 404 for an id: never more than that.
+PAGES: dict[str, set[str]] = {
+    f"/organizations/{SIERRA}": {"owner", "billing", "member", "operator"},
+    f"/organizations/{SIERRA}/payouts": {"owner", "billing", "operator"},
+    f"/organizations/{SIERRA}/charges": {"owner", "billing", "operator"},
+    f"/organizations/{AZURE}": {"stranger", "operator"},
+    f"/organizations/{AZURE}/payouts": {"stranger", "operator"},
+    f"/organizations/{AZURE}/charges": {"stranger", "operator"},
+    f"/customers/{ACME}": {"customer", "operator"},
+    f"/customers/{ACME}/charges": {"customer", "operator"},
+    f"/customers/{ACME}/credits": {"customer", "operator"},
+    f"/customers/{GLOBEX}": {"other", "operator"},
+    f"/charges/{CHARGE}": {"owner", "billing", "customer", "operator"},
+    "/operator": {"operator"},
+    "/operator/charges": {"operator"},
+    "/organizations/org_nobody": set(),
+    "/customers/cus_nobody/credits": set(),
+    "/charges/ch_nothing": set(),
+    "/organizations/%2e%2e": set(),
+    "/organizations/a%00b%0d%0a": set(),
+    "/nowhere": set(),
+}
+# What only those may read who see a page of it.
+SECRETS = {
+    SIERRA: ("Sierra Research", "Ticket Resolver", "acct_1QxSierraResearch", "po_01m7xj2ex96zkkhb2kskg00007"),
+    ACME: ("4242", "pur_01m7xj2ex96zkkhb2kskg00003", "78.51"),
+}
+READERS = {
+    SIERRA: {"owner", "billing", "member", "operator"},
+    ACME: {"customer", "operator"},
+}
+
+
+class Checker(HTMLParser):
+    """Finds what a strict policy would refuse, and what a reader of screens would miss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+        self.landmarks: list[str] = []
+        self.labels: set[str] = set()
+        self.fields: list[str] = []
+        self.ids: list[str] = []
+        self._open_table = False
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag == "script" and "src" not in found:
+            self.problems.append("a script within the page")
+        if tag == "style" or "style" in found:
+            self.problems.append(f"style within the page: {tag}")
+        self.problems += [f"{name} on {tag}" for name in found if name.startswith("on")]
+        for name in ("src", "href", "action"):
+            address = found.get(name) or ""
+            if re.match(r"(?i)\s*(javascript|data):", address):
+                self.problems.append(f"{name}={address}")
+            if tag in ("script", "link", "img") and name in found and not address.startswith("/static/"):
+                self.problems.append(f"loads {address}")
+        if tag in ("header", "main", "footer", "h1"):
+            self.landmarks.append(tag)
+        if tag == "label" and "for" in found:
+            self.labels.add(found["for"] or "")
+        if tag in ("input", "select") and found.get("type") != "hidden":
+            self.fields.append(found.get("id") or "")
+        if tag == "th" and "scope" not in found:
+            self.problems.append("a heading of a table without a scope")
+        if self._open_table and tag != "caption":
+            self.problems.append("a table without a caption")
+        self._open_table = tag == "table"
+        if "id" in found:
+            self.ids.append(found["id"] or "")
+
+
+def check(html: str) -> None:
+    """A whole page is as it should be."""
+    checker = Checker()
+    checker.feed(html)
+    assert checker.problems == []
+    assert checker.landmarks == ["header", "main", "h1", "footer"]
+    assert set(checker.fields) <= checker.labels
+    assert len(checker.ids) == len(set(checker.ids))
+    assert '<html lang="en">' in html
+
+
+async def test_everybody_sees_their_own_pages_and_nothing_of_others(browser: Browser) -> None:
+    seen = 0
+    for name in NAMES:
+        await browser.sign_in(name)
+        for page, readers in PAGES.items():
+            answer = await browser.get(page)
+            if name in readers:
+                assert answer.status_code == 200, (name, page)
+                seen += 1
+            else:
+                assert answer.status_code in (403, 404), (name, page, answer.status_code)
+                assert CHARGE not in answer.text
+            for owner, secrets in SECRETS.items():
+                if name not in READERS[owner]:
+                    assert not [secret for secret in secrets if secret in answer.text], (name, page, owner)
+            if not page.startswith("/operator/"):
+                check(answer.text)
+            assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+            assert answer.headers["cache-control"] == "no-store"
+    assert seen == sum(len(readers) for readers in PAGES.values())
+    refused = len(NAMES) * len(PAGES) - seen
+    sys.stdout.write(f"{len(NAMES)} callers, {len(PAGES)} pages each: {seen} seen, {refused} refused\n")
+
+
+async def test_ids_of_others_are_answered_like_ids_of_nobody(browser: Browser) -> None:
+    for name, page, other in (
+        ("owner", f"/organizations/{AZURE}", "/organizations/org_nobody"),
+        ("stranger", f"/organizations/{SIERRA}/payouts", "/organizations/org_nobody/payouts"),
+        ("customer", f"/customers/{GLOBEX}", "/customers/cus_nobody"),
+        ("other", f"/charges/{CHARGE}", "/charges/ch_nothing"),
+    ):
+        await browser.sign_in(name)
+        theirs, nobodys = await browser.get(page), await browser.get(other)
+        assert theirs.status_code == nobodys.status_code == 404
+        hidden = re.compile(r'value="[^"]*"')
+        assert hidden.sub("", theirs.text) == hidden.sub("", nobodys.text)
+
+
+async def test_every_question_is_asked_with_the_key_of_who_looks(served: Served, browser: Browser) -> None:
+    for name in NAMES:
+        await browser.sign_in(name)
+        served.world.asked.clear()
+        for page in PAGES:
+            await browser.get(page)
+        assert {principal for _, principal, _ in served.world.asked} <= {PRINCIPALS[name]}
+
+
+async def test_a_member_learns_that_money_is_not_theirs_to_see(browser: Browser) -> None:
+    await browser.sign_in("member")
+    page = (await browser.get(f"/organizations/{SIERRA}")).text
+    assert "No access to money" in page
+    assert "Ticket Resolver" in page
+    assert 'class="money' not in page
+    assert "/payouts" not in page
+
+
+async def test_what_is_shown_is_exact_to_the_micro(browser: Browser) -> None:
+    await browser.sign_in("owner")
+    page = (await browser.get(f"/organizations/{SIERRA}")).text
+    assert '<data class="money" value="1482.377184">1,482.37<span class="micro">7184</span></data>' in page
+    assert "proxy" in page
+    assert "for the direction, not for the books" in page
+
+
+async def test_the_figures_of_every_chart_stand_beside_it(browser: Browser) -> None:
+    await browser.sign_in("owner")
+    for period, steps in (("24h", 24), ("7d", 7), ("30d", 30), ("12m", 12), ("nonsense", 30)):
+        page = (await browser.get(f"/organizations/{SIERRA}?period={period}")).text
+        earned = page.split('id="earned"')[1].split("</figure>")[0]
+        assert len(re.findall(r'<tr data-at="\d+" data-value="\d+">', earned)) == steps
+        assert len(re.findall(r"<rect ", earned)) <= steps
+
+
+async def test_hostile_texts_stay_texts(served: Served, browser: Browser) -> None:
+    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
+    world = served.world
+    world.organizations[SIERRA].display_name = hostile
+    world.organizations[SIERRA].payouts_frozen = True
+    world.organizations[SIERRA].payouts_freeze_reason = hostile
+    world.agents[0].display_name = hostile
+    world.customers[ACME].frozen = True
+    world.customers[ACME].freeze_reason = hostile
+    world.corrections[0].reason = hostile
+    world.methods[0].brand = hostile
+    world.purchases[1].failure_reason = hostile
+    world.account.explanation = hostile
+    world.account.requirements.add(name="x", description=hostile, problem=hostile)
+    for charge in world.charges:
+        charge.workflow_id = charge.action_type = charge.model = charge.agent_version = hostile
+        charge.lines[0].component_name = hostile
+    for record in world.payouts:
+        record.payout.failure_reason = record.transitions[0].reason = record.payout.transfer_id = hostile
+    shown = 0
+    for name in ("owner", "customer", "member", "operator"):
+        await browser.sign_in(name)
+        for page in (page for page, readers in PAGES.items() if name in readers):
+            html = (await browser.get(page)).text
+            assert "<script>alert" not in html
+            assert "<img" not in html
+            assert "{{7*7}}" in html or "&lt;script&gt;" not in html
+            shown += html.count("&lt;script&gt;alert(1)&lt;/script&gt;")
+            if not page.startswith("/operator/"):
+                check(html)
+    assert shown > 30
+
+
+async def test_hostile_ids_stay_within_their_addresses(served: Served, browser: Browser) -> None:
+    hostile = 'ch_"><script>/../../x?a=1#b'
+    served.world.charges[0].charge_id = hostile
+    await browser.sign_in("customer")
+    page = (await browser.get(f"/customers/{ACME}/charges")).text
+    assert 'href="/charges/ch_%22%3E%3Cscript%3E%2F..%2F..%2Fx%3Fa%3D1%23b"' in page
+    for wanted in ("page", "period", "currency", "requested", "bought"):
+        answer = await browser.client.get(f"/customers/{ACME}", params={wanted: '"><script>alert(1)'})
+        assert "<script>alert" not in answer.text
+
+
+async def test_a_service_that_is_away_takes_its_part_of_the_page_with_it_and_no_more(
+    served: Served, browser: Browser
+) -> None:
+    for name in ("owner", "customer", "operator"):
+        await browser.sign_in(name)
+        for service in ("metering", "payouts", "reporting"):
+            served.world.away = {service}
+            told = 0
+            for page in (page for page, readers in PAGES.items() if name in readers):
+                answer = await browser.get(page)
+                assert answer.status_code == 200, (name, page)
+                told += answer.text.count("did not answer")
+                assert "None" not in answer.text
+            assert told or (name, service) == ("owner", "metering")
+
+
+async def test_a_service_that_stopped_is_told_like_one_that_refuses(served: Served, browser: Browser) -> None:
+    await browser.sign_in("operator")
+    assert (await browser.get("/operator")).text.count(">Serving<") >= 4
+    await served.stop("reporting")
+    page = (await browser.get("/operator")).text
+    assert ">Away<" in page
+    assert "<strong>Reporting did not answer.</strong>" in page
+    await browser.sign_in("owner")
+    assert "did not answer" in (await browser.get(f"/organizations/{SIERRA}")).text
+
+
+async def test_while_the_ledger_is_away_pages_say_so(served: Served, browser: Browser) -> None:
+    await browser.sign_in("owner")
+    served.world.away.add("ledger")
+    answer = await browser.get(f"/organizations/{SIERRA}")
+    assert answer.status_code == 503
+    assert "Not answering just now" in answer.text
+    check(answer.text)
+
+
+async def test_who_has_nothing_yet_is_told_what_comes(browser: Browser) -> None:
+    await browser.sign_in("stranger")
+    page = (await browser.get(f"/organizations/{AZURE}")).text
+    assert "Nothing earned in this time" in page
+    assert "No payouts yet" in page
+    assert "No charges yet" in (await browser.get(f"/organizations/{AZURE}/charges")).text
+    await browser.sign_in("other")
+    assert "Nothing used in this time" in (await browser.get(f"/customers/{GLOBEX}")).text
+
+
+async def test_an_account_that_is_not_ready_says_what_is_wanted(served: Served, browser: Browser) -> None:
+    account = served.world.account
+    account.state = connected_account_pb2.CONNECTED_ACCOUNT_STATE_RESTRICTED
+    account.requirements.add(name="external_account", description="A bank account", past_due=True)
+    await browser.sign_in("owner")
+    page = (await browser.get(f"/organizations/{SIERRA}/payouts")).text
+    assert "A bank account" in page
+    assert "Go on with onboarding" in page
+
+
+async def test_a_charge_that_reporting_has_not_read_is_shown_from_the_books(
+    served: Served, browser: Browser
+) -> None:
+    await browser.sign_in("customer")
+    page = (await browser.get(f"/charges/{CHARGE}")).text
+    assert "ticket.resolve" in page
+    assert page.count("<tbody>") == 2
+
+    served.world.refusing["reporting"] = NotFound("not yet", reason="CHARGE_NOT_FOUND")
+    page = (await browser.get(f"/charges/{CHARGE}")).text
+    assert "Not read yet" in page
+    assert "Paid from credits" in page
+
+
+async def test_live_charges_come_when_there_are_any(served: Served, browser: Browser) -> None:
+    await browser.sign_in("operator")
+    page = (await browser.get("/operator")).text
+    assert f'name="after" value="{served.world.position}"' in page
+    nothing_new = await browser.get(f"/operator/charges?after={served.world.position}")
+    assert nothing_new.status_code == 204
+    served.world.position += 1
+    served.world.charges.insert(0, reported(99))
+    news = await browser.get(f"/operator/charges?after={served.world.position - 1}")
+    assert news.status_code == 200
+    assert reported(99).charge_id in news.text
+    assert "30,068" in news.text
+    served.world.failing["ReadJournal"] = Unavailable("away")
+    assert (await browser.get("/operator/charges")).status_code == 503
+
+
+async def test_an_empty_journal_has_no_charges(served: Served, browser: Browser) -> None:
+    served.world.charges, served.world.position = [], 0
+    await browser.sign_in("operator")
+    assert "No charges yet" in (await browser.get("/operator")).text
+
+
+async def test_an_id_leads_to_its_page(browser: Browser) -> None:
+    await browser.sign_in("operator")
+    for wanted, page in (
+        (SIERRA, f"/organizations/{SIERRA}"),
+        (f" {ACME} ", f"/customers/{ACME}"),
+        (CHARGE, f"/charges/{CHARGE}"),
+    ):
+        answer = await browser.client.get("/operator/go", params={"id": wanted})
+        assert answer.headers["location"] == page
+    answer = await browser.client.get("/operator/go", params={"id": "//evil.example"})
+    assert answer.status_code == 404
+    assert "begin with org_" in answer.text
+
+
+async def test_other_currencies_are_offered_and_asked_for(served: Served, browser: Browser) -> None:
+    await browser.sign_in("owner")
+    page = (await browser.get(f"/organizations/{SIERRA}?currency=EUR")).text
+    assert f"/organizations/{SIERRA}?currency=USD" in page
+    assert {request.currency_code for _, request in served.world.told("GetRevenueSummary")} == {"EUR"}
+    assert (await browser.get(f"/organizations/{SIERRA}?currency=XXX")).status_code == 404
+
+
+async def test_a_defect_shows_nothing_of_what_is_inside(served: Served, browser: Browser) -> None:
+    await browser.sign_in("owner")
+    served.world.onboarding_url = "gopher://secret"
+    served.world.account.state = connected_account_pb2.CONNECTED_ACCOUNT_STATE_ONBOARDING
+    payouts = f"/organizations/{SIERRA}/payouts"
+    answer = await browser.submit(payouts, f"/organizations/{SIERRA}/onboarding")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "Reference" in answer.text
+    assert "Traceback" not in answer.text
+    check(answer.text)
+
+
+async def test_every_answer_is_secured(browser: Browser) -> None:
+    for method, path, status in (
+        ("GET", "/healthz", 200),
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/sign-in", 405),
+        ("POST", "/operator", 405),
+        ("GET", "/static/0000/dashboard.css", 404),
+        ("GET", "/static/../app.py", 404),
+        ("GET", "/sign-in", 200),
+    ):
+        answer = await browser.client.request(method, path)
+        assert answer.status_code == status
+        assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["referrer-policy"] == "same-origin"
+        assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_files_are_kept_for_ever_under_the_name_of_their_content(browser: Browser) -> None:
+    page = (await browser.get("/sign-in")).text
+    files = re.findall(r'"(/static/[^"]+)"', page)
+    assert len(files) >= 3
+    for file in files:
+        answer = await browser.client.get(file, headers={"accept-encoding": "gzip"})
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert answer.headers["content-encoding"] == "gzip"
+        plain = await browser.client.get(file, headers={"accept-encoding": "identity"})
+        assert plain.content == answer.content

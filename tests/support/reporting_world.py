@@ -344,6 +344,8 @@ class FeedWorld:
             ),
             "payable_bucket": {key: (amount,) for key, amount in self.buckets.items() if amount},
             "revenue_rollup": self._revenue_rollup(),
+            "revenue_total": self._revenue_sums(GRAINS, ()),
+            "revenue_customer": self._revenue_sums(("day", "month"), ("customer_id",)),
             "usage": sorted(
                 (
                     *(
@@ -395,6 +397,25 @@ class FeedWorld:
                     *(row["customer_id"], row["agent_id"], row["agent_version"], row["action_type"]),
                 ),
                 REVENUE_SUMS,
+            )
+        return found
+
+    def _revenue_sums(self, grains: Sequence[str], names: Sequence[str]) -> Sums:
+        """The sums that tell little apart."""
+        found: Sums = {}
+        for grain in grains:
+            found |= _sums(
+                self.revenue,
+                lambda row, grain=grain: (  # type: ignore[misc]
+                    *(
+                        row["organization_id"],
+                        row["currency_code"],
+                        grain,
+                        start_of(row["occur_time"], grain),
+                    ),
+                    *(row[name] for name in names),
+                ),
+                REVENUE_SUMS[:-1],
             )
         return found
 
@@ -595,6 +616,8 @@ SUMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*ROLLED, "agent_version", "action_type"),
         REVENUE_SUMS,
     ),
+    "revenue_total": (ROLLED[:4], REVENUE_SUMS[:-1]),
+    "revenue_customer": (ROLLED[:5], REVENUE_SUMS[:-1]),
     "usage_rollup": (
         (*ROLLED, "agent_version", "action_type", "model"),
         USAGE_SUMS,

@@ -344,8 +344,11 @@ class FeedWorld:
             ),
             "payable_bucket": {key: (amount,) for key, amount in self.buckets.items() if amount},
             "revenue_rollup": self._revenue_rollup(),
-            "revenue_total": self._revenue_sums(GRAINS, ()),
-            "revenue_customer": self._revenue_sums(("day", "month"), ("customer_id",)),
+            "revenue_sum": {
+                **self._revenue_sums("all", GRAINS, None),
+                **self._revenue_sums("agent", GRAINS, "agent_id"),
+                **self._revenue_sums("customer", ("day", "month"), "customer_id"),
+            },
             "usage": sorted(
                 (
                     *(
@@ -400,20 +403,16 @@ class FeedWorld:
             )
         return found
 
-    def _revenue_sums(self, grains: Sequence[str], names: Sequence[str]) -> Sums:
-        """The sums that tell little apart."""
+    def _revenue_sums(self, dimension: str, grains: Sequence[str], name: str | None) -> Sums:
+        """The sums that tell one thing apart, or nothing."""
         found: Sums = {}
         for grain in grains:
             found |= _sums(
                 self.revenue,
                 lambda row, grain=grain: (  # type: ignore[misc]
-                    *(
-                        row["organization_id"],
-                        row["currency_code"],
-                        grain,
-                        start_of(row["occur_time"], grain),
-                    ),
-                    *(row[name] for name in names),
+                    *(row["organization_id"], row["currency_code"], dimension, grain),
+                    start_of(row["occur_time"], grain),
+                    "" if name is None else row[name],
                 ),
                 REVENUE_SUMS[:-1],
             )
@@ -616,8 +615,10 @@ SUMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*ROLLED, "agent_version", "action_type"),
         REVENUE_SUMS,
     ),
-    "revenue_total": (ROLLED[:4], REVENUE_SUMS[:-1]),
-    "revenue_customer": (ROLLED[:5], REVENUE_SUMS[:-1]),
+    "revenue_sum": (
+        ("organization_id", "currency_code", "dimension", "grain", "start_time", "key"),
+        REVENUE_SUMS[:-1],
+    ),
     "usage_rollup": (
         (*ROLLED, "agent_version", "action_type", "model"),
         USAGE_SUMS,

@@ -7,7 +7,11 @@ import pytest
 from services.kit.config import ConfigError, render, resolve
 from services.reporting.config import ENV_PREFIX, ReportingConfig
 
-GIVEN = {"DATABASE_URL": "postgresql://somebody@127.0.0.1/db", "REPORTING_SERVICE_API_KEY": "key_secret"}
+GIVEN = {
+    "DATABASE_URL": "postgresql://somebody@127.0.0.1/db",
+    "REPORTING_SERVICE_API_KEY": "key_secret",
+    "REPORTING_SESSION_SECRETS": "seal" * 8,
+}
 
 
 def problems(**given: str) -> list[str]:
@@ -16,10 +20,11 @@ def problems(**given: str) -> list[str]:
     return caught.value.problems
 
 
-def test_a_key_is_all_that_it_needs_besides_a_database() -> None:
+def test_two_secrets_are_all_that_it_needs_besides_a_database() -> None:
     config = resolve(ReportingConfig, ENV_PREFIX, [], GIVEN)
     assert config.listen_address == "127.0.0.1:50054"
     assert "key_secret" not in render(config)
+    assert "sealseal" not in render(config)
     with pytest.raises(ConfigError, match="service_api_key: required"):
         resolve(ReportingConfig, ENV_PREFIX, [], {"DATABASE_URL": GIVEN["DATABASE_URL"]})
 

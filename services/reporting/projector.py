@@ -6,11 +6,11 @@ that they are late. What a crash leaves is a position, and everything up to it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from prometheus_client import Counter, Gauge
 from psycopg import AsyncConnection as HotConnection
@@ -19,11 +19,10 @@ from psycopg.rows import TupleRow
 from services.kit import log
 from services.kit.clock import Clock
 from services.kit.db import Database, retry_transaction
-from services.kit.errors import TallystickError
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.worker import PeriodicWorker
 from services.reporting.domain.facts import Batch, JournalBatch, UsageBatch
-from services.reporting.domain.projection import FeedGap, LostLog, Progress, Projection, ProjectionState
+from services.reporting.domain.projection import Feed, FeedGap, LostLog, Progress, Projection, ProjectionState
 from services.reporting.rpc.feeds import FeedReader
 from services.reporting.store import projections
 
@@ -72,15 +71,14 @@ class Projector:
         removal_delay: timedelta,
     ) -> None:
         self._writer = writer
-        # Usage first: it says of what is charged what it was for.
-        self._sources: Sequence[_Source[Any]] = (
-            _Source(usage, projections.apply_usage),
-            _Source(journal, projections.apply_journal),
-        )
+        self._usage = _Source(usage, projections.apply_usage)
+        self._journal = _Source(journal, projections.apply_journal)
         self._clock = clock
         self._batch_size = batch_size
         self._removal_delay = removal_delay
         self._builder: PeriodicWorker | None = None
+        # Projections whose feeds are no longer there.
+        self._lost: set[int] = set()
 
     def workers(self, interval: timedelta) -> list[PeriodicWorker]:
         """They look for news every `interval`."""
@@ -131,53 +129,68 @@ class Projector:
         return next((one for one in found if one.state is state), None)
 
     async def _advance(self, projection: Projection) -> bool:
-        """Read each feed for a while; whether there is more to read. A feed that is away does not keep the
-        other from being read.
+        """Read both feeds for a while, at the same time; whether there is more to read. A feed that is away
+        does not keep the other from being read.
         """
-        more = False
-        failure: TallystickError | FeedGap | None = None
-        for source in self._sources:
-            feed = source.reader.feed
-            try:
-                more |= await self._read(source, projection)
-            except LostLog as lost:
+        # Usage has a batch's head start: it says of what is charged what it was for, and to have it first is
+        # cheaper than to add it later.
+        ahead = asyncio.Event()
+        read = await asyncio.gather(
+            self._read(self._usage, projection, ahead),
+            self._read_behind(self._journal, projection, ahead),
+            return_exceptions=True,
+        )
+        failures = [one for one in read if isinstance(one, BaseException)]
+        for feed, failure in zip((Feed.USAGE, Feed.JOURNAL), read, strict=True):
+            if isinstance(failure, FeedGap):
+                _GAPS.labels(feed).inc()
+            # Once, and not in every round until another projection answers.
+            if isinstance(failure, LostLog) and projection.projection_id not in self._lost:
                 _LOST.labels(feed).inc()
-                _log.error("feed.lost", feed=feed, projection_id=projection.projection_id, error=str(lost))
-                await self.begin(projection.projection_id)
-                # It answers what it knows until another one is built; nothing can be added to it.
-                return False
-            except (TallystickError, FeedGap) as error:
-                if isinstance(error, FeedGap):
-                    _GAPS.labels(feed).inc()
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        return more
+                _log.error("feed.lost", feed=feed, projection_id=projection.projection_id, error=str(failure))
+        if any(isinstance(failure, LostLog) for failure in failures):
+            self._lost.add(projection.projection_id)
+            # It answers what it knows until another one is built; nothing can be added to it.
+            await self.begin(projection.projection_id)
+            failures = [failure for failure in failures if not isinstance(failure, LostLog)]
+        if failures:
+            raise failures[0]
+        return any(more is True for more in read)
 
-    async def _read(self, source: _Source[B], projection: Projection) -> bool:
+    async def _read_behind(self, source: _Source[B], projection: Projection, ahead: asyncio.Event) -> bool:
+        await ahead.wait()
+        return await self._read(source, projection, asyncio.Event())
+
+    async def _read(self, source: _Source[B], projection: Projection, ahead: asyncio.Event) -> bool:
         """Read a feed to its end, or for some batches; whether there is more. The next batch is read while
-        one is being applied.
+        one is being applied. Once the first one is, or nothing came, it is `ahead`.
         """
         asked = self._clock.now()
         progress = projection.feeds[source.reader.feed]
         applying: asyncio.Task[bool] | None = None
         turns = 0
-        async with aclosing(source.reader.batches(progress, self._batch_size)) as batches:
-            try:
-                async for batch in batches:
-                    if applying is not None and not await applying:
-                        return True
-                    applying = None
-                    if batch.count:
-                        applying = asyncio.create_task(self._apply(source, projection, batch, asked))
-                    elif turns == 0:
-                        await self._hear(projection, progress, asked)
-                    turns += 1
-                    if turns == _TURN:
-                        break
-            finally:
-                # Also when the batch behind it cannot be read: what came in order is applied.
-                applied = applying is None or await applying
+        try:
+            async with aclosing(source.reader.batches(progress, self._batch_size)) as batches:
+                try:
+                    async for batch in batches:
+                        if applying is not None:
+                            applied = await applying
+                            applying = None
+                            ahead.set()
+                            if not applied:
+                                return True
+                        if batch.count:
+                            applying = asyncio.create_task(self._apply(source, projection, batch, asked))
+                        elif turns == 0:
+                            await self._hear(projection, progress, asked)
+                        turns += 1
+                        if turns == _TURN:
+                            break
+                finally:
+                    # Also when the batch behind it cannot be read: what came in order is applied.
+                    applied = applying is None or await applying
+        finally:
+            ahead.set()
         return not applied or turns == _TURN
 
     async def _apply(self, source: _Source[B], projection: Projection, batch: B, asked: datetime) -> bool:

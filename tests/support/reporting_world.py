@@ -344,6 +344,11 @@ class FeedWorld:
             ),
             "payable_bucket": {key: (amount,) for key, amount in self.buckets.items() if amount},
             "revenue_rollup": self._revenue_rollup(),
+            "revenue_sum": {
+                **self._revenue_sums("all", GRAINS, None),
+                **self._revenue_sums("agent", GRAINS, "agent_id"),
+                **self._revenue_sums("customer", ("day", "month"), "customer_id"),
+            },
             "usage": sorted(
                 (
                     *(
@@ -395,6 +400,21 @@ class FeedWorld:
                     *(row["customer_id"], row["agent_id"], row["agent_version"], row["action_type"]),
                 ),
                 REVENUE_SUMS,
+            )
+        return found
+
+    def _revenue_sums(self, dimension: str, grains: Sequence[str], name: str | None) -> Sums:
+        """The sums that tell one thing apart, or nothing."""
+        found: Sums = {}
+        for grain in grains:
+            found |= _sums(
+                self.revenue,
+                lambda row, grain=grain: (  # type: ignore[misc]
+                    *(row["organization_id"], row["currency_code"], dimension, grain),
+                    start_of(row["occur_time"], grain),
+                    "" if name is None else row[name],
+                ),
+                REVENUE_SUMS[:-1],
             )
         return found
 
@@ -594,6 +614,10 @@ SUMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "revenue_rollup": (
         (*ROLLED, "agent_version", "action_type"),
         REVENUE_SUMS,
+    ),
+    "revenue_sum": (
+        ("organization_id", "currency_code", "dimension", "grain", "start_time", "key"),
+        REVENUE_SUMS[:-1],
     ),
     "usage_rollup": (
         (*ROLLED, "agent_version", "action_type", "model"),

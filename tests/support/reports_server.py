@@ -15,8 +15,9 @@ from services.kit.auth import Principal, Role
 from services.kit.client import connect
 from services.kit.clock import Clock
 from services.kit.db import Database
-from services.kit.errors import Unauthenticated
+from services.kit.errors import InvalidArgument, Unauthenticated
 from services.kit.server import bind, build_server
+from services.kit.status import to_grpc_status
 from services.reporting.rpc.payouts import Payouts
 from services.reporting.rpc.reporting import ReportingService
 from tallystick.payouts.v1 import payout_service_pb2
@@ -63,6 +64,10 @@ class FakePayouts:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "")
         self.asked_for.append(request.organization_id)
         found = [one.payout for one in self.payouts if one.payout.organization_id == request.organization_id]
+        if not (request.page_token or "0").isdecimal():
+            await context.abort_with_status(
+                to_grpc_status(InvalidArgument("page_token is damaged", reason="INVALID_PAGE_TOKEN"))
+            )
         start = int(request.page_token or 0)
         end = start + request.page_size
         return payout_service_pb2.ListPayoutsResponse(

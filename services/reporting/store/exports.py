@@ -98,7 +98,7 @@ _OF_CUSTOMER: Final = text(f"""
         ORDER BY occur_time, charge_id, correction_id
         LIMIT :limit
     )
-    SELECT page.*, correction_id AS mark, c.customer_id, coalesce(u.organization_id, '') AS organization_id,
+    SELECT page.*, correction_id AS mark, c.customer_id, '' AS organization_id,
            coalesce(u.agent_id, '') AS agent_id,
            NULL::bigint AS platform_fee_micros, NULL::bigint AS processing_fee_micros,
            NULL::bigint AS net_micros, c.currency_code, c.workflow_id, c.component, c.ordinal,

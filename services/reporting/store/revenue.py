@@ -41,8 +41,9 @@ _SUMS: Final = """sum(platform_fee_micros)::bigint AS platform_fees,
                sum(processing_fee_micros)::bigint AS processing_fees,
                sum(net_micros)::bigint AS net,
                sum(charge_count)::bigint AS charge_count"""
-# What each span has of each key, from sums of one table. Names and keys are of this module, never a caller's.
-_ROLLUP_FACTS: Final = """
+# What each span has of each key: from sums of one table, and from rows. Names and keys are of this module,
+# never a caller's.
+_SUM_FACTS: Final = """
     SELECT p.number, f.*
     FROM {pieces}
     CROSS JOIN LATERAL (
@@ -50,7 +51,7 @@ _ROLLUP_FACTS: Final = """
                {sums}
         FROM reporting.{table}
         WHERE projection_id = :projection_id AND organization_id = :organization_id
-          AND currency_code = :currency_code
+          AND currency_code = :currency_code AND {rows}
           AND grain = p.grain AND start_time >= p.start_time AND start_time < p.end_time
         GROUP BY 1
     ) AS f
@@ -69,15 +70,37 @@ _ROW_FACTS: Final = """
         GROUP BY 1
     ) AS f
 """
-# The smallest sums that tell a grouping apart: each table, and the grains of it that are read.
-_EVERYTHING: Final = (("revenue_rollup", "true"),)
-_TABLES: Final = {
-    RevenueGrouping.NONE: (("revenue_total", "true"),),
-    # By quarter hours there are no sums of customers.
+
+
+def _sums_of(dimension: str, grains: str = "true") -> str:
+    """Facts from the sums that tell one thing apart; `grains` says which pieces."""
+    return _SUM_FACTS.format(
+        pieces=ROLLUP_PIECES,
+        key="key",
+        sums=_SUMS,
+        table="revenue_sum",
+        rows=f"dimension = '{dimension}'",
+        grains=grains,
+    )
+
+
+def _rollups_by(key: str, grains: str = "true") -> str:
+    """Facts from the sums that tell everything apart."""
+    return _SUM_FACTS.format(
+        pieces=ROLLUP_PIECES, key=key, sums=_SUMS, table="revenue_rollup", rows="true", grains=grains
+    )
+
+
+# The smallest sums that tell a grouping apart. By quarter hours there are none of customers.
+_SOURCES: Final = {
+    RevenueGrouping.NONE: (_sums_of("all"),),
+    RevenueGrouping.AGENT: (_sums_of("agent"),),
+    RevenueGrouping.AGENT_VERSION: (_rollups_by(_KEYS[RevenueGrouping.AGENT_VERSION]),),
     RevenueGrouping.CUSTOMER: (
-        ("revenue_customer", "p.grain <> 'quarter'"),
-        ("revenue_rollup", "p.grain = 'quarter'"),
+        _sums_of("customer", "p.grain <> 'quarter'"),
+        _rollups_by("customer_id", "p.grain = 'quarter'"),
     ),
+    RevenueGrouping.ACTION: (_rollups_by("action_type"),),
 }
 _OUTER_SUMS: Final = """sum(platform_fees)::bigint AS platform_fees,
            sum(processing_fees)::bigint AS processing_fees,
@@ -85,12 +108,8 @@ _OUTER_SUMS: Final = """sum(platform_fees)::bigint AS platform_fees,
 
 
 def _facts(grouping: RevenueGrouping) -> str:
-    key = _KEYS[grouping]
-    facts = [
-        _ROLLUP_FACTS.format(pieces=ROLLUP_PIECES, key=key, sums=_SUMS, table=table, grains=grains)
-        for table, grains in _TABLES.get(grouping, _EVERYTHING)
-    ]
-    return " UNION ALL ".join([*facts, _ROW_FACTS.format(pieces=ROW_PIECES, key=key, sums=_SUMS)])
+    rows = _ROW_FACTS.format(pieces=ROW_PIECES, key=_KEYS[grouping], sums=_SUMS)
+    return " UNION ALL ".join((*_SOURCES[grouping], rows))
 
 
 _TOTALS: Final = text(f"""
@@ -133,9 +152,9 @@ _SERIES: Final = {
 # Sums of months hold everything that was ever earned.
 _LIFETIME: Final = text(f"""
     SELECT {_SUMS}
-    FROM reporting.revenue_total
+    FROM reporting.revenue_sum
     WHERE projection_id = :projection_id AND organization_id = :organization_id
-      AND currency_code = :currency_code AND grain = 'month'
+      AND currency_code = :currency_code AND dimension = 'all' AND grain = 'month'
     HAVING count(*) > 0
 """)  # noqa: S608 - of constants
 

@@ -1,8 +1,11 @@
 """What reporting makes of a real ledger and a real metering agrees with both of them, to the micro."""
 
+import csv
+import io
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from decimal import Decimal
 
 import pytest
 
@@ -11,6 +14,8 @@ from tallystick.ledger.v1 import account_pb2
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger_pb
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
+from tallystick.reporting.v1 import period_pb2, statement_pb2
+from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.metering.world import BONUS_MICROS, RUN_MICROS, World, run
 from tests.support.ledger_corrections import Corrections
 from tests.support.ledger_server import LedgerServer, running_ledger
@@ -177,3 +182,81 @@ async def test_usage_and_what_it_earned_know_of_each_other(suite: Suite) -> None
         "SELECT outcome, bonus_micros, length(bonus_lines) > 0 FROM reporting.usage"
         " WHERE workflow_id = 'later'"
     ) == [("success", BONUS_MICROS, True)]
+
+
+async def _statement(
+    suite: Suite, owner: dict[str, str], period: period_pb2.Period
+) -> tuple[list[statement_pb2.StatementAccount], list[statement_pb2.Movement]]:
+    stream = suite.reporting.operator.reporting.GetStatement(pb.GetStatementRequest(period=period, **owner))
+    messages: list[pb.GetStatementResponse] = [message async for message in stream]
+    return list(messages[0].accounts), [one for message in messages for one in message.movements]
+
+
+async def test_reports_are_the_ledgers_to_the_micro(suite: Suite) -> None:
+    await work(suite)
+    await suite.catch_up()
+    reports, ledger = suite.reporting.operator.reporting, suite.ledger.operator.ledger
+    year = period_pb2.Period(name="12m")
+
+    for organization_id in ORGANIZATIONS:
+        answer = await ledger.GetEarningsBalance(
+            ledger_pb.GetEarningsBalanceRequest(organization_id=organization_id)
+        )
+        balance = answer.balance
+        summary = await reports.GetRevenueSummary(
+            pb.GetRevenueSummaryRequest(organization_id=organization_id)
+        )
+        standing, lifetime = summary.standing, summary.lifetime
+        assert (standing.available, standing.pending, standing.uncollected) == (
+            balance.available,
+            balance.pending,
+            balance.uncollected,
+        )
+        assert (lifetime.platform_fees, lifetime.processing_fees) == (
+            balance.platform_fees,
+            balance.processing_fees,
+        )
+        top = await reports.ListTopCustomers(
+            pb.ListTopCustomersRequest(organization_id=organization_id, period=year)
+        )
+        assert top.total == lifetime
+        stream = reports.ExportTransactions(
+            pb.ExportTransactionsRequest(organization_id=organization_id, period=year)
+        )
+        content = b"".join([message.content async for message in stream]).decode()
+        rows = list(csv.DictReader(io.StringIO(content)))
+        for column, money in (
+            ("net", lifetime.net),
+            ("platform_fee", lifetime.platform_fees),
+            ("processing_fee", lifetime.processing_fees),
+        ):
+            assert sum(Decimal(row[column]) for row in rows) == Decimal(money.amount_micros).scaleb(-6)
+
+    # What began with nothing ends with what the ledger has.
+    for owner_id in (*ORGANIZATIONS, *CUSTOMERS):
+        owner = {"organization_id" if owner_id in ORGANIZATIONS else "customer_id": owner_id}
+        accounts, movements = await _statement(suite, owner, year)
+        listed = await ledger.ListAccounts(ledger_pb.ListAccountsRequest(owner_id=owner_id))
+        balances = {one.account.kind: one.balance for one in listed.accounts}
+        for account in accounts:
+            kind = account.account.kind
+            assert account.closing == balances[kind]
+            of_kind = [one for one in movements if one.account.kind == kind]
+            assert of_kind[-1].balance == account.closing
+            entries = await ledger.ListEntries(
+                ledger_pb.ListEntriesRequest(owner_id=owner_id, kind=kind, page_size=1000)
+            )
+            assert {(one.transaction_id, one.entry_number, one.amount.amount_micros) for one in of_kind} == {
+                (one.transaction_id, one.entry.entry_number, one.entry.amount.amount_micros)
+                for one in entries.entries
+            }
+
+    for customer_id in CUSTOMERS:
+        charges = await reports.ListCharges(pb.ListChargesRequest(customer_id=customer_id))
+        assert charges.charges
+        for charge in charges.charges:
+            known = await ledger.GetCharge(ledger_pb.GetChargeRequest(charge_id=charge.charge_id))
+            assert (charge.gross, charge.corrected) == (known.charge.gross, known.charge.corrected)
+            assert charge.workflow_id == known.charge.workflow_id
+            if charge.lines:
+                assert sum(line.amount.amount_micros for line in charge.lines) == charge.gross.amount_micros

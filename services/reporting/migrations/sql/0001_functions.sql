@@ -2,8 +2,11 @@
 -- from the feeds, batch by batch, and every function moves position and rows together or neither.
 --
 -- SECURITY DEFINER, because a feed is nobody's request: there is no tenant to scope it by. Times travel as micros since
--- 1970, which a driver writes without a look at the calendar. What is looked up is looked up by index, however little
--- the planner knows of tables that are being filled: hence the settings.
+-- 1970, which a driver writes without a look at the calendar.
+--
+-- The planner knows little of tables that are being filled, and takes them for small. So rows are looked up one by
+-- one, in subqueries with a limit, which it cannot turn into a join that reads all of a table; and rows that change are
+-- found like that first, and then changed where they are. Nobody moves them in between: see move_feed and lock_revenue.
 
 -- Not IMMUTABLE, which adding to a timestamptz is not: as STABLE it becomes a part of the statements that call it.
 CREATE FUNCTION reporting.from_micros(micros bigint) RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS $$
@@ -28,13 +31,13 @@ CREATE FUNCTION reporting.move_feed(
     p_hear_time timestamptz
 ) RETURNS boolean LANGUAGE plpgsql SET search_path = reporting, pg_temp AS $$
 BEGIN
-    -- One batch at a time, of both feeds: each looks up what the other has brought, and both change the same sums. It
-    -- also keeps the projection from being retired or removed meanwhile. Held to the commit.
-    PERFORM FROM projection p WHERE p.projection_id = p_projection_id AND p.state <> 'retired' FOR NO KEY UPDATE;
+    -- One batch of a feed at a time. Who retires the projection takes these locks, too. Held to the commit.
+    PERFORM FROM feed f WHERE f.projection_id = p_projection_id AND f.feed = p_feed FOR NO KEY UPDATE;
+    -- In statements of their own, so that they see what a replica that we waited for has done.
+    PERFORM FROM projection p WHERE p.projection_id = p_projection_id AND p.state <> 'retired';
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    -- A statement of its own, so that it sees where a replica that we waited for has moved the feed.
     UPDATE feed f
     SET log_id = p_log_id, position = p_last, head_position = greatest(f.head_position, p_head, p_last),
         apply_time = p_apply_time, hear_time = greatest(f.hear_time, p_hear_time)
@@ -45,12 +48,32 @@ END
 $$;
 
 
+-- Both feeds change revenue: the journal brings it, and usage says what the work was; whichever comes second looks up
+-- the first. So these parts of two batches do not overlap: the second one waits here, and its statements behind this
+-- see what the first one committed. Everything else of a batch concerns its own feed alone and goes before. Always
+-- behind the lock of the feed.
+CREATE FUNCTION reporting.lock_revenue(p_projection_id integer) RETURNS void
+LANGUAGE sql SET search_path = reporting, pg_temp AS $$
+    SELECT FROM projection p WHERE p.projection_id = p_projection_id FOR NO KEY UPDATE
+$$;
+
+
+-- Whether a feed has become four times as long between two positions. Then the planner is told anew what is in the
+-- tables that are looked up in: autovacuum comes minutes later, when millions of rows may have been looked up by an
+-- index that finds all rows of a customer.
+CREATE FUNCTION reporting.has_grown(p_after bigint, p_last bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT floor(log(4, p_last)) > floor(log(4, greatest(p_after, 1))) OR p_after = 0
+$$;
+
+
 -- Applies transactions of the journal to a projection that has read it up to exactly p_after. Answers whether it did:
 -- false says that another replica was there first, or that the projection is no longer wanted.
 --
 -- t: the transactions. c: of those that post a charge, the charge. r: what each payee of a charge, a collection or a
 -- correction got or gave back; '' for an agent is that of the charge. m: entries of customers and organizations. These
 -- three name their transaction by its position. k: how much of which charges corrections took back.
+--
+-- It waits for the other feed's batch, which is thousands of rows: longer than for a lock of a request.
 CREATE FUNCTION reporting.apply_journal(
     p_projection_id integer, p_log_id text, p_after bigint, p_last bigint, p_head bigint,
     p_apply_time bigint, p_hear_time timestamptz,
@@ -63,7 +86,8 @@ CREATE FUNCTION reporting.apply_journal(
     r_platform_fees bigint[], r_processing_fees bigint[], r_net bigint[],
     m_positions bigint[], m_entry_numbers integer[], m_owner_ids text[], m_currency_codes text[], m_kinds text[],
     m_amounts bigint[], m_collected boolean[], m_available_on date[]
-) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp SET enable_seqscan = off AS $$
+) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp SET lock_timeout = '25s'
+SET enable_seqscan = off AS $$
 BEGIN
     IF NOT move_feed(p_projection_id, 'journal', p_log_id, p_after, p_last, p_head, from_micros(p_apply_time),
                      p_hear_time) THEN
@@ -81,6 +105,49 @@ BEGIN
     JOIN unnest(t_positions, t_transaction_ids, t_charge_ids, t_occur_times, t_create_times)
         AS t (position, transaction_id, charge_id, occur_time, create_time) USING (position);
 
+    WITH given AS MATERIALIZED (
+        SELECT m.*, t.transaction_id, t.type, t.charge_id, t.correction_id, t.payout_id, t.reason,
+               from_micros(t.occur_time) AS occur_time, from_micros(t.create_time) AS create_time
+        FROM unnest(m_positions, m_entry_numbers, m_owner_ids, m_currency_codes, m_kinds, m_amounts, m_collected,
+                    m_available_on)
+            AS m (position, entry_number, owner_id, currency_code, kind, amount, collected, available_on)
+        JOIN unnest(t_positions, t_transaction_ids, t_types, t_charge_ids, t_correction_ids, t_payout_ids, t_reasons,
+                    t_occur_times, t_create_times)
+            AS t (position, transaction_id, type, charge_id, correction_id, payout_id, reason, occur_time, create_time)
+            USING (position)
+    ),
+    into_movement AS (
+        INSERT INTO movement (
+            projection_id, owner_id, currency_code, kind, position, entry_number, transaction_id, type, amount_micros,
+            charge_id, correction_id, payout_id, reason, occur_time, create_time)
+        SELECT p_projection_id, g.owner_id, g.currency_code, g.kind, g.position, g.entry_number, g.transaction_id,
+               g.type, g.amount, g.charge_id, g.correction_id, g.payout_id, g.reason, g.occur_time, g.create_time
+        FROM given g
+    ),
+    into_day AS (
+        INSERT INTO movement_day AS d (projection_id, owner_id, currency_code, kind, day, amount_micros)
+        SELECT p_projection_id, g.owner_id, g.currency_code, g.kind, (g.create_time AT TIME ZONE 'UTC')::date,
+               total(g.amount)
+        FROM given g
+        GROUP BY 2, 3, 4, 5
+        ON CONFLICT (projection_id, owner_id, currency_code, kind, day)
+            DO UPDATE SET amount_micros = d.amount_micros + excluded.amount_micros
+    )
+    INSERT INTO payable_bucket AS b (
+        projection_id, organization_id, currency_code, collected, available_on, amount_micros)
+    SELECT p_projection_id, g.owner_id, g.currency_code, g.collected, g.available_on, total(g.amount)
+    FROM given g
+    WHERE g.collected IS NOT NULL
+    GROUP BY 2, 3, 4, 5
+    ON CONFLICT (projection_id, organization_id, currency_code, collected, available_on)
+        DO UPDATE SET amount_micros = b.amount_micros + excluded.amount_micros;
+    DELETE FROM payable_bucket b
+    WHERE b.projection_id = p_projection_id AND b.amount_micros = 0
+      AND b.organization_id = ANY (ARRAY(
+          SELECT DISTINCT m.owner_id FROM unnest(m_owner_ids, m_collected) AS m (owner_id, collected)
+          WHERE m.collected IS NOT NULL));
+
+    PERFORM lock_revenue(p_projection_id);
     INSERT INTO revenue (
         projection_id, position, organization_id, type, charge_id, agent_id, customer_id, agent_version, action_type,
         currency_code, billed_micros, platform_fee_micros, processing_fee_micros, net_micros, charge_count,
@@ -130,48 +197,9 @@ BEGIN
 
     PERFORM correct_charges(p_projection_id, k_charge_ids, k_amounts);
     PERFORM roll_revenue(p_projection_id, p_after, p_last);
-
-    WITH given AS MATERIALIZED (
-        SELECT m.*, t.transaction_id, t.type, t.charge_id, t.correction_id, t.payout_id, t.reason,
-               from_micros(t.occur_time) AS occur_time, from_micros(t.create_time) AS create_time
-        FROM unnest(m_positions, m_entry_numbers, m_owner_ids, m_currency_codes, m_kinds, m_amounts, m_collected,
-                    m_available_on)
-            AS m (position, entry_number, owner_id, currency_code, kind, amount, collected, available_on)
-        JOIN unnest(t_positions, t_transaction_ids, t_types, t_charge_ids, t_correction_ids, t_payout_ids, t_reasons,
-                    t_occur_times, t_create_times)
-            AS t (position, transaction_id, type, charge_id, correction_id, payout_id, reason, occur_time, create_time)
-            USING (position)
-    ),
-    into_movement AS (
-        INSERT INTO movement (
-            projection_id, owner_id, currency_code, kind, position, entry_number, transaction_id, type, amount_micros,
-            charge_id, correction_id, payout_id, reason, occur_time, create_time)
-        SELECT p_projection_id, g.owner_id, g.currency_code, g.kind, g.position, g.entry_number, g.transaction_id,
-               g.type, g.amount, g.charge_id, g.correction_id, g.payout_id, g.reason, g.occur_time, g.create_time
-        FROM given g
-    ),
-    into_day AS (
-        INSERT INTO movement_day AS d (projection_id, owner_id, currency_code, kind, day, amount_micros)
-        SELECT p_projection_id, g.owner_id, g.currency_code, g.kind, (g.create_time AT TIME ZONE 'UTC')::date,
-               total(g.amount)
-        FROM given g
-        GROUP BY 2, 3, 4, 5
-        ON CONFLICT (projection_id, owner_id, currency_code, kind, day)
-            DO UPDATE SET amount_micros = d.amount_micros + excluded.amount_micros
-    )
-    INSERT INTO payable_bucket AS b (
-        projection_id, organization_id, currency_code, collected, available_on, amount_micros)
-    SELECT p_projection_id, g.owner_id, g.currency_code, g.collected, g.available_on, total(g.amount)
-    FROM given g
-    WHERE g.collected IS NOT NULL
-    GROUP BY 2, 3, 4, 5
-    ON CONFLICT (projection_id, organization_id, currency_code, collected, available_on)
-        DO UPDATE SET amount_micros = b.amount_micros + excluded.amount_micros;
-    DELETE FROM payable_bucket b
-    WHERE b.projection_id = p_projection_id AND b.amount_micros = 0
-      AND b.organization_id = ANY (ARRAY(
-          SELECT DISTINCT m.owner_id FROM unnest(m_owner_ids, m_collected) AS m (owner_id, collected)
-          WHERE m.collected IS NOT NULL));
+    IF has_grown(p_after, p_last) THEN
+        ANALYZE charge, revenue;
+    END IF;
     RETURN true;
 END
 $$;
@@ -185,8 +213,16 @@ DECLARE
     found_count integer;
 BEGIN
     UPDATE charge c SET corrected_micros = c.corrected_micros + k.amount
-    FROM unnest(charge_ids, amounts) AS k (charge_id, amount)
-    WHERE c.projection_id = p_projection_id AND c.charge_id = k.charge_id;
+    FROM (
+        SELECT f.place, k.amount
+        FROM unnest(charge_ids, amounts) AS k (charge_id, amount)
+        CROSS JOIN LATERAL (
+            SELECT c.ctid AS place FROM charge c
+            WHERE c.projection_id = p_projection_id AND c.charge_id = k.charge_id
+            LIMIT 1
+        ) AS f
+    ) AS k
+    WHERE c.ctid = k.place;
     GET DIAGNOSTICS found_count = ROW_COUNT;
     IF found_count <> cardinality(charge_ids) THEN
         RAISE EXCEPTION 'a correction of a charge that did not come' USING ERRCODE = 'foreign_key_violation';
@@ -196,7 +232,7 @@ $$;
 
 
 -- Adds the revenue of these positions to the sums of their quarter hours, days and months: those that tell everything
--- apart, those of customers, and those of organizations.
+-- apart, and those of reporting.revenue_sum.
 CREATE FUNCTION reporting.roll_revenue(p_projection_id integer, p_after bigint, p_last bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = reporting, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -211,37 +247,21 @@ BEGIN
         WHERE r.projection_id = p_projection_id AND r.position > p_after AND r.position <= p_last
         GROUP BY 1, 2, 3, 4, 5, 6, 7
     ),
-    by_customer AS (
-        SELECT q.organization_id, q.currency_code, g.grain, date_trunc(g.grain, q.start_time, 'UTC') AS start_time,
-               q.customer_id, sum(q.platform_fee) AS platform_fee, sum(q.processing_fee) AS processing_fee,
-               sum(q.net) AS net, sum(q.charges) AS charges
-        FROM quarter q CROSS JOIN (VALUES ('day'), ('month')) AS g (grain)
-        GROUP BY 1, 2, 3, 4, 5
-    ),
-    into_customer AS (
-        INSERT INTO revenue_customer AS o (
-            projection_id, organization_id, currency_code, grain, start_time, customer_id, platform_fee_micros,
+    into_sum AS (
+        INSERT INTO revenue_sum AS o (
+            projection_id, organization_id, currency_code, dimension, grain, start_time, key, platform_fee_micros,
             processing_fee_micros, net_micros, charge_count)
-        SELECT p_projection_id, c.organization_id, c.currency_code, c.grain, c.start_time, c.customer_id,
-               c.platform_fee, c.processing_fee, c.net, c.charges
-        FROM by_customer c
-        ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id)
-            DO UPDATE SET
-                platform_fee_micros = o.platform_fee_micros + excluded.platform_fee_micros,
-                processing_fee_micros = o.processing_fee_micros + excluded.processing_fee_micros,
-                net_micros = o.net_micros + excluded.net_micros,
-                charge_count = o.charge_count + excluded.charge_count
-    ),
-    into_total AS (
-        INSERT INTO revenue_total AS o (
-            projection_id, organization_id, currency_code, grain, start_time, platform_fee_micros,
-            processing_fee_micros, net_micros, charge_count)
-        SELECT p_projection_id, q.organization_id, q.currency_code, g.grain,
-               CASE g.grain WHEN 'quarter' THEN q.start_time ELSE date_trunc(g.grain, q.start_time, 'UTC') END,
-               sum(q.platform_fee), sum(q.processing_fee), sum(q.net), sum(q.charges)
-        FROM quarter q CROSS JOIN (VALUES ('quarter'), ('day'), ('month')) AS g (grain)
-        GROUP BY 2, 3, 4, 5
-        ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time)
+        SELECT p_projection_id, q.organization_id, q.currency_code, d.dimension, d.grain,
+               CASE d.grain WHEN 'quarter' THEN q.start_time ELSE date_trunc(d.grain, q.start_time, 'UTC') END,
+               CASE d.dimension WHEN 'agent' THEN q.agent_id WHEN 'customer' THEN q.customer_id ELSE '' END,
+               total(q.platform_fee), total(q.processing_fee), total(q.net), total(q.charges)
+        FROM quarter q
+        CROSS JOIN (VALUES
+            ('all', 'quarter'), ('all', 'day'), ('all', 'month'),
+            ('agent', 'quarter'), ('agent', 'day'), ('agent', 'month'),
+            ('customer', 'day'), ('customer', 'month')) AS d (dimension, grain)
+        GROUP BY 2, 3, 4, 5, 6, 7
+        ON CONFLICT (projection_id, organization_id, currency_code, dimension, grain, start_time, key)
             DO UPDATE SET
                 platform_fee_micros = o.platform_fee_micros + excluded.platform_fee_micros,
                 processing_fee_micros = o.processing_fee_micros + excluded.processing_fee_micros,
@@ -282,7 +302,7 @@ CREATE FUNCTION reporting.apply_usage(
     e_occur_times bigint[],
     o_customer_ids text[], o_workflow_ids text[], o_ordinals integer[], o_outcomes text[], o_bonuses bigint[],
     o_lines text[]
-) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp
+) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp SET lock_timeout = '25s'
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     decided_count integer;
@@ -305,7 +325,8 @@ BEGIN
                     e_lines, e_model_costs, e_occur_times)
             AS e (customer_id, workflow_id, ordinal, organization_id, agent_id, agent_version, action_type, model,
                   input_tokens, output_tokens, outcome, currency_code, price, lines, model_cost, occur_time)
-        RETURNING *
+        RETURNING organization_id, currency_code, customer_id, agent_id, agent_version, action_type, model,
+                  input_tokens, output_tokens, outcome, price_micros, model_cost_usd, occur_time
     ),
     quarter AS MATERIALIZED (
         SELECT u.organization_id, u.currency_code,
@@ -357,11 +378,19 @@ BEGIN
         -- Counted at the time of the event: its rollup rows are there, and change.
         WITH decided AS (
             UPDATE usage u
-            SET outcome = o.outcome, bonus_micros = o.bonus, bonus_lines = decode(o.lines, 'hex')
-            FROM unnest(o_customer_ids, o_workflow_ids, o_ordinals, o_outcomes, o_bonuses, o_lines)
-                AS o (customer_id, workflow_id, ordinal, outcome, bonus, lines)
-            WHERE u.projection_id = p_projection_id AND u.customer_id = o.customer_id
-              AND u.workflow_id = o.workflow_id AND u.ordinal = o.ordinal AND u.outcome = 'pending'
+            SET outcome = d.outcome, bonus_micros = d.bonus, bonus_lines = decode(d.lines, 'hex')
+            FROM (
+                SELECT f.place, o.outcome, o.bonus, o.lines
+                FROM unnest(o_customer_ids, o_workflow_ids, o_ordinals, o_outcomes, o_bonuses, o_lines)
+                    AS o (customer_id, workflow_id, ordinal, outcome, bonus, lines)
+                CROSS JOIN LATERAL (
+                    SELECT u.ctid AS place FROM usage u
+                    WHERE u.projection_id = p_projection_id AND u.customer_id = o.customer_id
+                      AND u.workflow_id = o.workflow_id AND u.ordinal = o.ordinal AND u.outcome = 'pending'
+                    LIMIT 1
+                ) AS f
+            ) AS d
+            WHERE u.ctid = d.place
             RETURNING u.*
         ),
         change AS (
@@ -380,19 +409,25 @@ BEGIN
             GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
         ),
         changed AS (
-            UPDATE usage_rollup o
-            SET cost_micros = o.cost_micros + c.bonus,
-                success_count = o.success_count + c.success,
-                failure_count = o.failure_count + c.failure,
-                partial_count = o.partial_count + c.partial,
-                unknown_count = o.unknown_count + c.unknown,
-                pending_count = o.pending_count - c.decided,
-                priced_cost_micros = o.priced_cost_micros + c.priced_bonus
+            INSERT INTO usage_rollup AS o (
+                projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id, agent_version,
+                action_type, model, execution_count, input_tokens, output_tokens, cost_micros, success_count,
+                failure_count, partial_count, unknown_count, pending_count, priced_count, priced_cost_micros,
+                model_cost_usd)
+            SELECT p_projection_id, c.organization_id, c.currency_code, c.grain, c.start_time, c.customer_id,
+                   c.agent_id, c.agent_version, c.action_type, c.model, 0, 0, 0, c.bonus, c.success, c.failure,
+                   c.partial, c.unknown, -c.decided, 0, c.priced_bonus, 0
             FROM change c
-            WHERE o.projection_id = p_projection_id AND o.organization_id = c.organization_id
-              AND o.currency_code = c.currency_code AND o.grain = c.grain AND o.start_time = c.start_time
-              AND o.customer_id = c.customer_id AND o.agent_id = c.agent_id AND o.agent_version = c.agent_version
-              AND o.action_type = c.action_type AND o.model = c.model
+            ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id,
+                         agent_version, action_type, model)
+                DO UPDATE SET
+                    cost_micros = o.cost_micros + excluded.cost_micros,
+                    success_count = o.success_count + excluded.success_count,
+                    failure_count = o.failure_count + excluded.failure_count,
+                    partial_count = o.partial_count + excluded.partial_count,
+                    unknown_count = o.unknown_count + excluded.unknown_count,
+                    pending_count = o.pending_count + excluded.pending_count,
+                    priced_cost_micros = o.priced_cost_micros + excluded.priced_cost_micros
         )
         SELECT count(*) INTO decided_count FROM decided;
         IF decided_count <> cardinality(o_customer_ids) THEN
@@ -401,8 +436,12 @@ BEGIN
         END IF;
     END IF;
 
+    PERFORM lock_revenue(p_projection_id);
     PERFORM name_revenue(p_projection_id, e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions,
                          e_action_types);
+    IF has_grown(p_after, p_last) THEN
+        ANALYZE usage;
+    END IF;
     RETURN true;
 END
 $$;
@@ -415,16 +454,35 @@ CREATE FUNCTION reporting.name_revenue(
 ) RETURNS void LANGUAGE plpgsql SET search_path = reporting, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
+    places tid[];
+    agent_versions text[];
+    action_types text[];
     emptied tid[];
 BEGIN
-    WITH named AS (
-        UPDATE revenue r SET agent_version = e.agent_version, action_type = e.action_type
-        FROM unnest(e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions, e_action_types)
-            AS e (customer_id, workflow_id, ordinal, agent_id, agent_version, action_type)
-        JOIN charge c ON c.projection_id = p_projection_id AND c.customer_id = e.customer_id
-            AND c.workflow_id = e.workflow_id AND c.ordinal = e.ordinal
+    SELECT array_agg(f.place), array_agg(e.agent_version), array_agg(e.action_type)
+    INTO places, agent_versions, action_types
+    FROM unnest(e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions, e_action_types)
+        AS e (customer_id, workflow_id, ordinal, agent_id, agent_version, action_type)
+    -- The base and the outcome.
+    CROSS JOIN LATERAL (
+        SELECT c.charge_id FROM charge c
+        WHERE c.projection_id = p_projection_id AND c.customer_id = e.customer_id AND c.workflow_id = e.workflow_id
+          AND c.ordinal = e.ordinal
+        LIMIT 2
+    ) AS c
+    CROSS JOIN LATERAL (
+        SELECT r.ctid AS place FROM revenue r
         WHERE r.projection_id = p_projection_id AND r.charge_id = c.charge_id AND r.agent_id = e.agent_id
-          AND (e.agent_version <> '' OR e.action_type <> '')
+        LIMIT 1000000
+    ) AS f
+    WHERE e.agent_version <> '' OR e.action_type <> '';
+    IF places IS NULL THEN
+        RETURN;
+    END IF;
+    WITH named AS (
+        UPDATE revenue r SET agent_version = f.agent_version, action_type = f.action_type
+        FROM unnest(places, agent_versions, action_types) AS f (place, agent_version, action_type)
+        WHERE r.ctid = f.place
         RETURNING r.*
     ),
     -- Out of the sum of what has no name, into that of its name.
@@ -462,7 +520,7 @@ BEGIN
         RETURNING o.ctid AS place, o.revenue_count
     )
     SELECT array_agg(s.place) INTO emptied FROM summed s WHERE s.revenue_count = 0;
-    -- Nobody moves them before the commit: who changes a projection has its lock.
+    -- Nobody moves them before the commit: see lock_revenue.
     DELETE FROM revenue_rollup o WHERE o.ctid = ANY (emptied);
 END
 $$;
@@ -486,6 +544,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
 DECLARE
     found_id integer;
 BEGIN
+    -- Before the lock of the table, as everywhere: batches that are being applied end first, and none begins.
+    PERFORM FROM feed f WHERE f.projection_id = p_lost ORDER BY f.feed FOR UPDATE;
     -- Two replicas that find out at the same time begin one projection: the second one waits, and finds the first
     -- one's. Batches, which only lock rows of it, go on.
     LOCK TABLE projection IN SHARE ROW EXCLUSIVE MODE;
@@ -516,8 +576,9 @@ CREATE FUNCTION reporting.serve_projection(p_projection_id integer) RETURNS bool
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
 BEGIN
     -- Both stand still from here to the commit: neither is applied to, and nobody else swaps them.
-    PERFORM FROM projection p WHERE p.state IN ('serving', 'building') ORDER BY p.projection_id FOR NO KEY UPDATE;
-    -- Behind the lock, in a statement of its own.
+    PERFORM FROM feed f JOIN projection p USING (projection_id) WHERE p.state IN ('serving', 'building')
+    ORDER BY f.projection_id, f.feed FOR UPDATE OF f;
+    -- Behind the locks, in a statement of its own.
     PERFORM FROM projection p
     WHERE p.projection_id = p_projection_id AND p.state = 'building' AND NOT EXISTS (
         SELECT FROM feed built
@@ -555,7 +616,7 @@ BEGIN
     END IF;
     FOREACH table_name IN ARRAY ARRAY[
         'charge', 'revenue', 'movement', 'movement_day', 'payable_bucket', 'usage', 'revenue_rollup',
-        'revenue_total', 'revenue_customer', 'usage_rollup'
+        'revenue_sum', 'usage_rollup'
     ] LOOP
         EXECUTE format(
             'DELETE FROM reporting.%I WHERE ctid = ANY (ARRAY('

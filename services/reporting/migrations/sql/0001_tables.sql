@@ -213,35 +213,24 @@ CREATE TABLE reporting.revenue_rollup (
         agent_version, action_type)
 ) WITH (fillfactor = 70);
 
--- The two that people look at most must not cost more where there is more to tell apart: all of an organization's revenue,
--- and that of its customers. Neither changes when usage says what the work was. By quarter hours customers are as many as
--- above, so these are not kept.
-
-CREATE TABLE reporting.revenue_total (
+-- What people look at most must not cost more where there is more to tell apart: all revenue of an organization, that of
+-- its agents, and that of its customers. None of these changes when usage says what the work was. By quarter hours
+-- customers are as many as everything above, so that is not kept.
+CREATE TABLE reporting.revenue_sum (
     projection_id integer NOT NULL,
     organization_id text COLLATE "C" NOT NULL,
     currency_code text COLLATE "C" NOT NULL,
+    dimension text COLLATE "C" NOT NULL CHECK (dimension IN ('all', 'agent', 'customer')),
     grain text COLLATE "C" NOT NULL CHECK (grain IN ('quarter', 'day', 'month')),
     start_time timestamptz NOT NULL,
+    -- The agent or the customer; '' of all.
+    key text COLLATE "C" NOT NULL,
     platform_fee_micros bigint NOT NULL,
     processing_fee_micros bigint NOT NULL,
     net_micros bigint NOT NULL,
     charge_count bigint NOT NULL,
-    PRIMARY KEY (projection_id, organization_id, currency_code, grain, start_time)
-) WITH (fillfactor = 70);
-
-CREATE TABLE reporting.revenue_customer (
-    projection_id integer NOT NULL,
-    organization_id text COLLATE "C" NOT NULL,
-    currency_code text COLLATE "C" NOT NULL,
-    grain text COLLATE "C" NOT NULL CHECK (grain IN ('day', 'month')),
-    start_time timestamptz NOT NULL,
-    customer_id text COLLATE "C" NOT NULL,
-    platform_fee_micros bigint NOT NULL,
-    processing_fee_micros bigint NOT NULL,
-    net_micros bigint NOT NULL,
-    charge_count bigint NOT NULL,
-    PRIMARY KEY (projection_id, organization_id, currency_code, grain, start_time, customer_id)
+    PRIMARY KEY (projection_id, organization_id, currency_code, dimension, grain, start_time, key),
+    CHECK (dimension <> 'customer' OR grain <> 'quarter')
 ) WITH (fillfactor = 70);
 
 CREATE TABLE reporting.usage_rollup (
@@ -292,8 +281,7 @@ BEGIN
         ['payable_bucket', 'organization_id', ''],
         ['usage', 'organization_id', 'customer_id'],
         ['revenue_rollup', 'organization_id', ''],
-        ['revenue_total', 'organization_id', ''],
-        ['revenue_customer', 'organization_id', ''],
+        ['revenue_sum', 'organization_id', ''],
         ['usage_rollup', 'organization_id', 'customer_id']
     ] LOOP
         EXECUTE format('ALTER TABLE reporting.%I ENABLE ROW LEVEL SECURITY', rule[1]);

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+import pytest_asyncio
 
 from services.kit.clock import FixedClock
 from services.kit.db import Database
@@ -48,7 +49,8 @@ def books(filled: Filled) -> Books:
     return filled.books
 
 
-@pytest.fixture
+# One server for all tests of a file, which share the event loop for that.
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def reporting(filled: Filled) -> AsyncIterator[ReportingServer]:
     async with running_reporting(filled.database_url, FixedClock(NOW)) as server:
         yield server

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import pytest
-from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
 
 from services.kit.auth import Principal, Role, as_principal
 from services.kit.errors import PermissionDenied
 from services.reporting.rpc.access import owner_of
 from tallystick.common.v1 import access_pb2
 from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
-from tallystick.reporting.v1 import period_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
+from tests.integration.reporting.reports.access import METHODS, OF_BOTH, OF_ORGANIZATIONS, ask, requests_of
 from tests.integration.reporting.reports.facts import LARK, WREN
 from tests.support.reporting_books import Books
-from tests.support.reports_server import REPORTING, ReportingServer
-from tests.support.rpc_errors import taken_apart
+from tests.support.reports_server import ReportingServer
 
-METHODS: Final[dict[str, MethodDescriptor]] = {method.name: method for method in REPORTING.methods}
-YEAR: Final = period_pb2.Period(name="12m")
-OF_ORGANIZATIONS: Final[dict[str, Callable[[str], Message]]] = {
-    "GetRevenueSummary": lambda owner: pb.GetRevenueSummaryRequest(organization_id=owner),
-    "GetRevenueSeries": lambda owner: pb.GetRevenueSeriesRequest(organization_id=owner, period=YEAR),
-    "ListTopCustomers": lambda owner: pb.ListTopCustomersRequest(organization_id=owner, period=YEAR),
-    "ListTopAgents": lambda owner: pb.ListTopAgentsRequest(organization_id=owner, period=YEAR),
-    "GetMargin": lambda owner: pb.GetMarginRequest(organization_id=owner, period=YEAR),
-    "ListPayoutHistory": lambda owner: pb.ListPayoutHistoryRequest(organization_id=owner),
-}
-OF_BOTH: Final[dict[str, Callable[..., Message]]] = {
-    "GetUsage": lambda **owner: pb.GetUsageRequest(period=YEAR, include_series=True, **owner),
-    "ListCharges": lambda **owner: pb.ListChargesRequest(**owner),
-    "GetStatement": lambda **owner: pb.GetStatementRequest(period=YEAR, **owner),
-    "ExportTransactions": lambda **owner: pb.ExportTransactionsRequest(period=YEAR, **owner),
-}
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 KEYS: Final = (
     "nobody",
     "host",
@@ -53,18 +35,6 @@ KEYS: Final = (
     "service",
 )
 PLATFORM: Final = ("operator", "service")
-
-
-def _requests(name: str) -> list[tuple[str, Message]]:
-    """Requests of a method, each with whom it names."""
-    if name in OF_ORGANIZATIONS:
-        return [(owner, OF_ORGANIZATIONS[name](owner)) for owner in ("", LARK, WREN, "org_nobody")]
-    request = OF_BOTH[name]
-    return [
-        ("", request()),
-        *((owner, request(organization_id=owner)) for owner in (LARK, WREN, "org_nobody")),
-        *((owner, request(customer_id=owner)) for owner in ("cus_ada", "cus_bob", "cus_nobody")),
-    ]
 
 
 def _wanted(key: str, method: MethodDescriptor, named: str) -> tuple[grpc.StatusCode, str]:
@@ -83,24 +53,6 @@ def _wanted(key: str, method: MethodDescriptor, named: str) -> tuple[grpc.Status
     return grpc.StatusCode.NOT_FOUND, f"{kind}_NOT_FOUND"
 
 
-async def _ask(
-    channel: grpc.aio.Channel, method: MethodDescriptor, request: Message
-) -> tuple[grpc.StatusCode, str, str]:
-    """The code, the reason, and all that was said."""
-    shape: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
-    rpc = shape(
-        f"/{REPORTING.full_name}/{method.name}",
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
-    )
-    try:
-        call = rpc(request, timeout=60)
-        responses = [one async for one in call] if method.server_streaming else [await call]
-    except grpc.aio.AioRpcError as error:
-        return error.code(), taken_apart(error).reason, f"{error.details()} {error.trailing_metadata()}"
-    return grpc.StatusCode.OK, "", "\n".join(map(text_format.MessageToString, responses))
-
-
 def _secrets(books: Books, key: str) -> set[str]:
     """What a key must never be told: ids of charges and transactions that are not its owner's."""
     _, _, own = key.partition("/")
@@ -113,7 +65,7 @@ def _secrets(books: Books, key: str) -> set[str]:
     return {one.charge_id for one in books.charges} - visible | organizations
 
 
-def test_every_method_is_asked() -> None:
+async def test_every_method_is_asked() -> None:
     assert {*OF_ORGANIZATIONS, *OF_BOTH, "GetCharge"} == set(METHODS)
 
 
@@ -131,8 +83,8 @@ async def test_a_key_reaches_its_own_and_nothing_else(
     known = {"cus_ada", "cus_bob"} if own.startswith("org_") else {LARK, WREN}
     secrets = set() if key in PLATFORM else _secrets(books, key) - known
     for name in (*OF_ORGANIZATIONS, *OF_BOTH):
-        for named, request in _requests(name):
-            code, reason, said = await _ask(channel, METHODS[name], request)
+        for named, request in requests_of(name):
+            code, reason, said = await ask(channel, METHODS[name], request)
             if (code, reason) != _wanted(key, METHODS[name], named):
                 wrong.append(f"{name}({named}): {code} {reason} {said[:200]}")
             wrong += [f"{name}({named}) shows {one}" for one in secrets - {named} if one in said]
@@ -146,7 +98,7 @@ async def test_a_charge_is_shown_to_whom_it_concerns(
     channel, wrong = await reporting.channel(key), []
     role, _, own = key.partition("/")
     for charge in books.charges[:40]:
-        code, reason, _ = await _ask(
+        code, reason, _ = await ask(
             channel, METHODS["GetCharge"], pb.GetChargeRequest(charge_id=charge.charge_id)
         )
         wanted = _wanted(key, METHODS["GetCharge"], charge.charge_id)
@@ -162,11 +114,11 @@ async def test_a_charge_is_shown_to_whom_it_concerns(
 async def test_who_names_both_is_told_to_choose(reporting: ReportingServer) -> None:
     request = pb.GetUsageRequest(organization_id=LARK, customer_id="cus_ada")
     for key in ("operator", f"owner/{LARK}", "customer/cus_ada"):
-        code, reason, _ = await _ask(await reporting.channel(key), METHODS["GetUsage"], request)
+        code, reason, _ = await ask(await reporting.channel(key), METHODS["GetUsage"], request)
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
-def test_a_restricted_key_gets_no_report() -> None:
+async def test_a_restricted_key_gets_no_report() -> None:
     for principal in (
         Principal("key_x", Role.OWNER, organization_id=LARK, agent_ids=frozenset({"agt_x"})),
         Principal("key_x", Role.OWNER, organization_id=LARK, customer_ids=frozenset({"cus_x"})),

@@ -16,6 +16,8 @@ from tests.support.reporting_books import Books, Charge
 from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal, taken_apart
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 def _newest(charges: list[Charge]) -> list[Charge]:
     return sorted(charges, key=lambda one: (one.occur_time, one.charge_id), reverse=True)

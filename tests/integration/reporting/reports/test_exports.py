@@ -18,6 +18,8 @@ from tests.support.reporting_books import Books
 from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 async def _rows(
     reporting: ReportingServer, key: str, request: pb.ExportTransactionsRequest

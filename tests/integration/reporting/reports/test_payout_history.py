@@ -13,6 +13,8 @@ from tests.support.reporting_books import Books
 from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 def _payout(payout_id: str, organization_id: str = LARK) -> payout_service_pb2.GetPayoutResponse:
     return payout_service_pb2.GetPayoutResponse(

@@ -22,6 +22,8 @@ from tests.support.reporting_books import Books, Earned
 from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

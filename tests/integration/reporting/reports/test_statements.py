@@ -15,6 +15,8 @@ from tests.integration.reporting.reports.facts import HELPER, LARK, NOW, WREN
 from tests.support.reporting_books import Books, Moved, Payee
 from tests.support.reports_server import ReportingServer, opened_database, running_reporting
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 SPANS = [
     (datetime(2026, 11, 1, tzinfo=UTC), NOW),
     (datetime(2026, 10, 31, 18, 17, 5, 7, tzinfo=UTC), datetime(2026, 11, 1, 5, 2, tzinfo=UTC)),

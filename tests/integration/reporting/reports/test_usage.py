@@ -16,6 +16,8 @@ from tests.support.reporting_books import Books, Event
 from tests.support.reports_server import CATALOGUE, ReportingServer
 from tests.support.rpc_errors import refusal
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 KEYS: dict[int, Callable[[Event], str]] = {
     usage_report_pb2.USAGE_GROUPING_UNSPECIFIED: lambda one: "",
     usage_report_pb2.USAGE_GROUPING_AGENT: lambda one: one.agent_id,

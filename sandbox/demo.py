@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -145,14 +145,14 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
         traffic = _until_now(recordings, surveys)
         try:
             with asyncio_takes_interrupts():
-                result = asyncio.run(_perform(stack, traffic, watch, console, twice=arguments.twice))
+                result, keys = asyncio.run(_perform(stack, traffic, watch, console, twice=arguments.twice))
         except (grpc.aio.AioRpcError, ReplayError):
             _show_logs(stack)
             raise
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
         if arguments.keep:
-            _keep(stack, console)
+            _keep(stack, console, keys)
     return 0 if all(result.invariants.values()) else 1
 
 
@@ -167,7 +167,8 @@ def _until_now(recordings: Sequence[Recording], surveys: Sequence[Survey]) -> li
 
 async def _perform(
     stack: Stack, traffic: list[Traffic], watch: Stopwatch, console: Console, *, twice: bool
-) -> Result:
+) -> tuple[Result, dict[str, str]]:
+    """The result, and keys to sign in to the dashboard with."""
     async with Job(stack, traffic, _report_bad_line) as job:
         await job.set_up()
         watch.lap("setup")
@@ -188,10 +189,10 @@ async def _perform(
         invariants = await job.verify()
         watch.lap("verify")
         result = _result(job, traffic, watch.seconds(), invariants)
-        report.show_organizations(console, await job.organizations())
+        report.show_organizations(console, job.organizations())
         report.show_payouts(console, job.paid.rows())
         _show(console, job, result)
-    return result
+        return result, await job.sign_in_keys()
 
 
 async def _replay(job: Job, traffic: list[Traffic], console: Console, note: str) -> None:
@@ -291,14 +292,17 @@ def _show_logs(stack: Stack) -> None:
             print(f"the end of {path}:\n{''.join(deque(log, LOG_LINES))}", file=sys.stderr)
 
 
-def _keep(stack: Stack, console: Console) -> None:
+def _keep(stack: Stack, console: Console, keys: Mapping[str, str]) -> None:
     """Leave the stack up until Ctrl-C."""
     ends, secrets = stack.endpoints, stack.operator_key.path.parent
     for line in (
-        f"ledger {ends.ledger}, metering {ends.metering}, payouts {ends.payouts}",
+        f"ledger {ends.ledger}, metering {ends.metering}, payouts {ends.payouts}, reporting {ends.reporting}",
         f"payouts' web http://{ends.payouts_web}, Stripe {ends.stripe or 'itself'}",
         f"keys in {secrets}",
         f"a first call:\n\n  {first_call(stack)}\n",
+        f"the dashboard: http://{ends.reporting_web}, to sign in with the key of the",
+        *(f"  {whose}:\n    {key}" for whose, key in keys.items()),
+        "",
         "Ctrl-C stops everything.",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

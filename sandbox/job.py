@@ -30,6 +30,7 @@ from sandbox.replay import (
 )
 from sandbox.replies import REFUSALS, Answer, Replies
 from sandbox.report import OrganizationRow, Steps
+from sandbox.reports import Reports
 from sandbox.runs import RunHost
 from sandbox.shop import MOST_MICROS, Shop, chargeable
 from sandbox.stack import ROOT, Stack
@@ -115,6 +116,7 @@ class Job:
             ledger = await opened.enter_async_context(connect(self._stack.endpoints.ledger, key))
             metering = await opened.enter_async_context(connect(self._stack.endpoints.metering, key))
             payouts = await opened.enter_async_context(connect(self._stack.endpoints.payouts, key))
+            reporting = await opened.enter_async_context(connect(self._stack.endpoints.reporting, key))
             self._ledger = LedgerServiceStub(ledger)
             self._metering = MeteringServiceStub(metering)
             self._operator = Operator(ledger, metering)
@@ -124,6 +126,7 @@ class Job:
                 customer_ids=CUSTOMERS,
                 organization_ids={party.organization_id for party in self._parties()},
             )
+            self._reports = Reports(reporting)
             self._shop = Shop(payouts)
             self._payday = Payday(
                 payouts, self._stack.endpoints.payouts, self._stack.endpoints.stripe or "", self._books
@@ -305,26 +308,38 @@ class Job:
                 for owner, earnings in told.organizations.items()
             ),
             "stripe_reconciles": self.paid.differences == 0,
+            "reports_match_ledger": await self._reports_agree(told),
             "audit_clean": await self._audit(),
             **self._invariants,
         }
 
-    async def organizations(self) -> list[OrganizationRow]:
-        """The earnings of every organization, as the ledger answers them."""
-        rows = []
-        for organization_id in self._books.organization_ids:
-            balance = await self._books.earnings(organization_id)
-            rows.append(
-                OrganizationRow(
-                    organization_id=organization_id,
-                    charges=self.replies.charges_of[organization_id],
-                    platform_fee=balance.platform_fees.amount_micros,
-                    processing=balance.processing_fees.amount_micros,
-                    net=self.journal.earned[organization_id],
-                    available=balance.available.amount_micros,
-                )
-            )
-        return rows
+    def organizations(self) -> list[OrganizationRow]:
+        """What every organization earned, as reporting answers it."""
+        return self._reports.rows()
+
+    async def sign_in_keys(self) -> dict[str, str]:
+        """API keys for the dashboard by whose they are: who earned most, who paid most, the operator."""
+        earned, charged = self.journal.earned, self.journal.charged
+        customer_id = max(CUSTOMERS, key=lambda owner: charged[owner])
+        keys = {
+            f"customer {customer_id}": await self._operator.create_customer_key(customer_id),
+            "operator": self._stack.operator_key.read(),
+        }
+        # Nobody earned, if nothing was recorded.
+        if self._owners:
+            organization_id = max(self._owners, key=lambda owner: earned[owner])
+            keys = {f"owner of {organization_id}": self._owners[organization_id], **keys}
+        return keys
+
+    async def _reports_agree(self, told: Standing) -> bool:
+        """Whether everything that reporting answers agrees with the books."""
+        events = len(self.replies.prices) + len(self.replies.deferred)
+        caught_up = await self._reports.catch_up(self.journal.last_position, events)
+        await self._reports.read(sorted(told.organizations))
+        agrees = await self._reports.agree(
+            told, self.journal.earned, self.journal.charged, self.replies.charges_of
+        )
+        return caught_up and agrees
 
     async def _catch_up(self) -> None:
         told = await self._books.standing()

@@ -70,6 +70,11 @@ class ChildProcess:
     def running(self) -> bool:
         return self.pid is not None
 
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it: somebody's doing, where any other end is its own."""
+        return self._popen is not None and self._popen.poll() == -signal.SIGKILL
+
     def start(self) -> None:
         if self.running:
             raise SandboxError(f"{self.name} is already running")

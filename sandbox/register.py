@@ -16,7 +16,7 @@ from sandbox.replay import (
     RUN_ACTION,
     Party,
 )
-from tallystick.common.v1.access_pb2 import ROLE_HOST, ROLE_OWNER
+from tallystick.common.v1.access_pb2 import ROLE_CUSTOMER, ROLE_HOST, ROLE_OWNER
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1.directory_service_pb2 import (
     CreateAgentRequest,
@@ -161,6 +161,18 @@ class Operator:
                 organization_id=organization_id,
                 description="Owner in the replay",
                 idempotency_key=f"replay/owner/{organization_id}",
+            )
+        )
+        return created.secret
+
+    async def create_customer_key(self, customer_id: str) -> str:
+        """The secret of an API key of a customer."""
+        created = await self._directory.CreateApiKey(
+            CreateApiKeyRequest(
+                role=ROLE_CUSTOMER,
+                customer_id=customer_id,
+                description="Customer in the replay",
+                idempotency_key=f"replay/customer/{customer_id}",
             )
         )
         return created.secret

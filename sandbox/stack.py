@@ -30,13 +30,14 @@ from sandbox.servers import Stores, stores
 from sandbox.stand_in import StandIn, stripe_itself
 from scripts.grpc_health import serving
 
-ServiceName = Literal["ledger", "metering", "payouts"]
+ServiceName = Literal["ledger", "metering", "payouts", "reporting"]
 # Callees first. They stop in the opposite order, so that nobody calls a service that has left.
-SERVICES: tuple[ServiceName, ...] = ("ledger", "metering", "payouts")
+SERVICES: tuple[ServiceName, ...] = ("ledger", "metering", "payouts", "reporting")
 # Calls that only a caller who is known gets an answer to, by who asks the ledger who that is.
 _FIRST_CALLS: Mapping[ServiceName, str] = {
     "metering": "/tallystick.metering.v1.PricingService/ListPriceBooks",
     "payouts": "/tallystick.payouts.v1.PayoutService/ListPayouts",
+    "reporting": "/tallystick.reporting.v1.ProjectionService/ListProjections",
 }
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,10 +54,13 @@ class Ports:
     ledger: int = 50051
     metering: int = 50052
     payouts: int = 50053
+    reporting: int = 50054
     ledger_metrics: int = 9051
     metering_metrics: int = 9052
     payouts_metrics: int = 9053
+    reporting_metrics: int = 9054
     payouts_web: int = 8053
+    reporting_web: int = 8054
     stripe: int = 12111
 
     def with_free(self) -> Ports:
@@ -112,10 +116,13 @@ class Endpoints:
     ledger: str
     metering: str
     payouts: str
+    reporting: str
     ledger_metrics: str
     metering_metrics: str
     payouts_metrics: str
+    reporting_metrics: str
     payouts_web: str
+    reporting_web: str
     # The stand-in for Stripe. None where payouts calls Stripe itself.
     stripe: str | None
     database_url: str = field(repr=False)
@@ -167,10 +174,13 @@ class Stack:
             ledger=f"127.0.0.1:{ports.ledger}",
             metering=f"127.0.0.1:{ports.metering}",
             payouts=f"127.0.0.1:{ports.payouts}",
+            reporting=f"127.0.0.1:{ports.reporting}",
             ledger_metrics=f"127.0.0.1:{ports.ledger_metrics}",
             metering_metrics=f"127.0.0.1:{ports.metering_metrics}",
             payouts_metrics=f"127.0.0.1:{ports.payouts_metrics}",
+            reporting_metrics=f"127.0.0.1:{ports.reporting_metrics}",
             payouts_web=f"127.0.0.1:{ports.payouts_web}",
+            reporting_web=f"127.0.0.1:{ports.reporting_web}",
             stripe=self._stand_in.address if self._stand_in else None,
             database_url=stores.database_url,
             redis_url=stores.redis_url,
@@ -179,9 +189,12 @@ class Stack:
         self.operator_key = KeyFile("operator", self._secrets / "operator.key")
         self.metering_key = KeyFile("service", self._secrets / "metering.key")
         self.payouts_key = KeyFile("service", self._secrets / "payouts.key")
-        # Not API keys: what reservation tokens are signed with, and what the stand-in signs webhooks with.
+        self.reporting_key = KeyFile("service", self._secrets / "reporting.key")
+        # Not API keys: what reservation tokens are signed with, what the stand-in signs webhooks with, and
+        # what sessions of the dashboard are sealed with.
         self._token_key = self._secrets / "token.key"
         self._webhook_secrets = self._secrets / "webhook.secrets"
+        self._session_secret = self._secrets / "session.secret"
         # Whether the database is that of an earlier start. Known once this one has its keys.
         self.used_before = False
         self._stores = stores
@@ -251,6 +264,15 @@ class Stack:
             self.kill(name)
             raise
 
+    def start_killed(self) -> list[ServiceName]:
+        """Start the services again that somebody ended with SIGKILL, as what runs them elsewhere would; which
+        those are. One that ended by itself stays as it is, for check() to tell.
+        """
+        killed = [name for name, process in self._processes.items() if process.killed]
+        for name in killed:
+            self.restart(name)
+        return killed
+
     def check(self) -> None:
         """SandboxError when a service, the stand-in for Stripe or an embedded store is not running, with the
         end of its log.
@@ -268,6 +290,10 @@ class Stack:
 
     def log_path(self, name: ServiceName) -> Path:
         return self._log(name)
+
+    def pid_path(self, name: ServiceName) -> Path:
+        """A file whose first line is the process id."""
+        return self._log(name).with_suffix(".pid")
 
     def _log(self, name: str) -> Path:
         return self.directory / "logs" / f"{name}.log"
@@ -297,6 +323,16 @@ class Stack:
             "PAYOUTS_PUBLIC_URL": f"http://{self.endpoints.payouts_web}",
             "PAYOUTS_LEDGER_ADDRESS": self.endpoints.ledger,
             "PAYOUTS_LEDGER_API_KEY_FILE": str(self.payouts_key.path),
+            "REPORTING_LISTEN_ADDRESS": self.endpoints.reporting,
+            "REPORTING_METRICS_ADDRESS": self.endpoints.reporting_metrics,
+            "REPORTING_WEB_ADDRESS": self.endpoints.reporting_web,
+            "REPORTING_PUBLIC_URL": f"http://{self.endpoints.reporting_web}",
+            "REPORTING_SESSION_SECRETS": "",
+            "REPORTING_SESSION_SECRETS_FILE": str(self._session_secret),
+            "REPORTING_LEDGER_ADDRESS": self.endpoints.ledger,
+            "REPORTING_METERING_ADDRESS": self.endpoints.metering,
+            "REPORTING_PAYOUTS_ADDRESS": self.endpoints.payouts,
+            "REPORTING_SERVICE_API_KEY_FILE": str(self.reporting_key.path),
         }
         if "payouts" in self._services:
             # Metering asks it for auto-recharge. Every service takes a key of role service.
@@ -321,7 +357,7 @@ class Stack:
             log_path=self.log_path(name),
             env=self._environment,
             cwd=self._checkout,
-            pid_file=self.log_path(name).with_suffix(".pid"),
+            pid_file=self.pid_path(name),
         )
 
     def _argv(self, name: ServiceName, *arguments: str) -> list[str]:
@@ -353,6 +389,7 @@ class Stack:
         """What no database knows of: made once, and kept."""
         self._secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_secret(self._token_key, secrets.token_urlsafe(48))
+        _make_secret(self._session_secret, secrets.token_urlsafe(48))
         # The platform's, and that of connected accounts.
         _make_secret(self._webhook_secrets, ",".join(f"whsec_{secrets.token_urlsafe(24)}" for _ in range(2)))
 
@@ -361,7 +398,7 @@ class Stack:
         made_for = self._secrets / "made-for"
         database = database_identity(self.endpoints.database_url)
         self.used_before = made_for.exists() and made_for.read_text() == database
-        keys = (self.operator_key, self.metering_key, self.payouts_key)
+        keys = (self.operator_key, self.metering_key, self.payouts_key, self.reporting_key)
         missing = [key for key in keys if not (self.used_before and key.path.exists())]
         if not missing:
             return
@@ -430,6 +467,19 @@ def failures_command(stack: Stack) -> str:
     return f"STRIPE_STAND_IN={stack.endpoints.stripe} {python} -m sandbox.stripe faults kinds"
 
 
+def doctor_command(stack: Stack) -> str:
+    """A line that checks every service, from the top folder of the checkout."""
+    key = shlex.quote(_relative(stack.operator_key.path))
+    return (
+        f"TALLYSTICK_API_KEY_FILE={key} {shlex.quote(_relative(Path(sys.executable)))} -m tallystick doctor"
+    )
+
+
+def crash_command(stack: Stack, name: ServiceName) -> str:
+    """A line that ends a service as a crash would."""
+    return f"kill -9 $(head -1 {shlex.quote(_relative(stack.pid_path(name)))})"
+
+
 def _flag(name: str) -> str:
     """The option that sets a field of Ports."""
     return f"--{name.replace('_', '-')}-port"
@@ -446,16 +496,20 @@ def _print_summary(stack: Stack) -> None:
         "ledger (gRPC)": stack.endpoints.ledger,
         "metering (gRPC)": stack.endpoints.metering,
         "payouts (gRPC)": stack.endpoints.payouts,
+        "reporting (gRPC)": stack.endpoints.reporting,
+        "dashboard": f"http://{stack.endpoints.reporting_web}",
         "payouts web": f"http://{stack.endpoints.payouts_web}",
         "ledger metrics": f"http://{stack.endpoints.ledger_metrics}/metrics",
         "metering metrics": f"http://{stack.endpoints.metering_metrics}/metrics",
         "payouts metrics": f"http://{stack.endpoints.payouts_metrics}/metrics",
+        "reporting metrics": f"http://{stack.endpoints.reporting_metrics}/metrics",
         "Stripe": f"http://{stack.endpoints.stripe}, a stand-in" if stack.endpoints.stripe else "itself",
         "PostgreSQL": stack.endpoints.database_url,
         "Valkey": stack.endpoints.redis_url,
         "operator key": _relative(stack.operator_key.path),
         "metering's key for the ledger": _relative(stack.metering_key.path),
         "payouts' key for the ledger": _relative(stack.payouts_key.path),
+        "reporting's key for the others": _relative(stack.reporting_key.path),
         "logs": _relative(stack.directory / "logs"),
     }
     table = Table("what", "where", title="Tallystick is up")
@@ -465,10 +519,13 @@ def _print_summary(stack: Stack) -> None:
     width = 10 + max(map(len, rows)) + max(map(len, rows.values()))
     Console(width=max(width, Console().width)).print(table)
     print(f"A first call:\n\n  {first_call(stack)}\n")
+    print(f"The same figures in a browser: http://{stack.endpoints.reporting_web}, with the operator key.\n")
+    print(f"Whether all is well:\n\n  {doctor_command(stack)}\n")
     print(f"An audit of the ledger:\n\n  {audit_command(stack)}\n")
+    print(f"A crash of a service, which is started again then:\n\n  {crash_command(stack, 'payouts')}\n")
     if stack.endpoints.stripe:
         print(
-            f"Failures of Stripe to play, as docs/stripe-stand-in.md tells:\n\n  {failures_command(stack)}\n"
+            f"Failures of Stripe to play, as docs/payouts-failures.md tells:\n\n  {failures_command(stack)}\n"
         )
         if stack.used_before:
             print(
@@ -501,6 +558,9 @@ def main(argv: list[str] | None = None) -> int:
             _print_summary(stack)
             pause = threading.Event()
             while not pause.wait(1.0):
+                # Another one may be killed while one starts.
+                while back := stack.start_killed():
+                    print(f"killed, and started again: {', '.join(back)}", flush=True)
                 stack.check()
     except KeyboardInterrupt:
         print("\nstopped")

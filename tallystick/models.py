@@ -149,6 +149,9 @@ class UnitPrice:
     amount: Decimal
     per_units: int
 
+    def __str__(self) -> str:
+        return f"{self.amount:f}" if self.per_units == 1 else f"{self.amount:f} per {self.per_units:,}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeLine:

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name, value in given.items()
             if known[name].required or (value is not None and value is not False)
         }
-        print(json.dumps(control.run(f"{group} {verb}", **told), indent=2))
+        _show(json.dumps(control.run(f"{group} {verb}", **told), indent=2))
     except SandboxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -169,8 +169,16 @@ def _call(
     if status != 200:
         print(f"error: {status}: {json.dumps(body['error'], indent=2)}", file=sys.stderr)
         return 1
-    print(body["id"] if id else json.dumps(body, indent=2))
+    _show(body["id"] if id else json.dumps(body, indent=2))
     return 0
+
+
+def _show(answer: str) -> None:
+    try:
+        print(answer, flush=True)
+    except BrokenPipeError:
+        # Who reads it, such as `head`, has seen enough. At its end Python writes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -159,12 +159,18 @@ class Webhooks:
         ready = set(self._ready)
         self._ready = [delivery for delivery in waiting if delivery in ready]
 
-    def view(self) -> Json:
+    def view(self, type: str = "*", limit: int = DONE_KEPT) -> Json:
+        """All there is to see; of deliveries only those of a type or pattern, of those done the newest."""
+        done = [delivery.view() for delivery in self._done if fnmatchcase(delivery.event["type"], type)]
         return {
             "paused": self.paused,
             "mishaps": [vars(mishap) for mishap in self._mishaps],
-            "waiting": [delivery.view() for delivery in self._waiting.values()],
-            "done": [delivery.view() for delivery in self._done],
+            "waiting": [
+                delivery.view()
+                for delivery in self._waiting.values()
+                if fnmatchcase(delivery.event["type"], type)
+            ],
+            "done": done[max(0, len(done) - limit) :],
             "endpoints": [
                 {
                     "id": endpoint.value["id"],

@@ -50,7 +50,7 @@ WEEK = 7 * 86_400
 @pytest.fixture
 def stack(session_stores: Stores, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
     own = replace(session_stores, database_url=database_url, redis_url=redis_url)
-    with Stack(tmp_path, own) as running:
+    with Stack(tmp_path, own, services=("ledger", "metering", "payouts")) as running:
         yield running
 
 

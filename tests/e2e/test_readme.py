@@ -1,14 +1,15 @@
-"""The tours of README and docs/payouts.md: their commands run as printed, and answer what is printed there.
+"""The tours of README and of pages in docs/: their commands run as printed, and answer what is printed there.
 
 A block `sh` holds commands; where a block `text` follows at once, it shows what they print, with `…` for what
 is left out. Ids that are made anew may differ.
 """
 
+import os
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sandbox.servers import Stores
 from sandbox.stack import Endpoints, Stack
 
 ROOT = Path(__file__).parents[2]
-TOURS = ("README.md", "docs/payouts.md")
+TOURS = ("README.md", "docs/payouts.md", "docs/tutorial.md")
 ENDS = "end-of-answer"
 # What is folded a moment later is asked for again.
 ATTEMPTS = 50
@@ -48,8 +49,13 @@ def localized(text: str, endpoints: Endpoints, stack: Stack) -> str:
     text = text.replace(".venv/bin/grpcurl", str(Path(sys.executable).parent / "grpcurl"))
     text = text.replace(".venv/bin/python", f"STRIPE_STAND_IN={endpoints.stripe} {sys.executable}")
     text = text.replace(".sandbox/secrets", str(stack.operator_key.path.parent))
-    ports = {"50051": endpoints.ledger, "50052": endpoints.metering, "50053": endpoints.payouts}
-    return re.sub(r"\bcall (5005[123])\b", lambda found: f"call {port(ports[found[1]])}", text)
+    ports = {
+        "50051": endpoints.ledger,
+        "50052": endpoints.metering,
+        "50053": endpoints.payouts,
+        "50054": endpoints.reporting,
+    }
+    return re.sub(r"\bcall (5005[1234])\b", lambda found: f"call {port(ports[found[1]])}", text)
 
 
 def port(endpoint: str) -> str:
@@ -82,9 +88,15 @@ def answers(printed: list[str], step: Step) -> bool:
 class Shell:
     """One bash for the whole tour, since its commands set variables. It ends at the deadline."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self._bash = subprocess.Popen(
-            ["/bin/bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["/bin/bash"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **environment},
+            cwd=ROOT,
         )
         self._deadline = threading.Timer(DEADLINE_SECONDS, self._bash.kill)
         self._deadline.start()
@@ -115,13 +127,23 @@ def stack(session_stores: Stores, database_url: str, redis_url: str, tmp_path: P
 
 
 @pytest.mark.parametrize("page", TOURS)
-def test_a_tour_goes_as_its_page_shows(stack: Stack, page: str) -> None:
+def test_a_tour_goes_as_its_page_shows(stack: Stack, page: str, tmp_path: Path) -> None:
     tour = steps(page)
     assert len(tour) > 5
-    shell = Shell()
+    endpoints = stack.endpoints
+    shell = Shell(
+        {
+            # Where client and command line look for services, and agents of the tour are written to.
+            "TALLYSTICK_LEDGER_ADDRESS": endpoints.ledger,
+            "TALLYSTICK_METERING_ADDRESS": endpoints.metering,
+            "TALLYSTICK_PAYOUTS_ADDRESS": endpoints.payouts,
+            "TALLYSTICK_REPORTING_ADDRESS": endpoints.reporting,
+            "TMPDIR": str(tmp_path),
+        }
+    )
     try:
         for step in tour:
-            commands = localized(step.commands, stack.endpoints, stack)
+            commands = localized(step.commands, endpoints, stack)
             for _ in range(ATTEMPTS):
                 printed = shell.run(commands)
                 if answers(printed, step) or "Service/Get" not in commands:

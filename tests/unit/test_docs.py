@@ -15,6 +15,7 @@ from services.kit.config import ServerConfig
 from services.ledger.config import LedgerConfig
 from services.metering.config import MeteringConfig
 from services.payouts.config import PayoutsConfig
+from services.reporting.config import ReportingConfig
 from tallystick.common.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,7 @@ def test_the_readme_tells_the_ports() -> None:
             ("ledger", LedgerConfig),
             ("metering", MeteringConfig),
             ("payouts", PayoutsConfig),
+            ("reporting", ReportingConfig),
         )
     }
     assert {name: (int(grpc), int(metrics)) for name, grpc, metrics in told} == defaults
@@ -130,13 +132,16 @@ def test_the_readme_tells_the_ports() -> None:
         "payouts": defaults["payouts"][0],
         "payouts_metrics": defaults["payouts"][1],
         "payouts_web": port(PayoutsConfig, "web_address"),
+        "reporting": defaults["reporting"][0],
+        "reporting_metrics": defaults["reporting"][1],
+        "reporting_web": port(ReportingConfig, "web_address"),
         "stripe": int(DEFAULT_ADDRESS.rpartition(":")[2]),
     }
     assert f"on port {port(PayoutsConfig, 'web_address')}" in README
 
 
 def test_operators_are_told_of_every_metric() -> None:
-    for service in ("ledger", "metering", "payouts"):
+    for service in ("ledger", "metering", "payouts", "reporting"):
         # Which registers the metrics of the service, and those of the kit.
         importlib.import_module(f"services.{service}.app")
     exported = {

@@ -12,7 +12,7 @@ from sandbox.stripe.reading import add_endpoint, roll_secret
 from sandbox.stripe.signatures import TAMPERINGS
 from sandbox.stripe.store import PLATFORM
 from sandbox.stripe.values import Json
-from sandbox.stripe.webhooks import HANDLINGS, Mishap
+from sandbox.stripe.webhooks import DONE_KEPT, HANDLINGS, Mishap
 from sandbox.stripe.world import ApiKey, World
 
 _TYPE = "event type or pattern such as payout.*"
@@ -139,10 +139,10 @@ def keys_revoke(world: World, key: str) -> Json:
     return {"key": key, "revoked": True}
 
 
-@command("webhooks list")
-def webhooks_list(world: World) -> Json:
+@command("webhooks list", type=_TYPE, limit="of the deliveries done, the newest so many")
+def webhooks_list(world: World, type: str = "*", limit: int = DONE_KEPT) -> Json:
     """Endpoints with their secrets, deliveries waiting and done, mishaps to come."""
-    return world.webhooks.view()
+    return world.webhooks.view(type, limit)
 
 
 @command("webhooks pause")
@@ -197,9 +197,10 @@ def webhooks_mishap(world: World, kind: str, type: str = "*", count: int = 1, se
 
 @command("webhooks clear")
 def webhooks_clear(world: World) -> Json:
-    """Forget all mishaps to come."""
+    """Forget all mishaps to come, and what `events double` was told."""
     world.webhooks.forget_mishaps()
-    return {"mishaps": []}
+    world.events.doubled.clear()
+    return {"mishaps": [], "doubled": {}}
 
 
 @command(

@@ -16,7 +16,7 @@ from services.ledger.rpc import convert
 from services.ledger.rpc.ledger_base import Context, LedgerBase, check_owner
 from services.ledger.store.feed import FeedFilter, JournalRows, read_journal
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import charge_pb2, transaction_pb2
+from tallystick.ledger.v1 import charge_pb2, correction_pb2, transaction_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 
 _MAX_OWNERS = 100
@@ -74,6 +74,9 @@ def _fill_sequenced(
     charge = rows.charges.get(row.charge_id)
     if charge is not None and charge.transaction_id == row.transaction_id:
         _fill_charge(sequenced.charge, charge, sequenced.transaction)
+    correction = rows.corrections.get(row.transaction_id)
+    if correction is not None:
+        _fill_correction(sequenced.correction, correction, sequenced.transaction)
 
 
 def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entries: Sequence[Any]) -> None:
@@ -156,6 +159,30 @@ def _fill_earning(
     _fill_money(earning.net, currency, gross - platform_fee - processing_fee)
     earning.platform_fee_bps = platform_fee_bps
     earning.processing_fee_bps = processing_fee_bps
+
+
+def _fill_correction(
+    correction: correction_pb2.Correction, row: Any, transaction: transaction_pb2.Transaction
+) -> None:
+    currency = row.currency_code
+    correction.charge_id = row.charge_id
+    correction.correction_id = row.correction_id
+    _fill_money(correction.amount, currency, row.amount)
+    _fill_money(correction.refund.unpaid, currency, row.unpaid)
+    _fill_money(correction.refund.receivable, currency, row.receivable)
+    _fill_money(correction.refund.credits, currency, row.credits)
+    # The legs are net, platform fee and processing fee of one payee after the other.
+    nets, platform_fees, processing_fees = (row.legs[leg::3] for leg in range(3))
+    for payee in zip(row.organization_ids, nets, platform_fees, processing_fees, strict=True):
+        organization_id, net, platform_fee, processing_fee = payee
+        earning = correction.earnings.add(organization_id=organization_id)
+        _fill_money(earning.gross, currency, net + platform_fee + processing_fee)
+        _fill_money(earning.platform_fee, currency, platform_fee)
+        _fill_money(earning.processing_fee, currency, processing_fee)
+        _fill_money(earning.net, currency, net)
+    correction.reason = transaction.reason
+    correction.transaction_id = transaction.transaction_id
+    correction.create_time.CopyFrom(transaction.create_time)
 
 
 def _fill_money(money: money_pb2.Money, currency: str, micros: int) -> None:

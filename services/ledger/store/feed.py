@@ -48,6 +48,13 @@ _CHARGES: Final = """
     FROM ledger.charge
     WHERE charge_id = ANY (%b::text[])
 """
+_CORRECTIONS: Final = """
+    SELECT r.charge_id, r.correction_id, r.amount, r.unpaid, r.receivable, r.credits, r.legs,
+           r.transaction_id, c.organization_ids, c.currency_code
+    FROM unnest(%b::text[], %b::text[]) AS wanted (charge_id, correction_id)
+    JOIN ledger.correction r USING (charge_id, correction_id)
+    JOIN ledger.charge c USING (charge_id, customer_id)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,8 @@ class FeedFilter:
 
 
 class JournalRows(NamedTuple):
-    """Transactions in the order of their positions, entries by transaction id, charges by charge id.
+    """Transactions in the order of their positions, entries and corrections by transaction id, charges by
+    charge id.
 
     Entries, of which there are several in each transaction, are plain tuples: number, owner, kind, currency,
     amount, bucket (collected, earned on, available on), account version, transaction.
@@ -68,6 +76,7 @@ class JournalRows(NamedTuple):
     transactions: Sequence[Any]
     entries: Mapping[str, Sequence[TupleRow]]
     charges: Mapping[str, Any]
+    corrections: Mapping[str, Any]
 
 
 async def read_journal(
@@ -81,13 +90,13 @@ async def read_journal(
 ) -> FeedSlice[JournalRows]:
     """The transactions of the next `size` positions behind `after` that pass the filter.
 
-    With charges as they were posted, if they are included.
+    With charges as they were posted, and corrections, if they are included.
     """
     current, head = await single(await connection.execute(_LOG))
     check_log(log_id, current)
     until = min(after + size, head)
     if until <= after:
-        return FeedSlice(current, JournalRows((), {}, {}), after, head)
+        return FeedSlice(current, JournalRows((), {}, {}, {}), after, head)
     transactions = await _rows(
         connection,
         _TRANSACTIONS,
@@ -110,7 +119,12 @@ async def read_journal(
         if include_charges and charge_ids
         else {}
     )
-    return FeedSlice(current, JournalRows(transactions, entries, charges), until, head)
+    corrected = [one for one in transactions if one.type == TransactionType.CORRECTION]
+    corrections = {}
+    if include_charges and corrected:
+        keys = ([one.charge_id for one in corrected], [one.correction_id for one in corrected])
+        corrections = {row.transaction_id: row for row in await _rows(connection, _CORRECTIONS, keys)}
+    return FeedSlice(current, JournalRows(transactions, entries, charges, corrections), until, head)
 
 
 async def _rows(

@@ -78,6 +78,16 @@ class Hold(StrEnum):
     UNRESOLVED = "unresolved"
 
 
+# What the history says of a hold. Its owner reads that, and is not concerned with what the payment processor
+# says of our key and our calls: that is in last_error, and in the log.
+_HOLD_WORDS: Final[Mapping[Hold, str]] = {
+    Hold.FROZEN: "the organization's payouts are frozen",
+    Hold.NEGATIVE_EARNINGS: "available earnings are below zero",
+    Hold.ACCOUNT_NOT_READY: "the connected account is not ready for it",
+    Hold.KEY_REFUSED: "the payment processor refuses our key, which an operator has to mend",
+    Hold.KEY_CONFLICT: "its idempotency key was used for something else, which an operator has to look into",
+    Hold.UNRESOLVED: "what became of it is not certain, which an operator has to look into",
+}
 # Time alone mends none of these: an operator decides.
 NEEDS_DECISION: Final = frozenset({Hold.KEY_CONFLICT, Hold.UNRESOLVED})
 
@@ -284,14 +294,13 @@ def again_later(payout: Payout, error: str, next_attempt_time: datetime, hold: H
         hold=hold,
     )
     # A hold is news the first time; the same hold again is not.
-    news = hold is not None and hold is not payout.hold
-    return Change(after, Step(WORKER, "worker", f"held: {hold}: {error}") if news else None)
+    return Change(after, None if hold is None or hold is payout.hold else _stands_still(hold))
 
 
 def held_for_decision(payout: Payout, hold: Hold, error: str) -> Change:
     """Trying again could pay twice: an operator decides, and until then nothing happens."""
     after = dataclasses.replace(payout, hold=hold, next_attempt_time=None, last_error=error)
-    return Change(after, Step(WORKER, "worker", f"held: {hold}: {error}"))
+    return Change(after, _stands_still(hold))
 
 
 def left_for_bank(payout: Payout) -> Money:
@@ -420,6 +429,10 @@ def state_conflict(payout: Payout, message: str) -> FailedPrecondition:
         reason="PAYOUT_STATE_CONFLICT",
         metadata={"payout_id": payout.payout_id, "state": payout.state},
     )
+
+
+def _stands_still(hold: Hold) -> Step:
+    return Step(WORKER, "worker", f"held: {_HOLD_WORDS[hold]}")
 
 
 def _begun_by(payout: Payout) -> str:

@@ -12,6 +12,7 @@ credits: `observed` leads out of `failed` and `cancelled` too.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -58,6 +59,14 @@ class Hold(StrEnum):
     KEY_REFUSED = "key_refused"
     KEY_CONFLICT = "key_conflict"
     UNRESOLVED = "unresolved"
+
+
+# What the history says of a hold; what the payment processor says is in last_error, and in the log.
+_HOLD_WORDS: Final[Mapping[Hold, str]] = {
+    Hold.KEY_REFUSED: "the payment processor refuses our key, which an operator has to mend",
+    Hold.KEY_CONFLICT: "its idempotency key was used for something else, which an operator has to look into",
+    Hold.UNRESOLVED: "what became of it is not certain, which an operator has to look into",
+}
 
 
 class IntentStatus(StrEnum):
@@ -384,14 +393,13 @@ def again_later(
         hold=hold,
     )
     # A hold is news the first time; the same hold again is not.
-    news = hold is not None and hold is not purchase.hold
-    return Change(after, Step(WORKER, "worker", f"held: {hold}: {error}") if news else None)
+    return Change(after, None if hold is None or hold is purchase.hold else _stands_still(hold))
 
 
 def held(purchase: Purchase, hold: Hold, error: str) -> Change:
     """No repetition mends it: a person must look, and until then nothing happens."""
     after = dataclasses.replace(purchase, hold=hold, next_attempt_time=None, last_error=error)
-    return Change(after, Step(WORKER, "worker", f"held: {hold}: {error}"))
+    return Change(after, _stands_still(hold))
 
 
 def state_conflict(purchase: Purchase, message: str) -> FailedPrecondition:
@@ -411,6 +419,10 @@ def is_payment_of(intent: Intent, purchase: Purchase) -> bool:
         and intent.amount == purchase.money
         and purchase.payment_intent_id in (None, intent.payment_intent_id)
     )
+
+
+def _stands_still(hold: Hold) -> Step:
+    return Step(WORKER, "worker", f"held: {_HOLD_WORDS[hold]}")
 
 
 def _paid(known: Purchase, intent: Intent, step: Step, now: datetime) -> Change:

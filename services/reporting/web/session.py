@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from services.kit.clock import Clock
+from services.reporting.config import MIN_SECRET_LENGTH
 
 LIFETIME: Final = timedelta(hours=12)
-MIN_SECRET_LENGTH: Final = 32
 
 # Bound into every cookie, so that nothing else which the secret may seal one day is taken for a session.
 _CONTEXT: Final = b"tallystick dashboard session, 1"

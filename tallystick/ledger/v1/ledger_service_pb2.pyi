@@ -1019,7 +1019,7 @@ class ReadJournalRequest(_message.Message):
     follow: _builtins.bool
     """Stay open and send what comes."""
     include_charges: _builtins.bool
-    """Send the charge with each transaction that posts one."""
+    """Send the charge with each transaction that posts one, and the correction with each that corrects one."""
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_transaction_pb2.TransactionType.ValueType]:
         """Only these types, unless empty."""
@@ -1094,6 +1094,7 @@ class SequencedTransaction(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
     CHARGE_FIELD_NUMBER: _builtins.int
+    CORRECTION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Position within the log, from 1 without gaps."""
     @_builtins.property
@@ -1106,16 +1107,23 @@ class SequencedTransaction(_message.Message):
         they follow from transactions.
         """
 
+    @_builtins.property
+    def correction(self) -> _correction_pb2.Correction:
+        """Of a CORRECTION, if charges are included: the correction. What it took of each payee's share does not follow from
+        the entries where a part of the charge was unpaid.
+        """
+
     def __init__(
         self,
         *,
         position: _builtins.int = ...,
         transaction: _transaction_pb2.Transaction | None = ...,
         charge: _charge_pb2.Charge | None = ...,
+        correction: _correction_pb2.Correction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "correction", b"correction", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "position", b"position", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "correction", b"correction", "position", b"position", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

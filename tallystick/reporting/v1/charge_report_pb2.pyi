@@ -26,7 +26,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class ReportedCharge(_message.Message):
     """ReportedCharge is a charge with what it was for. A caller that belongs to an organization sees its own share, a
-    customer what it paid.
+    customer what it paid. The platform sees lists as whom it names does, and a single charge as its customer does.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -69,11 +69,11 @@ class ReportedCharge(_message.Message):
     model: _builtins.str
     """The model, or empty."""
     input_tokens: _builtins.int
-    """Tokens sent to models."""
+    """Tokens sent to models by the event, be the charge for it or for its outcome."""
     output_tokens: _builtins.int
     """Tokens that models produced."""
     outcome: _usage_pb2.Outcome.ValueType
-    """How it ended."""
+    """How it ended, as far as is known now."""
     price_version_id: _builtins.str
     """The price version that was applied."""
     @_builtins.property
@@ -86,7 +86,9 @@ class ReportedCharge(_message.Message):
 
     @_builtins.property
     def net(self) -> _money_pb2.Money:
-        """What the organization earns of it. Unset for customers."""
+        """What the organization has earned of it so far: without what is unpaid, and what corrections took back. Unset where
+        the charge is seen as its customer does.
+        """
 
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_charge_line_pb2.ChargeLine]:

@@ -527,7 +527,7 @@ class GetMarginRequest(_message.Message):
     """At most this many, those with the highest revenue; up to 1,000; 100 when zero."""
     @_builtins.property
     def period(self) -> _period_pb2.Period:
-        """The time; 30 days when unset."""
+        """The time; 30 days when unset. At most 32 days when runs are told apart."""
 
     def __init__(
         self,

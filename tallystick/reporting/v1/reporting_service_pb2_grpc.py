@@ -172,8 +172,8 @@ class ReportingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ExportTransactions(self, request, context):
-        """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, and one for
-        each correction of it.
+        """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
+        correction of it, and for a payee one for each collection of what had been unpaid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,8 +62,8 @@ class ReportingServiceStub:
     message has the balances, the others the movements in the order in which they were posted.
     """
     ExportTransactions: _grpc.UnaryStreamMultiCallable[_reporting_service_pb2.ExportTransactionsRequest, _reporting_service_pb2.ExportTransactionsResponse]
-    """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, and one for
-    each correction of it.
+    """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
+    correction of it, and for a payee one for each collection of what had been unpaid.
     """
     ListPayoutHistory: _grpc.UnaryUnaryMultiCallable[_reporting_service_pb2.ListPayoutHistoryRequest, _reporting_service_pb2.ListPayoutHistoryResponse]
     """Lists the payouts of an organization, newest first, each with its steps, its status at the bank and its transactions."""
@@ -102,8 +102,8 @@ class ReportingServiceAsyncStub(ReportingServiceStub):
     message has the balances, the others the movements in the order in which they were posted.
     """
     ExportTransactions: _aio.UnaryStreamMultiCallable[_reporting_service_pb2.ExportTransactionsRequest, _reporting_service_pb2.ExportTransactionsResponse]  # type: ignore[assignment]
-    """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, and one for
-    each correction of it.
+    """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
+    correction of it, and for a payee one for each collection of what had been unpaid.
     """
     ListPayoutHistory: _aio.UnaryUnaryMultiCallable[_reporting_service_pb2.ListPayoutHistoryRequest, _reporting_service_pb2.ListPayoutHistoryResponse]  # type: ignore[assignment]
     """Lists the payouts of an organization, newest first, each with its steps, its status at the bank and its transactions."""
@@ -199,8 +199,8 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reporting_service_pb2.ExportTransactionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_reporting_service_pb2.ExportTransactionsResponse], _abc.AsyncIterator[_reporting_service_pb2.ExportTransactionsResponse]]:
-        """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, and one for
-        each correction of it.
+        """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
+        correction of it, and for a payee one for each collection of what had been unpaid.
         """
 
     @_abc_1.abstractmethod

@@ -328,9 +328,13 @@ class Margin(_message.Message):
     KNOWN_COUNT_FIELD_NUMBER: _builtins.int
     UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The agent, model, customer or run. Empty for events that name no model."""
+    """The agent, model or customer; or the run behind its customer, as in "cus_ada/ticket-4711", since customers name their
+    runs alike. Empty for events that name no model.
+    """
     model_cost_usd: _builtins.str
-    """What the models cost for the events where that is known: an exact decimal in USD, such as "0.00123"."""
+    """What the models cost for the events where that is known: an exact decimal in USD, such as "0.00123". Empty when
+    nothing is known.
+    """
     margin_usd: _builtins.str
     """`gross_of_known` minus `model_cost_usd`, as an exact decimal. Empty when nothing is known, or when the charges are
     not in USD: currencies are not converted.

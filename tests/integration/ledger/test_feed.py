@@ -15,6 +15,7 @@ from tests.support.sequencing import sequencers
 from tests.support.waiting import eventually
 
 CHARGE = transaction_pb2.TRANSACTION_TYPE_CHARGE
+CORRECTION = transaction_pb2.TRANSACTION_TYPE_CORRECTION
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ async def test_charges_come_as_they_were_posted_and_transactions_as_they_are(ser
     (free,) = await credits.post(intent("run-3", 0))
     # A collection and a correction of that charge, neither of which posts it.
     await books.grant(5_000, "second")
-    await books.correct("rf_1", 700, charge_id=shared.charge.charge_id)
+    corrected = await books.correct("rf_1", 700, charge_id=shared.charge.charge_id)
 
     whole = await read_all(server, 7, include_charges=True)
 
@@ -82,13 +83,15 @@ async def test_charges_come_as_they_were_posted_and_transactions_as_they_are(ser
     assert [one.organization_id for one in posted[shared.charge.charge_id].earnings] == ["org_x", "org_y"]
     for one in whole:
         assert one.HasField("charge") == (one.transaction.type == CHARGE)
+        assert one.HasField("correction") == (one.transaction.type == CORRECTION)
         read_alone = await server.operator.ledger.GetTransaction(
             pb.GetTransactionRequest(transaction_id=one.transaction.transaction_id)
         )
         assert one.transaction == read_alone.transaction
+    assert [one.correction for one in whole if one.HasField("correction")] == [corrected.correction]
     without = await read_all(server, 7)
     assert [one.transaction for one in without] == [one.transaction for one in whole]
-    assert not any(one.HasField("charge") for one in without)
+    assert not any(one.HasField("charge") or one.HasField("correction") for one in without)
 
 
 async def test_every_batch_says_where_the_log_ends_and_a_read_ends_there(server: LedgerServer) -> None:

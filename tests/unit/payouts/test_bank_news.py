@@ -1,4 +1,4 @@
-"""What news of the bank, and of transfers, make of a payout."""
+"""What news of the bank, of transfers, and of what holds it up make of a payout."""
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
@@ -10,6 +10,7 @@ from services.payouts.domain import payout as rules
 from services.payouts.domain.payout import (
     BankPayout,
     BankStatus,
+    Hold,
     Origin,
     Owed,
     Payout,
@@ -55,6 +56,21 @@ def test_the_bank_is_taken_at_its_word_and_the_same_word_twice_is_no_news() -> N
     assert rules.at_bank(change.payout, _bank(BankStatus.PAID), STEP) is None
     # Even what was paid may come back.
     assert rules.at_bank(change.payout, _bank(BankStatus.FAILED), STEP) is not None
+
+
+@pytest.mark.parametrize("hold", list(Hold))
+def test_the_history_says_of_a_hold_only_what_its_owner_understands(hold: Hold) -> None:
+    said = "sk_live_… is no key of acct_1"
+    for change in (
+        rules.held_for_decision(_sent(), hold, said),
+        rules.again_later(_sent(), said, LATER, hold),
+    ):
+        assert (change.payout.hold, change.payout.last_error) == (hold, said)
+        assert change.step is not None
+        assert change.step.reason.startswith("held: ")
+        assert said not in change.step.reason
+    # The same hold again is no news.
+    assert rules.again_later(change.payout, said, LATER, hold).step is None
 
 
 def test_news_of_an_attempt_that_is_over_changes_nothing() -> None:

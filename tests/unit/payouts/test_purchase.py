@@ -104,6 +104,17 @@ def test_another_payment_is_never_taken_for_its_own(changes: dict[str, Any]) -> 
     assert held.next_attempt_time is None
 
 
+@pytest.mark.parametrize("hold", list(Hold))
+def test_the_history_says_of_a_hold_only_what_its_owner_understands(hold: Hold) -> None:
+    said = "sk_live_… is no key of acct_1"
+    for change in (rules.held(purchase(), hold, said), rules.again_later(purchase(), said, NOW, hold)):
+        assert change.purchase.last_error == said
+        assert change.step is not None
+        assert change.step.reason.startswith("held: ")
+        assert said not in change.step.reason
+    assert rules.again_later(change.purchase, said, NOW, hold).step is None
+
+
 def test_a_second_payment_is_not_its_own() -> None:
     assert not rules.is_payment_of(intent(payment_intent_id="pi_2"), purchase(payment_intent_id="pi_1"))
 

@@ -27,6 +27,7 @@ from sandbox.stack import (
     Ports,
     Stack,
     audit_command,
+    crash_command,
     database_identity,
     failures_command,
     first_call,
@@ -157,14 +158,18 @@ def test_start_migrates_then_makes_keys_then_serves(checkout: Path) -> None:
         secrets = checkout / "state" / "secrets"
         keys = [
             f"{role}={secrets / name}.key"
-            for role, name in (("operator", "operator"), ("service", "metering"), ("service", "payouts"))
+            for role, name in (
+                ("operator", "operator"),
+                *(("service", caller) for caller in ("metering", "payouts", "reporting")),
+            )
         ]
         made = calls(checkout)
         # The stand-in for Stripe is there before payouts, whatever else happens meanwhile.
         assert made.index("stripe serve") < made.index("payouts serve")
         made.remove("stripe serve")
         # Services side by side, in any order.
-        assert [set(made[:3]), made[3], set(made[4:])] == [
+        count = len(SERVICES)
+        assert [set(made[:count]), made[count], set(made[count + 1 :])] == [
             {f"{name} migrate" for name in SERVICES},
             " ".join(["keys", *keys]),
             {f"{name} serve" for name in SERVICES},
@@ -266,16 +271,30 @@ def test_each_stand_in_for_stripe_gives_other_ids(tmp_path: Path) -> None:
     assert len(set(ids)) == 4
 
 
+def test_reporting_is_told_of_those_that_it_reads(checkout: Path) -> None:
+    with Stack(checkout / "state", ELSEWHERE, checkout=checkout) as stack:
+        endpoints, settings = stack.endpoints, environment(checkout, "reporting")
+        wanted = {
+            "REPORTING_LEDGER_ADDRESS": endpoints.ledger,
+            "REPORTING_METERING_ADDRESS": endpoints.metering,
+            "REPORTING_PAYOUTS_ADDRESS": endpoints.payouts,
+            "REPORTING_SERVICE_API_KEY_FILE": str(stack.reporting_key.path),
+        }
+        assert {name: settings[name] for name in wanted} == wanted
+
+
 def test_keys_are_for_their_owner_only(checkout: Path) -> None:
     with Stack(checkout / "state", ELSEWHERE, checkout=checkout) as stack:
         assert stack.operator_key.read() == "key of operator"
         assert stack.metering_key.read() == "key of service"
         assert stack.payouts_key.read() == "key of service"
+        assert stack.reporting_key.read() == "key of service"
         for path, mode in (
             (stack.operator_key.path.parent, 0o700),
             (stack.operator_key.path, 0o600),
             (stack.metering_key.path, 0o600),
             (stack.payouts_key.path, 0o600),
+            (stack.reporting_key.path, 0o600),
             (stack.directory / "secrets" / "token.key", 0o600),
             (stack.directory / "secrets" / "webhook.secrets", 0o600),
         ):
@@ -312,7 +331,7 @@ def test_keys_that_were_not_all_made_are_all_made_anew(checkout: Path) -> None:
         failing.start()
     with Stack(checkout / "state", ELSEWHERE, checkout=checkout):
         made = [call.split()[1:] for call in calls(checkout) if call.startswith("keys")]
-    assert [len(keys) for keys in made] == [3, 3]
+    assert [len(keys) for keys in made] == [4, 4]
 
 
 def test_a_database_that_is_made_again_is_another_one(
@@ -334,7 +353,7 @@ def test_keys_for_an_older_database_at_the_same_url_are_made_anew(
         monkeypatch.setattr("sandbox.stack.database_identity", lambda _, it=identity: it)
         with Stack(checkout / "state", ELSEWHERE, checkout=checkout):
             pass
-    assert [len(call.split()) - 1 for call in calls(checkout) if call.startswith("keys")] == [3, 3]
+    assert [len(call.split()) - 1 for call in calls(checkout) if call.startswith("keys")] == [4, 4]
 
 
 def test_an_unreachable_database_has_no_identity(tmp_path: Path) -> None:
@@ -384,7 +403,7 @@ def test_further_signals_while_stopping_leave_no_service_behind(checkout: Path) 
     stack = Stack(checkout / "state", ELSEWHERE, checkout=checkout, environment={"IMPATIENT": "yes"})
     with pytest.raises(SystemExit), signals_end_the_program(), stack:
         signal.raise_signal(signal.SIGTERM)
-    assert [stack.pid(name) for name in SERVICES] == [None, None, None]
+    assert [stack.pid(name) for name in SERVICES] == [None] * len(SERVICES)
 
 
 def test_a_signal_that_comes_first_while_stopping_takes_effect_when_all_have_stopped(checkout: Path) -> None:
@@ -392,7 +411,7 @@ def test_a_signal_that_comes_first_while_stopping_takes_effect_when_all_have_sto
     stack.start()
     with pytest.raises((KeyboardInterrupt, SystemExit)), signals_end_the_program():
         stack.stop()
-    assert [stack.pid(name) for name in SERVICES] == [None, None, None]
+    assert [stack.pid(name) for name in SERVICES] == [None] * len(SERVICES)
 
 
 def test_a_stand_in_for_stripe_that_died_is_named(checkout: Path) -> None:
@@ -428,9 +447,9 @@ def test_the_printed_audit_is_one_shell_line_that_names_the_database(checkout: P
     assert command[1:] == ["-m", "services.ledger", "audit"]
 
 
-@pytest.mark.parametrize("name", ["metering", "payouts"])
+@pytest.mark.parametrize("name", ["metering", "payouts", "reporting"])
 def test_a_killed_service_is_noticed_and_comes_back_at_its_address(
-    checkout: Path, name: Literal["metering", "payouts"]
+    checkout: Path, name: Literal["metering", "payouts", "reporting"]
 ) -> None:
     with Stack(checkout / "state", ELSEWHERE, checkout=checkout) as stack:
         address, pid = getattr(stack.endpoints, name), stack.pid(name)
@@ -442,6 +461,25 @@ def test_a_killed_service_is_noticed_and_comes_back_at_its_address(
         assert serving(address)
         assert stack.pid(name) not in (None, pid)
         stack.check()
+
+
+def test_what_somebody_kills_is_started_again_and_what_ends_by_itself_is_not(checkout: Path) -> None:
+    with Stack(checkout / "state", ELSEWHERE, checkout=checkout) as stack:
+        assert stack.start_killed() == []
+        line = subprocess.check_output(["/bin/sh", "-c", f"{crash_command(stack, 'payouts')}; echo done"])
+        assert line == b"done\n"
+        killed = stack._processes["payouts"]
+        assert killed.wait(10) == -signal.SIGKILL
+        assert stack.start_killed() == ["payouts"]
+        assert serving(stack.endpoints.payouts)
+        stack.check()
+        pid = stack.pid("metering")
+        assert pid is not None
+        os.kill(pid, signal.SIGTERM)
+        assert stack._processes["metering"].wait(10) is not None
+        assert stack.start_killed() == []
+        with pytest.raises(SandboxError, match="metering is not running"):
+            stack.check()
 
 
 @pytest.mark.parametrize(
@@ -456,7 +494,7 @@ def test_what_fails_to_start_is_named_and_nothing_is_left_running(checkout: Path
     stack = Stack(checkout / "state", ELSEWHERE, checkout=checkout, environment={"FAIL": failing})
     with pytest.raises(SandboxError, match=f"{name} cannot {command}"):
         stack.start()
-    assert [stack.pid(name) for name in SERVICES] == [None, None, None]
+    assert [stack.pid(name) for name in SERVICES] == [None] * len(SERVICES)
     assert stack._stand_in is not None
     assert not stack._stand_in.process.running
 

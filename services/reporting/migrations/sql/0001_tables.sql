@@ -24,7 +24,10 @@ CREATE TABLE reporting.projection (
     state text NOT NULL CHECK (state IN ('building', 'serving', 'retired')),
     create_time timestamptz NOT NULL DEFAULT now(),
     serve_time timestamptz,
-    CHECK (state <> 'serving' OR serve_time IS NOT NULL)
+    -- It is removed some time later: what is being read of it may be read to its end.
+    retire_time timestamptz,
+    CHECK (state <> 'serving' OR serve_time IS NOT NULL),
+    CHECK ((state = 'retired') = (retire_time IS NOT NULL))
 );
 -- One answers, and at most one is being made.
 CREATE UNIQUE INDEX projection_serving ON reporting.projection (state) WHERE state = 'serving';
@@ -62,6 +65,8 @@ CREATE TABLE reporting.charge (
     corrected_micros bigint NOT NULL DEFAULT 0 CHECK (corrected_micros BETWEEN 0 AND gross_micros),
     price_version_id text COLLATE "C" NOT NULL,
     transaction_id text COLLATE "C" NOT NULL,
+    -- Of that transaction: what is read in several pages ends with what was known at the first.
+    position bigint NOT NULL,
     occur_time timestamptz NOT NULL,
     create_time timestamptz NOT NULL,
     PRIMARY KEY (projection_id, charge_id)
@@ -138,9 +143,10 @@ CREATE TABLE reporting.movement_day (
     day date NOT NULL,
     amount_micros bigint NOT NULL,
     PRIMARY KEY (projection_id, owner_id, currency_code, kind, day)
-);
+) WITH (fillfactor = 70);
 
--- Organizations' payable by what must still happen before it can be paid out, as in the ledger's entries.
+-- Organizations' payable by what must still happen before it can be paid out, as in the ledger's entries. What adds up to
+-- nothing has no row: most of it has been paid out.
 CREATE TABLE reporting.payable_bucket (
     projection_id integer NOT NULL,
     organization_id text COLLATE "C" NOT NULL,
@@ -149,7 +155,7 @@ CREATE TABLE reporting.payable_bucket (
     available_on date NOT NULL,
     amount_micros bigint NOT NULL,
     PRIMARY KEY (projection_id, organization_id, currency_code, collected, available_on)
-);
+) WITH (fillfactor = 70);
 
 
 -- What the usage feed says: one row per event, with its outcome as it stands.
@@ -184,7 +190,8 @@ CREATE INDEX usage_customer ON reporting.usage (projection_id, customer_id, occu
 
 -- Rollups: sums of `revenue` and `usage` by everything that reports tell apart, over UTC quarter hours, days and months
 -- of occur_time. Every quarter hour is a boundary of days in some time zone, and no other moment is. A report adds up
--- whole months, days and quarter hours; only a period that ends within a quarter hour reads rows.
+-- whole months, days and quarter hours; only a period that ends within a quarter hour reads rows. Sums change for as long
+-- as their time lasts: there is room for that on their pages.
 
 CREATE TABLE reporting.revenue_rollup (
     projection_id integer NOT NULL,
@@ -200,9 +207,31 @@ CREATE TABLE reporting.revenue_rollup (
     processing_fee_micros bigint NOT NULL,
     net_micros bigint NOT NULL,
     charge_count bigint NOT NULL,
+    -- How many rows of reporting.revenue it is the sum of: a sum of none is no row.
+    revenue_count bigint NOT NULL,
     PRIMARY KEY (projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id,
         agent_version, action_type)
-);
+) WITH (fillfactor = 70);
+
+-- What people look at most must not cost more where there is more to tell apart: all revenue of an organization, that of
+-- its agents, and that of its customers. None of these changes when usage says what the work was. By quarter hours
+-- customers are as many as everything above, so that is not kept.
+CREATE TABLE reporting.revenue_sum (
+    projection_id integer NOT NULL,
+    organization_id text COLLATE "C" NOT NULL,
+    currency_code text COLLATE "C" NOT NULL,
+    dimension text COLLATE "C" NOT NULL CHECK (dimension IN ('all', 'agent', 'customer')),
+    grain text COLLATE "C" NOT NULL CHECK (grain IN ('quarter', 'day', 'month')),
+    start_time timestamptz NOT NULL,
+    -- The agent or the customer; '' of all.
+    key text COLLATE "C" NOT NULL,
+    platform_fee_micros bigint NOT NULL,
+    processing_fee_micros bigint NOT NULL,
+    net_micros bigint NOT NULL,
+    charge_count bigint NOT NULL,
+    PRIMARY KEY (projection_id, organization_id, currency_code, dimension, grain, start_time, key),
+    CHECK (dimension <> 'customer' OR grain <> 'quarter')
+) WITH (fillfactor = 70);
 
 CREATE TABLE reporting.usage_rollup (
     projection_id integer NOT NULL,
@@ -230,7 +259,7 @@ CREATE TABLE reporting.usage_rollup (
     model_cost_usd numeric NOT NULL,
     PRIMARY KEY (projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id,
         agent_version, action_type, model)
-);
+) WITH (fillfactor = 70);
 CREATE INDEX usage_rollup_customer ON reporting.usage_rollup
     (projection_id, customer_id, currency_code, grain, start_time);
 
@@ -252,6 +281,7 @@ BEGIN
         ['payable_bucket', 'organization_id', ''],
         ['usage', 'organization_id', 'customer_id'],
         ['revenue_rollup', 'organization_id', ''],
+        ['revenue_sum', 'organization_id', ''],
         ['usage_rollup', 'organization_id', 'customer_id']
     ] LOOP
         EXECUTE format('ALTER TABLE reporting.%I ENABLE ROW LEVEL SECURITY', rule[1]);
@@ -284,5 +314,3 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
     JOIN feed u ON u.projection_id = p.projection_id AND u.feed = 'usage'
     WHERE p.state = 'serving'
 $$;
-REVOKE EXECUTE ON FUNCTION reporting.serving FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION reporting.serving TO reporting_reader, reporting_writer;

@@ -13,7 +13,7 @@ branch_labels = None
 depends_on = None
 
 _SQL = Path(__file__).parent.parent / "sql"
-_FILES: Final = ("0001_tables",)
+_FILES: Final = ("0001_tables", "0001_functions", "0001_charge_identities")
 
 
 def upgrade() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,15 @@ ROOT = Path(__file__).resolve().parents[4]
 DOCUMENT = (ROOT / "docs" / "stripe-stand-in.md").read_text()
 PROGRAM = "python -m sandbox.stripe"
 FAILURES = (ROOT / "docs" / "payouts-failures.md").read_text()
+FAILURE_BLOCKS = re.findall(r"```sh\n(.*?)```", FAILURES, re.S)
+# `tell` is `stripe` without its answer.
+FAILURE_COMMANDS = sorted(
+    {
+        re.sub(r"\$\(.*?\)|\$\w+", "x_1", command)
+        for block in FAILURE_BLOCKS[1:]
+        for command in re.findall(r"(?:tell|stripe) ((?:\$\(.*?\)|[^;|)\n>])+)", block)
+    }
+)
 BLOCKS = re.findall(r"^### (.+?)\n.*?```sh\n(.*?)```", DOCUMENT, re.S | re.M)
 
 
@@ -57,13 +68,17 @@ def test_the_documentation_can_be_played(
     play(block, receiver.url, capsys)
 
 
-@pytest.mark.parametrize("command", re.findall(r"`stripe ([^`]+)`", FAILURES))
+@pytest.mark.parametrize("command", FAILURE_COMMANDS)
 def test_the_commands_that_play_a_failure_exist(command: str) -> None:
-    parser().parse_args(shlex.split(re.sub(r"\$\w+", "x_1", command)))
+    parser().parse_args(shlex.split(command))
+
+
+def test_bash_understands_how_to_play_the_failures() -> None:
+    subprocess.run(["/bin/bash", "-n"], input="\n".join(FAILURE_BLOCKS), text=True, check=True)
 
 
 def test_every_failure_is_documented_and_has_its_test() -> None:
-    documented = [int(number) for number in re.findall(r"^\| (\d+) \|", FAILURES, re.M)]
+    documented = [int(number) for number in re.findall(r"^### (\d+)\. ", FAILURES, re.M)]
     tests = (ROOT / "tests" / "faults" / "test_payout_faults.py").read_text()
     tested = {int(number) for number in re.findall(r"^async def test_fault_(\d\d)_", tests, re.M)}
     assert documented == sorted(tested) == list(range(1, 31))
@@ -85,6 +100,17 @@ def test_every_command_says_what_it_does_and_takes() -> None:
     for command in COMMANDS.values():
         assert command.help
         assert all(parameter.help for parameter in command.parameters), command.path
+
+
+def test_who_has_read_enough_of_an_answer_is_no_error(standin: StripeStandIn) -> None:
+    command = [sys.executable, "-m", "sandbox.stripe", "clock", "get", "--address", standin.url[7:]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Nobody reads: what is written to it fails.
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

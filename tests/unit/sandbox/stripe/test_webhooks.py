@@ -127,6 +127,38 @@ def test_a_change_can_make_two_events(
     assert first.event["id"] != second.event["id"]
 
 
+def test_mishaps_and_doubles_to_come_can_be_forgotten(
+    standin: StripeStandIn, stripe: StripeClient, receiver: Receiver
+) -> None:
+    standin.control.run("events double", type="customer.*", count=20)
+    standin.control.run("webhooks mishap", kind="no_signature", count=20)
+    standin.control.run("webhooks clear")
+    customers(stripe)
+    standin.control.settle_webhooks()
+    (got,) = receiver.received
+    assert accepted(got, SECRET, START)
+
+
+def test_deliveries_are_listed_by_type_the_newest_last(
+    standin: StripeStandIn, stripe: StripeClient, receiver: Receiver
+) -> None:
+    made = customers(stripe, 3)
+    for each in made:
+        stripe.v1.customers.delete(each, options=key())
+    standin.control.settle_webhooks()
+    of_all = standin.control.run("webhooks list")["done"]
+    assert len(of_all) == 6
+    created = standin.control.run("webhooks list", type="customer.created", limit=2)["done"]
+    assert [one["event"] for one in created] == [
+        one["event"] for one in of_all if one["type"] == "customer.created"
+    ][1:]
+    assert standin.control.run("webhooks list", limit=0)["done"] == []
+    standin.control.run("webhooks pause")
+    customers(stripe)
+    assert standin.control.run("webhooks list", type="payout.*")["waiting"] == []
+    assert len(standin.control.run("webhooks list", type="customer.*")["waiting"]) == 1
+
+
 def test_an_event_can_be_late_or_held(
     standin: StripeStandIn, stripe: StripeClient, receiver: Receiver
 ) -> None:

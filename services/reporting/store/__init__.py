@@ -1,0 +1,1 @@
+"""All SQL of reporting. Functions take a connection and never commit."""

@@ -1,0 +1,248 @@
+"""Projections as a running service makes them: prompt, never wrong, and made anew while they answer."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import REGISTRY
+
+from services.reporting.domain.projection import FeedGap
+from tallystick.common.v1 import access_pb2
+from tallystick.reporting.v1 import projection_pb2
+from tallystick.reporting.v1 import projection_service_pb2 as pb
+from tests.support.feeds import FakeFeeds, running_feeds
+from tests.support.ledger_server import running_ledger
+from tests.support.reporting_server import ReportingServer, running_reporting
+from tests.support.reporting_world import CATALOGUE, FeedWorld, ModelEvent, content
+from tests.support.waiting import eventually
+
+SERVING = projection_pb2.PROJECTION_STATE_SERVING
+BUILDING = projection_pb2.PROJECTION_STATE_BUILDING
+RETIRED = projection_pb2.PROJECTION_STATE_RETIRED
+
+
+@pytest.fixture
+async def feeds() -> AsyncIterator[FakeFeeds]:
+    async with running_feeds() as running:
+        yield running
+
+
+@pytest.fixture
+async def reporting(database_url: str, feeds: FakeFeeds) -> AsyncIterator[ReportingServer]:
+    """Reporting without its workers: nothing happens by itself."""
+    async with (
+        running_ledger(database_url) as ledger,
+        running_reporting(
+            database_url,
+            ledger,
+            ledger_address=feeds.address,
+            metering_address=feeds.address,
+            catalogue=CATALOGUE,
+            workers=False,
+        ) as running,
+    ):
+        yield running
+
+
+def busy_world(runs: int = 3) -> FeedWorld:
+    """Some runs that were charged, one of them corrected."""
+    world = FeedWorld()
+    for number in range(runs):
+        payees = (("org_x", "agt_x"),)
+        charge = world.charge("cus_a", f"run-{number}", 0, 1000 + number, payees, paid=6, owed=1)
+        world.record(
+            ModelEvent(
+                *("cus_a", charge.workflow_id, 0, "org_x", "agt_x", "1.0", "ticket.resolve", "gpt-x"),
+                *((100, 10), "success", charge.gross, world.now),
+            )
+        )
+    world.correct(world.charges[0], 500)
+    return world
+
+
+def show(world: FeedWorld, feeds: FakeFeeds) -> None:
+    feeds.journal.records, feeds.usage.records = world.journal, world.usage
+
+
+def count(metric: str, feed: str) -> float:
+    return REGISTRY.get_sample_value(metric, {"feed": feed}) or 0.0
+
+
+async def projections(reporting: ReportingServer) -> list[projection_pb2.Projection]:
+    answer = await reporting.operator.projections.ListProjections(pb.ListProjectionsRequest())
+    return list(answer.projections)
+
+
+async def test_what_is_posted_is_seen_without_being_asked_for(database_url: str, feeds: FakeFeeds) -> None:
+    world = busy_world()
+    async with (
+        running_ledger(database_url) as ledger,
+        running_reporting(
+            database_url,
+            ledger,
+            ledger_address=feeds.address,
+            metering_address=feeds.address,
+            catalogue=CATALOGUE,
+        ) as reporting,
+    ):
+
+        async def caught_up() -> bool:
+            found = await projections(reporting)
+            return bool(found) and all(
+                feed.position == head and feed.HasField("hear_time")
+                for feed, head in zip(found[0].feeds, (len(world.journal), len(world.usage)), strict=True)
+            )
+
+        show(world, feeds)
+        await eventually(caught_up)
+        world.grant("cus_a", 5)
+        await eventually(caught_up)
+        [projection] = await projections(reporting)
+        assert projection.state == SERVING
+        assert [feed.feed for feed in projection.feeds] == ["journal", "usage"]
+        assert [feed.log_id for feed in projection.feeds] == ["log_journal", "log_usage"]
+        assert all(not feed.lag.ToMicroseconds() for feed in projection.feeds)
+        assert content(reporting.query, projection.projection_id) == world.expected()
+        [(as_of, heard)] = reporting.query(
+            "SELECT as_of, (SELECT min(hear_time) FROM reporting.feed) FROM reporting.serving()"
+        )
+        assert as_of == heard
+
+
+async def test_what_is_missing_stops_the_feed_and_raises_an_alarm(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    missing = feeds.journal.records.pop(1)
+    alarms = count("tallystick_feed_gaps_total", "journal")
+    for _ in range(2):
+        with pytest.raises(FeedGap, match="position 3 came behind 1"):
+            await reporting.catch_up()
+    assert count("tallystick_feed_gaps_total", "journal") == alarms + 2
+    # Nothing of the journal's batch; the other feed goes on.
+    assert reporting.query("SELECT feed, position FROM reporting.feed ORDER BY feed") == [
+        ("journal", 0),
+        ("usage", len(world.usage)),
+    ]
+    feeds.journal.records.insert(1, missing)
+    await reporting.catch_up()
+    assert content(reporting.query, 1) == world.expected()
+
+
+async def test_a_charge_that_the_feed_leaves_out_is_a_gap(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    world.journal[0].ClearField("charge")
+    with pytest.raises(FeedGap, match="the charge of position 1 is missing"):
+        await reporting.catch_up()
+
+
+async def test_an_outcome_without_its_event_is_not_applied(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    event = world.events[0]
+    world.decide(event, "failure", 5)
+    with pytest.raises(Exception, match="is not pending"):
+        await reporting.catch_up()
+    assert reporting.query("SELECT count(*) FROM reporting.usage") == [(0,)]
+
+
+async def test_another_log_begins_a_projection_which_answers_when_it_is_read(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    await reporting.catch_up()
+    before = content(reporting.query, 1)
+
+    # Both were restored from backups: there are other things at other positions.
+    restored = busy_world(2)
+    feeds.journal.log_id = feeds.usage.log_id = "log_restored"
+    show(restored, feeds)
+    await reporting.catch_up()
+    found = await projections(reporting)
+    assert [(one.projection_id, one.state) for one in found] == [(2, BUILDING), (1, SERVING)]
+    # It answers what it knows, and asks in vain no more than once in a round.
+    await reporting.catch_up()
+    assert content(reporting.query, 1) == before
+
+    projector = reporting.app.projector
+    assert not await projector.build()
+    found = await projections(reporting)
+    assert [(one.projection_id, one.state) for one in found] == [(2, SERVING), (1, RETIRED)]
+    assert content(reporting.query, 2) == restored.expected()
+    # Its own feed goes on.
+    restored.grant("cus_b", 7)
+    await reporting.catch_up()
+    assert content(reporting.query, 2) == restored.expected()
+
+
+async def test_a_projection_that_is_built_of_a_lost_log_is_given_up(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    await reporting.catch_up()
+    projector = reporting.app.projector
+    feeds.usage.visible = 0
+    assert await projector.begin() == 2
+    await projector.build()
+    feeds.usage.visible = None
+    feeds.journal.log_id = "log_restored"
+    await projector.build()
+    states = reporting.query("SELECT projection_id, state FROM reporting.projection ORDER BY 1")
+    assert states == [(1, "serving"), (2, "retired"), (3, "building")]
+    await projector.build()
+    states = reporting.query("SELECT projection_id, state FROM reporting.projection ORDER BY 1")
+    assert states == [(1, "retired"), (2, "retired"), (3, "serving")]
+    while await projector.build():
+        pass
+    states = reporting.query("SELECT projection_id, state FROM reporting.projection ORDER BY 1")
+    assert states == [(3, "serving")]
+    assert content(reporting.query, 3) == world.expected()
+
+
+async def test_a_rebuild_answers_only_when_it_has_read_as_much(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    await reporting.catch_up()
+    rebuild = reporting.operator.projections.RebuildProjection
+    begun = (await rebuild(pb.RebuildProjectionRequest())).projection
+    assert (begun.projection_id, begun.state) == (2, BUILDING)
+    assert (await rebuild(pb.RebuildProjectionRequest())).projection.projection_id == 2
+
+    # The new one sees less than the old one has.
+    feeds.journal.visible = len(world.journal) - 1
+    await reporting.app.projector.build()
+    assert [one.state for one in await projections(reporting)] == [BUILDING, SERVING]
+    feeds.journal.visible = None
+    await reporting.app.projector.build()
+    states = reporting.query("SELECT state FROM reporting.projection ORDER BY projection_id")
+    assert states == [("retired",), ("serving",)]
+    assert content(reporting.query, 2) == content(reporting.query, 1)
+    assert reporting.query("SELECT projection_id FROM reporting.serving()") == [(2,)]
+
+
+@pytest.mark.parametrize("role", ["owner", "host"])
+async def test_only_operators_read_everything_again(reporting: ReportingServer, role: str) -> None:
+    organization: dict[str, Any] = {}
+    if role == "owner":
+        await reporting.ledger.create_organization("org_x")
+        organization = {"organization_id": "org_x"}
+    value = access_pb2.Role.Value(f"ROLE_{role.upper()}")
+    caller = reporting.caller((await reporting.ledger.create_caller(value, role, **organization)).key)
+    for call in (
+        caller.projections.RebuildProjection(pb.RebuildProjectionRequest()),
+        caller.projections.ListProjections(pb.ListProjectionsRequest()),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED

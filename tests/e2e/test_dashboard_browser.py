@@ -12,16 +12,8 @@ import pytest
 from services.kit.web import WebServer
 from tallystick.payouts.v1 import connected_account_pb2
 from tests.support.browser import Page, browser, find_chromium
-from tests.support.dashboard_world import (
-    ACME,
-    AZURE,
-    SIERRA,
-    Served,
-    dashboard,
-    key_of,
-    populated,
-    reported,
-)
+from tests.support.dashboard_server import Served, dashboard
+from tests.support.dashboard_world import ACME, AZURE, SIERRA, key_of, populated, reported
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

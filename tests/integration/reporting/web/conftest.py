@@ -10,7 +10,8 @@ from html import unescape
 import httpx
 import pytest
 
-from tests.support.dashboard_world import PUBLIC_URL, Served, World, dashboard, key_of, populated
+from tests.support.dashboard_server import Served, dashboard
+from tests.support.dashboard_world import PUBLIC_URL, World, key_of, populated
 
 
 @dataclass

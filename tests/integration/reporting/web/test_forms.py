@@ -14,7 +14,8 @@ from services.kit.errors import (
 from services.reporting.web.headers import CONTENT_SECURITY_POLICY
 from tallystick.payouts.v1 import connected_account_pb2, purchase_pb2
 from tests.integration.reporting.web.conftest import Browser, browser_of, hidden_fields
-from tests.support.dashboard_world import ACME, GLOBEX, PUBLIC_URL, SIERRA, Served
+from tests.support.dashboard_server import Served
+from tests.support.dashboard_world import ACME, GLOBEX, PUBLIC_URL, SIERRA
 
 PAYOUTS = f"/organizations/{SIERRA}/payouts"
 ONBOARDING = f"/organizations/{SIERRA}/onboarding"

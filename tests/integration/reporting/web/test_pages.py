@@ -10,15 +10,8 @@ from services.kit.errors import NotFound, Unavailable
 from services.reporting.web.headers import CONTENT_SECURITY_POLICY
 from tallystick.payouts.v1 import connected_account_pb2
 from tests.integration.reporting.web.conftest import Browser
-from tests.support.dashboard_world import (
-    ACME,
-    AZURE,
-    GLOBEX,
-    PRINCIPALS,
-    SIERRA,
-    Served,
-    reported,
-)
+from tests.support.dashboard_server import Served
+from tests.support.dashboard_world import ACME, AZURE, GLOBEX, PRINCIPALS, SIERRA, reported
 
 CHARGE = reported(0, ACME, "agt_researcher").charge_id
 NAMES = [name for name in PRINCIPALS if name not in ("host", "service")]
@@ -312,7 +305,19 @@ async def test_live_charges_come_when_there_are_any(served: Served, browser: Bro
 async def test_an_empty_journal_has_no_charges(served: Served, browser: Browser) -> None:
     served.world.charges, served.world.position = [], 0
     await browser.sign_in("operator")
-    assert "No charges yet" in (await browser.get("/operator")).text
+    assert "No charges lately" in (await browser.get("/operator")).text
+
+
+async def test_long_lists_are_paged(served: Served, browser: Browser) -> None:
+    await browser.sign_in("owner")
+    served.world.next_page_token = "a/b+c="
+    page = f"/organizations/{SIERRA}/charges"
+    assert f'href="{page}?page=a%2Fb%2Bc%3D"' in (await browser.get(page)).text
+    served.world.next_page_token = ""
+    older = await browser.get(f"{page}?page=a%2Fb%2Bc%3D")
+    assert served.world.told("ListCharges")[-1][1].page_token == "a/b+c="
+    assert f'href="{page}">Newest</a>' in older.text
+    assert "Older" not in older.text
 
 
 async def test_an_id_leads_to_its_page(browser: Browser) -> None:

@@ -10,7 +10,8 @@ import httpx
 from services.reporting.web.attempts import MAX_FAILURES, WINDOW
 from services.reporting.web.session import LIFETIME
 from tests.integration.reporting.web.conftest import Browser, browser_of
-from tests.support.dashboard_world import ACME, AZURE, PUBLIC_URL, SIERRA, Served, World, dashboard, key_of
+from tests.support.dashboard_server import Served, dashboard
+from tests.support.dashboard_world import ACME, AZURE, PUBLIC_URL, SIERRA, World, key_of
 
 HOMES = {
     "owner": f"/organizations/{SIERRA}",

@@ -36,7 +36,7 @@ up: $(SANDBOX_STAMP) ## Keep the suite up until Ctrl-C; prints endpoints, keys a
 
 .PHONY: test
 test: $(DEV_STAMP) ## Run all tests (PYTEST_ARGS= for a part of them)
-	@$(BIN)/python -m pytest -n 3 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: test-faults
 test-faults: $(DEV_STAMP) ## Let services and stores fail under load for MINUTES (10), and count what was lost (SEED=)

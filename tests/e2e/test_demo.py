@@ -314,7 +314,7 @@ def kept(
         "DATABASE_URL": database_url.render_as_string(hide_password=False),
         "REDIS_URL": emptied(session_stores.redis_url),
     }
-    command = [sys.executable, "-m", "sandbox.demo", "--twice", "--keep", "--json", out]
+    command: list[str | Path] = [sys.executable, "-m", "sandbox.demo", "--twice", "--keep", "--json", out]
     command += ["--runs", recordings.runs, "--trace", recordings.trace]
     with (
         errors.open("w") as stderr,

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import redis
+import structlog
 from hypothesis import settings
 from sqlalchemy import make_url
 
@@ -24,6 +25,18 @@ from tests.support.databases import Databases, create_database, drop_database, f
 # how long an example takes says more about the machine than about the code.
 settings.register_profile("ci", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("ci")
+
+# As by default, but for tracebacks that show every variable: rendering one takes longer than most tests.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.StackInfoRenderer(),
+        structlog.dev.set_exc_info,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ],
+)
 
 # Tests never talk to Stripe itself, whatever the shell that starts them is set up for.
 for variable in ("STRIPE_API_KEY", "STRIPE_API_KEY_FILE"):

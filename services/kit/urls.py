@@ -1,7 +1,6 @@
 """Whether the URLs of configuration can be used. They may hold passwords: nothing here repeats a part."""
 
 import psycopg
-import redis
 from psycopg.conninfo import conninfo_to_dict
 
 
@@ -24,6 +23,9 @@ def database_url_problem(url: str) -> str | None:
 
 def redis_url_problem(url: str) -> str | None:
     """What keeps the client from understanding `url`; None if nothing does. Connects nowhere."""
+    # Here: of the services only metering has such a URL.
+    import redis
+
     try:
         # The pool takes any options; only a connection, which is made here but not opened, knows its own.
         redis.Redis.from_url(url).connection_pool.make_connection()

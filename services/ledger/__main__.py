@@ -1,4 +1,7 @@
-"""`python -m services.ledger serve | migrate | audit | create-key`: wiring only."""
+"""`python -m services.ledger serve | migrate | audit | create-key`: wiring only.
+
+What only one command needs is imported by it: a server needs no Alembic, a migration no gRPC.
+"""
 
 import asyncio
 import sys
@@ -7,18 +10,17 @@ from typing import Final
 
 from services.kit import cli, log
 from services.kit.config import DatabaseConfig
-from services.kit.server import run, serve
-from services.ledger.app import open_app
-from services.ledger.audit import audit
 from services.ledger.config import ENV_PREFIX, LedgerConfig
 from services.ledger.create_key import CreateKeyConfig, create_key
-from services.ledger.migrations import migrate
 
 # Not 1, which says that the books differ.
 COULD_NOT_AUDIT: Final = 2
 
 
 async def _serve(config: LedgerConfig) -> None:
+    from services.kit.server import serve
+    from services.ledger.app import open_app
+
     async with open_app(config) as app:
         await serve(
             config=config,
@@ -30,17 +32,23 @@ async def _serve(config: LedgerConfig) -> None:
 
 
 def _run_serve(config: LedgerConfig) -> int:
+    from services.kit.server import run
+
     run(_serve(config))
     return 0
 
 
 def _run_migrate(config: DatabaseConfig) -> int:
+    from services.ledger.migrations import migrate
+
     with cli.database_errors():
         migrate(config.database_url)
     return 0
 
 
 def _run_audit(config: DatabaseConfig) -> int:
+    from services.ledger.audit import audit
+
     with cli.database_errors(COULD_NOT_AUDIT):
         try:
             return 1 if asyncio.run(audit(config.database_url)) else 0

@@ -14,13 +14,10 @@ from services.kit.auth import Role, generate_api_key, hash_api_key, visible_pref
 from services.kit.cli import summary
 from services.kit.clock import Clock, SystemClock
 from services.kit.config import DatabaseConfig, setting
-from services.kit.db import Database
 from services.kit.errors import TallystickError
-from services.kit.tenancy import PLATFORM, scope
 from services.ledger.domain import directory as rules
 from services.ledger.domain.directory import ApiKey
 from services.ledger.domain.violations import Violations
-from services.ledger.store import api_keys
 
 _DESCRIPTION = "made by create-key"
 
@@ -98,6 +95,11 @@ def _write_secret(path: Path, secret: str) -> None:
 
 
 async def _store(database_url: str, key: ApiKey, key_hash: bytes) -> None:
+    # Here, since every command of the ledger knows this module, and most make no key.
+    from services.kit.db import Database
+    from services.kit.tenancy import PLATFORM, scope
+    from services.ledger.store import api_keys
+
     writer = Database(database_url, role="ledger_writer", schema="ledger", pool_size=1)
     try:
         async with writer.begin() as connection:

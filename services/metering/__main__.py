@@ -1,4 +1,7 @@
-"""`python -m services.metering serve | migrate`: wiring only."""
+"""`python -m services.metering serve | migrate`: wiring only.
+
+What only one command needs is imported by it: a server needs no Alembic, a migration no gRPC.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -6,13 +9,13 @@ from typing import Final
 
 from services.kit import cli
 from services.kit.config import DatabaseConfig
-from services.kit.server import run, serve
-from services.metering.app import open_app
 from services.metering.config import ENV_PREFIX, MeteringConfig
-from services.metering.migrations import migrate
 
 
 async def _serve(config: MeteringConfig) -> None:
+    from services.kit.server import serve
+    from services.metering.app import open_app
+
     async with open_app(config) as app:
         await serve(
             config=config,
@@ -24,11 +27,15 @@ async def _serve(config: MeteringConfig) -> None:
 
 
 def _run_serve(config: MeteringConfig) -> int:
+    from services.kit.server import run
+
     run(_serve(config))
     return 0
 
 
 def _run_migrate(config: DatabaseConfig) -> int:
+    from services.metering.migrations import migrate
+
     with cli.database_errors():
         migrate(config.database_url)
     return 0

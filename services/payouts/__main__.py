@@ -1,4 +1,7 @@
-"""`python -m services.payouts serve | migrate | reconcile`: wiring only."""
+"""`python -m services.payouts serve | migrate | reconcile`: wiring only.
+
+What only one command needs is imported by it: a server needs no Alembic, a migration no gRPC.
+"""
 
 import asyncio
 import sys
@@ -7,14 +10,13 @@ from typing import Final
 
 from services.kit import cli
 from services.kit.config import DatabaseConfig
-from services.kit.server import run, serve
-from services.payouts.app import open_app
 from services.payouts.config import ENV_PREFIX, PayoutsConfig, StripeConfig
-from services.payouts.migrations import migrate
-from services.payouts.reconcile import reconcile
 
 
 async def _serve(config: PayoutsConfig) -> None:
+    from services.kit.server import serve
+    from services.payouts.app import open_app
+
     async with open_app(config) as app:
         await serve(
             config=config,
@@ -26,17 +28,23 @@ async def _serve(config: PayoutsConfig) -> None:
 
 
 def _run_serve(config: PayoutsConfig) -> int:
+    from services.kit.server import run
+
     run(_serve(config))
     return 0
 
 
 def _run_migrate(config: DatabaseConfig) -> int:
+    from services.payouts.migrations import migrate
+
     with cli.database_errors():
         migrate(config.database_url)
     return 0
 
 
 def _run_reconcile(config: StripeConfig) -> int:
+    from services.payouts.reconcile import reconcile
+
     return asyncio.run(reconcile(config))
 
 

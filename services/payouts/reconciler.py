@@ -23,6 +23,7 @@ from tallystick.ledger.v1 import funding_service_pb2, transaction_pb2
 SETTLING: Final = timedelta(minutes=1)
 # How much later, or by clocks that differ earlier, the ledger may have recorded what the processor has.
 _SLACK: Final = timedelta(days=1)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
 
 _TYPES: Final = transaction_pb2.TransactionType
 
@@ -42,7 +43,8 @@ class Reconciler:
         and TallystickError.
         """
         until = end or self._clock.now() - SETTLING
-        since = None if start is None else start - _SLACK
+        # The first moments of time have none before them.
+        since = None if start is None or start < _FIRST + _SLACK else start - _SLACK
         # The ledger first: what happens in between, the processor has and the time leaves out.
         recorded = [movement async for movement in self._recorded(since)]
         moved = [movement async for movement in self._balance.movements(since)]

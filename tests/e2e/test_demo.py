@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import takewhile
@@ -23,17 +23,21 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
+import redis
+from sqlalchemy import make_url
 
 from sandbox.replay import Party
+from sandbox.servers import Stores
 from sandbox.stripe.client import StripeControl
 from scripts.grpc_health import serving
 from tallystick.ledger.v1.directory_service_pb2 import ListCustomersRequest
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
+from tests.support.databases import create_database, drop_database, fresh_name
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "sandbox" / "data"
 # A stack that starts on a busy machine and a replay of all bundled data; nothing here takes a fraction of it.
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,6 @@ def run_demo(directory: Path, runs: Path, trace: Path, *flags: str, stores: Mapp
     )
     content = json_path.read_text()
     return Demo(done.returncode, done.stdout, done.stderr, json.loads(content) if content else {})
-
-
-@pytest.fixture
-def given_stores(empty_database_url: str, redis_url: str) -> dict[str, str]:
-    """Stores that run already, as DATABASE_URL and REDIS_URL name them."""
-    return {"DATABASE_URL": empty_database_url, "REDIS_URL": redis_url}
 
 
 # Empty is as good as unset: the demo starts its own.
@@ -233,10 +231,22 @@ def figures(demo: Demo, names: Iterable[str]) -> dict[str, Any]:
     return {name: demo.result[name] for name in names}
 
 
-def test_plain_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cost(
-    tmp_path: Path, given_stores: dict[str, str]
-) -> None:
-    chance = random.Random(34)
+@dataclass(frozen=True)
+class Recordings:
+    """Files with bad and repeated lines, and what their good lines come to."""
+
+    runs: Path
+    trace: Path
+    wanted: dict[str, Any]
+    # The lines that are told to be bad.
+    bad_runs: tuple[int, ...]
+    bad_requests: tuple[int, ...]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
+    """Plain runs, and a trace in gzip."""
+    directory, chance = tmp_path_factory.mktemp("recordings"), random.Random(34)
     good = [some_run(number, chance) for number in range(250)]
     by_reason = refusals(map(priced_run, good))
     assert all(by_reason.values())
@@ -254,55 +264,91 @@ def test_plain_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cos
     bad += [json.dumps({"run_id": "r"}), json.dumps(good[1] | {"started_at": "later"})]
     lines = [*map(json.dumps, good[:100]), *bad, "", json.dumps(changed), json.dumps(again)]
     lines += map(json.dumps, [*good[100:], *refused_again])
-    runs = tmp_path / "runs.jsonl"
+    runs = directory / "runs.jsonl"
     runs.write_text("\n".join(lines) + "\n")
     rows = some_rows(1200, chance)
     rows[7], rows[8], rows[9] = "1,2,3", "1,2,-3,azure2023-conv", "1,x,3,azure2023-conv"
-    trace = tmp_path / "trace.csv"
-    trace.write_text("\n".join(["offset_ms,tokens_input,tokens_output,source", *rows]))
-
-    demo = run_demo(tmp_path, runs, trace, stores=given_stores)
-
-    assert_invariants_hold(demo)
+    trace = directory / "trace.csv.gz"
+    trace.write_bytes(
+        gzip.compress("\n".join(["offset_ms,tokens_input,tokens_output,source", *rows]).encode())
+    )
     requests = [
         priced_request(number, row) for number, row in enumerate(rows, start=1) if number not in (8, 9, 10)
     ]
     wanted = expected(map(priced_run, good), requests)
     assert wanted["unpaid_before_top_up"] > 0
     assert wanted["deferred_outcomes"] > 0
-    wanted |= {"runs": len(lines) - 1, "requests": 1200, "bad_lines": len(bad) + 1 + 3, "duplicates": 1}
-    assert figures(demo, wanted) == wanted
-    for number in (*range(101, 107), 108):
-        assert f"{runs}:{number}: " in demo.errors
-    for number in (9, 10, 11):
-        assert f"{trace}:{number}: " in demo.errors
-    assert len(demo.errors.splitlines()) >= demo.result["bad_lines"]
-    assert demo.result["seconds"].keys() == {
-        "start",
-        "setup",
-        "replay",
-        "outcomes",
-        "top_up",
-        "payouts",
-        "verify",
-        "total",
+    assert all(wanted["refused_by_reason"].values())
+    charged = len(good) - len(wanted["refused"]) + len(requests)
+    wanted |= {
+        "runs": len(lines) - 1,
+        "requests": 1200,
+        "bad_lines": len(bad) + 1 + 3,
+        # The one that is repeated, and the second time everything: what was refused is refused again.
+        "duplicates": 1 + charged + 1,
     }
+    return Recordings(runs, trace, wanted, (*range(101, 107), 108), (9, 10, 11))
 
 
-def test_gzip_files_replayed_twice_are_all_duplicates_and_change_nothing(
-    tmp_path: Path, given_stores: dict[str, str]
+@dataclass(frozen=True)
+class Kept:
+    """A demo that has done its work, and keeps its stack up."""
+
+    process: subprocess.Popen[str]
+    demo: Demo
+
+
+@pytest.fixture(scope="module")
+def kept(
+    recordings: Recordings,
+    session_stores: Stores,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Kept]:
+    """One demo with all its flags, on stores that run already, as DATABASE_URL and REDIS_URL name them."""
+    directory = tmp_path_factory.mktemp("kept")
+    out, errors = directory / "out.json", directory / "errors"
+    name = fresh_name("demo")
+    create_database(session_stores.database_url, name)
+    database_url = make_url(session_stores.database_url).set(database=name)
+    stores = {
+        "DATABASE_URL": database_url.render_as_string(hide_password=False),
+        "REDIS_URL": emptied(session_stores.redis_url),
+    }
+    command: list[str | Path] = [sys.executable, "-m", "sandbox.demo", "--twice", "--keep", "--json", out]
+    command += ["--runs", recordings.runs, "--trace", recordings.trace]
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **stores}, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        # Ends the wait for a line that never comes.
+        watchdog = threading.Timer(TIMEOUT_SECONDS, process.terminate)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            output = "".join(takewhile(lambda line: "Ctrl-C" not in line, process.stdout))
+            watchdog.cancel()
+            content = out.read_text()
+            result = json.loads(content) if content else {}
+            # Its status is told when it is interrupted.
+            yield Kept(process, Demo(0, output, errors.read_text(), result))
+        finally:
+            watchdog.cancel()
+            process.terminate()
+    drop_database(session_stores.database_url, name)
+
+
+def emptied(redis_url: str) -> str:
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    return redis_url
+
+
+def test_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cost_even_twice(
+    recordings: Recordings, kept: Kept
 ) -> None:
-    chance = random.Random(3)
-    good = [some_run(number, chance) for number in range(150)]
-    runs = tmp_path / "runs.jsonl.gz"
-    runs.write_bytes(gzip.compress("\n".join(["nonsense", *map(json.dumps, good)]).encode()))
-    rows = some_rows(700, chance)
-    trace = tmp_path / "trace.csv.gz"
-    trace.write_bytes(
-        gzip.compress("\n".join(["offset_ms,tokens_input,tokens_output,source", *rows]).encode())
-    )
-
-    demo = run_demo(tmp_path, runs, trace, "--twice", stores=given_stores)
+    demo = kept.demo
 
     assert_invariants_hold(demo)
     assert demo.result["invariants"].keys() >= {
@@ -311,12 +357,46 @@ def test_gzip_files_replayed_twice_are_all_duplicates_and_change_nothing(
         "second_purchases_are_the_first",
         "second_onboarding_is_the_first",
     }
-    requests = [priced_request(number, row) for number, row in enumerate(rows, start=1)]
-    wanted = expected(map(priced_run, good), requests)
-    assert all(wanted["refused_by_reason"].values())
-    # What was refused is refused again.
-    wanted |= {"runs": 151, "requests": 700, "bad_lines": 1, "duplicates": 850 - len(wanted["refused"])}
-    assert figures(demo, wanted) == wanted
+    assert figures(demo, recordings.wanted) == recordings.wanted
+    for number in recordings.bad_runs:
+        assert f"{recordings.runs}:{number}: " in demo.errors
+    for number in recordings.bad_requests:
+        assert f"{recordings.trace}:{number}: " in demo.errors
+    assert len(demo.errors.splitlines()) >= demo.result["bad_lines"]
+    assert demo.result["seconds"].keys() == {
+        "start",
+        "setup",
+        "replay",
+        "outcomes",
+        "top_up",
+        "payouts",
+        "second_replay",
+        "verify",
+        "total",
+    }
+
+
+def test_a_kept_stack_answers_with_the_keys_it_names_until_interrupted(kept: Kept) -> None:
+    named = re.search(
+        r"^ledger (\S+), metering \S+, payouts (\S+)\n"
+        r"payouts' web \S+, Stripe (\S+)\nkeys in (\S+)$",
+        kept.demo.output,
+        re.MULTILINE,
+    )
+    assert named is not None, kept.demo.output
+    address, payouts, stripe, secrets = named.groups()
+    assert serving(payouts)
+    assert StripeControl(f"http://{stripe}").run("clock get")["frozen"] is False
+    key = Path(secrets, "operator.key").read_text().strip()
+    with grpc.insecure_channel(address) as channel:
+        listed = DirectoryServiceStub(channel).ListCustomers(
+            ListCustomersRequest(page_size=1000), metadata=(("authorization", f"Bearer {key}"),)
+        )
+    assert len(listed.customers) == 25
+    assert Path(secrets, "host.key").stat().st_mode & 0o777 == 0o600
+    kept.process.send_signal(signal.SIGINT)
+    assert kept.process.wait(TIMEOUT_SECONDS) == 0
+    assert not Path(secrets).exists()
 
 
 def test_the_bundled_recordings_come_to_the_documented_total(tmp_path: Path) -> None:
@@ -379,14 +459,14 @@ def test_a_trace_without_a_header_is_an_error_and_not_a_guess(tmp_path: Path) ->
 
 @pytest.fixture
 def small_files(tmp_path: Path) -> tuple[Path, Path]:
-    """A run and a request."""
-    runs, trace = tmp_path / "runs.jsonl", tmp_path / "trace.csv"
-    runs.write_text(json.dumps(some_run(1, random.Random(3))))
+    """A run in gzip, and a plain request."""
+    runs, trace = tmp_path / "runs.jsonl.gz", tmp_path / "trace.csv"
+    runs.write_bytes(gzip.compress(json.dumps(some_run(1, random.Random(3))).encode()))
     trace.write_text("offset_ms,tokens_input,tokens_output,source\n0,5,6,azure2023-conv\n")
     return runs, trace
 
 
-def test_an_unsound_ledger_fails_the_demo_and_a_used_one_is_refused(
+def test_an_unsound_ledger_fails_the_demo(
     tmp_path: Path, small_files: tuple[Path, Path], database_url: str, redis_url: str
 ) -> None:
     stores = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
@@ -405,51 +485,3 @@ def test_an_unsound_ledger_fails_the_demo_and_a_used_one_is_refused(
     # There is nothing to refuse.
     assert (failing.result["refused"], failing.result["settled"]) == ([], 1)
     assert "org_nobody" in failing.errors
-
-    refused = run_demo(tmp_path, *small_files, stores=stores)
-
-    assert refused.status == 1
-    assert refused.result == {}
-    assert "this ledger was used before" in refused.errors
-
-
-def test_a_kept_stack_answers_with_the_keys_it_names_until_interrupted(
-    small_files: tuple[Path, Path], given_stores: dict[str, str]
-) -> None:
-    runs, trace = small_files
-    with subprocess.Popen(
-        [sys.executable, "-m", "sandbox.demo", "--runs", runs, "--trace", trace, "--keep"],
-        cwd=ROOT,
-        env={**os.environ, **given_stores},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as demo:
-        # Ends the wait for a line that never comes.
-        watchdog = threading.Timer(TIMEOUT_SECONDS, demo.terminate)
-        watchdog.start()
-        try:
-            assert demo.stdout is not None
-            output = "".join(takewhile(lambda line: "Ctrl-C" not in line, demo.stdout))
-            named = re.search(
-                r"^ledger (\S+), metering \S+, payouts (\S+)\n"
-                r"payouts' web \S+, Stripe (\S+)\nkeys in (\S+)$",
-                output,
-                re.MULTILINE,
-            )
-            assert named is not None, output
-            address, payouts, stripe, secrets = named.groups()
-            assert serving(payouts)
-            assert StripeControl(f"http://{stripe}").run("clock get")["frozen"] is False
-            key = Path(secrets, "operator.key").read_text().strip()
-            with grpc.insecure_channel(address) as channel:
-                listed = DirectoryServiceStub(channel).ListCustomers(
-                    ListCustomersRequest(page_size=1000), metadata=(("authorization", f"Bearer {key}"),)
-                )
-            assert len(listed.customers) == 25
-            assert Path(secrets, "host.key").stat().st_mode & 0o777 == 0o600
-            demo.send_signal(signal.SIGINT)
-            assert demo.wait() == 0
-        finally:
-            watchdog.cancel()
-            demo.terminate()
-    assert not Path(secrets).exists()

@@ -7,11 +7,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import psycopg
 import pytest
+import redis
 
 from sandbox.calls import until
 from sandbox.register import CURRENCY, ONE_DOLLAR, Operator
@@ -41,17 +41,26 @@ from tallystick.payouts.v1 import (
 from tallystick.payouts.v1.payment_service_pb2_grpc import PaymentServiceStub
 from tallystick.payouts.v1.payout_service_pb2_grpc import PayoutServiceStub
 from tallystick.payouts.v1.schedule_service_pb2_grpc import ScheduleServiceStub
+from tests.conftest import FreshDatabase
 
 USD = 1_000_000
 DEADLINE_SECONDS = 120.0
 WEEK = 7 * 86_400
 
 
-@pytest.fixture
-def stack(session_stores: Stores, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Stack]:
-    own = replace(session_stores, database_url=database_url, redis_url=redis_url)
-    with Stack(tmp_path, own, services=("ledger", "metering", "payouts")) as running:
-        yield running
+@pytest.fixture(scope="module")
+def stack(
+    session_stores: Stores, fresh_database: FreshDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """One for all tests here. Each has an organization of its own; the last one moves the clock."""
+    with redis.Redis.from_url(session_stores.redis_url) as client:
+        client.flushdb()
+    with fresh_database() as database_url:
+        own = replace(session_stores, database_url=database_url)
+        with Stack(
+            tmp_path_factory.mktemp("stack"), own, services=("ledger", "metering", "payouts")
+        ) as running:
+            yield running
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -111,6 +120,49 @@ def connected_account(stack: Stack, organization_id: str) -> str:
             (organization_id, account["id"]),
         )
     return str(account["id"])
+
+
+def usd(units: int) -> Money:
+    return Money(currency_code=CURRENCY, amount_micros=units * USD)
+
+
+async def test_a_refused_run_has_credits_bought_by_themselves(stack: Stack) -> None:
+    customer, party, key = min(CUSTOMERS), Party("wren", "mixed"), stack.operator_key.read()
+    async with (
+        connect(stack.endpoints.ledger, key) as to_ledger,
+        connect(stack.endpoints.metering, key) as to_metering,
+        connect(stack.endpoints.payouts, key) as to_payouts,
+    ):
+        operator = Operator(to_ledger, to_metering)
+        await operator.register([party])
+        await operator.publish_prices(int(time.time() - 60) * USD)
+        await Shop(to_payouts).open([(customer, ONE_DOLLAR)])
+        recharge = purchase_pb2.AutoRecharge(
+            customer_id=customer, enabled=True, threshold=usd(5), amount=usd(20), monthly_ceiling=usd(60)
+        )
+        await PaymentServiceStub(to_payouts).SetAutoRecharge(
+            payment_service_pb2.SetAutoRechargeRequest(auto_recharge=recharge)
+        )
+        async with connect(stack.endpoints.metering, await operator.create_host_key()) as of_host:
+            numbers = itertools.count(1)
+
+            async def authorized() -> bool:
+                # Each time another run: one that was refused stays refused.
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await MeteringServiceStub(of_host).Authorize(
+                        AuthorizeRequest(
+                            customer_id=customer,
+                            workflow_id=f"run-{next(numbers)}",
+                            agent_id=party.agent_id,
+                            action_type=RUN_ACTION,
+                            max_cost=usd(10),
+                        )
+                    )
+                    return True
+                return False
+
+            assert not await authorized()
+            await until("the credits are there", authorized)
 
 
 def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Stack) -> None:
@@ -185,46 +237,3 @@ def test_a_payout_survives_kill_and_follows_the_clock_of_the_stand_in(stack: Sta
         ).balance
         assert balance.available.amount_micros == 60 * USD
     assert stripe.violations == []
-
-
-def usd(units: int) -> Money:
-    return Money(currency_code=CURRENCY, amount_micros=units * USD)
-
-
-async def test_a_refused_run_has_credits_bought_by_themselves(stack: Stack) -> None:
-    customer, party, key = min(CUSTOMERS), Party("lark", "mixed"), stack.operator_key.read()
-    async with (
-        connect(stack.endpoints.ledger, key) as to_ledger,
-        connect(stack.endpoints.metering, key) as to_metering,
-        connect(stack.endpoints.payouts, key) as to_payouts,
-    ):
-        operator = Operator(to_ledger, to_metering)
-        await operator.register([party])
-        await operator.publish_prices(int(time.time() - 60) * USD)
-        await Shop(to_payouts).open([(customer, ONE_DOLLAR)])
-        recharge = purchase_pb2.AutoRecharge(
-            customer_id=customer, enabled=True, threshold=usd(5), amount=usd(20), monthly_ceiling=usd(60)
-        )
-        await PaymentServiceStub(to_payouts).SetAutoRecharge(
-            payment_service_pb2.SetAutoRechargeRequest(auto_recharge=recharge)
-        )
-        async with connect(stack.endpoints.metering, await operator.create_host_key()) as of_host:
-            numbers = itertools.count(1)
-
-            async def authorized() -> bool:
-                # Each time another run: one that was refused stays refused.
-                with contextlib.suppress(grpc.aio.AioRpcError):
-                    await MeteringServiceStub(of_host).Authorize(
-                        AuthorizeRequest(
-                            customer_id=customer,
-                            workflow_id=f"run-{next(numbers)}",
-                            agent_id=party.agent_id,
-                            action_type=RUN_ACTION,
-                            max_cost=usd(10),
-                        )
-                    )
-                    return True
-                return False
-
-            assert not await authorized()
-            await until("the credits are there", authorized)

@@ -36,9 +36,17 @@ REAP: Final = timedelta(milliseconds=200)
 # After its last use, everything that was kept for anything is back.
 TIME_TO_LIVE: Final = LEASE + REAP + timedelta(seconds=2)
 
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 60.0
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["services.ledger.__main__", "services.metering.__main__"])
+_forks.set_forkserver_preload(
+    [
+        "services.kit.server",
+        "services.ledger.__main__",
+        "services.ledger.app",
+        "services.metering.__main__",
+        "services.metering.app",
+    ]
+)
 
 
 class Services:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import psycopg
 
 from services.kit.client import connect
 from services.kit.server import build_server
@@ -126,6 +127,28 @@ async def platform_key(database_url: str, role: str) -> str:
         return out.read_text().strip()
 
 
+# The secrets of the platform's keys by role, and their rows. Making a key costs an engine of its own: those
+# of the first ledger of this process are written into the databases of all others.
+_platform: dict[str, str] = {}
+_platform_rows: list[str] = []
+
+
+async def _platform_keys(database_url: str) -> dict[str, str]:
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        if not _platform:
+            made = {role: await platform_key(database_url, role) for role in ("operator", "service")}
+            rows = await connection.execute("SELECT to_json(api_key)::text FROM ledger.api_key")
+            _platform_rows.extend(text for (text,) in await rows.fetchall())
+            _platform.update(made)
+        for row in _platform_rows:
+            await connection.execute(
+                "INSERT INTO ledger.api_key SELECT * FROM json_populate_record(NULL::ledger.api_key, %s)"
+                " ON CONFLICT DO NOTHING",
+                [row],
+            )
+    return _platform
+
+
 @asynccontextmanager
 async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[LedgerServer]:
     """Serve a ledger on this database until the end of the `async with`, with its workers.
@@ -133,7 +156,7 @@ async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[Le
     `settings` are fields of its configuration.
     """
     config = LedgerConfig(
-        database_url=database_url, **{"sequence_interval": timedelta(milliseconds=10), **settings}
+        database_url=database_url, **{"sequence_interval": timedelta(milliseconds=50), **settings}
     )
     channels: list[grpc.aio.Channel] = []
     async with open_app(config) as app:
@@ -148,12 +171,13 @@ async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[Le
             channels.append(channel)
             return _caller(key, channel)
 
+        keys = await _platform_keys(database_url)
         try:
             yield LedgerServer(
                 address=address,
                 database_url=database_url,
-                operator=caller(await platform_key(database_url, "operator")),
-                service=caller(await platform_key(database_url, "service")),
+                operator=caller(keys["operator"]),
+                service=caller(keys["service"]),
                 _channels=channels,
             )
         finally:

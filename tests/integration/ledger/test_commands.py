@@ -18,9 +18,9 @@ Main = Callable[[Sequence[str]], int]
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, events = root.handlers[:], root.level, structlog.get_config()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**events)
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -95,7 +95,7 @@ def test_a_defect_of_the_audit_is_no_difference(
         raise KeyError("a defect")
 
     monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setattr(ledger, "audit", broken)
+    monkeypatch.setattr("services.ledger.audit.audit", broken)
 
     assert ledger.main(["audit"]) == 2
     assert json.loads(capsys.readouterr().err)["event"] == "audit.failed"

@@ -12,9 +12,9 @@ from services.kit import log
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, events = root.handlers[:], root.level, structlog.get_config()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**events)
     root.handlers[:] = handlers
     root.setLevel(level)
 

@@ -1,16 +1,19 @@
 """Projections as a running service makes them: prompt, never wrong, and made anew while they answer."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import REGISTRY
 
+from services.kit.errors import Unavailable
 from services.reporting.domain.projection import FeedGap
 from tallystick.common.v1 import access_pb2
 from tallystick.reporting.v1 import projection_pb2
 from tallystick.reporting.v1 import projection_service_pb2 as pb
+from tallystick.reporting.v1 import reporting_service_pb2 as reports
 from tests.support.feeds import FakeFeeds, running_feeds
 from tests.support.ledger_server import running_ledger
 from tests.support.reporting_server import ReportingServer, running_reporting
@@ -108,6 +111,29 @@ async def test_what_is_posted_is_seen_without_being_asked_for(database_url: str,
             "SELECT as_of, (SELECT min(hear_time) FROM reporting.feed) FROM reporting.serving()"
         )
         assert as_of == heard
+
+
+async def test_nothing_is_said_to_be_known_up_to_a_time_while_a_feed_was_never_heard(
+    database_url: str, feeds: FakeFeeds, tmp_path: Path
+) -> None:
+    async with (
+        running_ledger(database_url) as ledger,
+        running_reporting(
+            database_url,
+            ledger,
+            ledger_address=feeds.address,
+            metering_address=f"unix:{tmp_path}/nobody",
+            catalogue=CATALOGUE,
+            workers=False,
+        ) as reporting,
+    ):
+        show(busy_world(), feeds)
+        with pytest.raises(Unavailable):
+            await reporting.catch_up()
+        answer = await reporting.operator.reporting.GetUsage(reports.GetUsageRequest(customer_id="cus_a"))
+        assert answer.as_of.journal_position == len(feeds.journal.records)
+        assert answer.as_of.usage_position == 0
+        assert not answer.as_of.HasField("time")
 
 
 async def test_what_is_missing_stops_the_feed_and_raises_an_alarm(

@@ -9,7 +9,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.kit.errors import Unavailable
+from services.reporting import projector
 from services.reporting.domain.projection import FeedGap
+from services.reporting.rpc import journal_feed
 from tallystick.common.v1 import access_pb2
 from tallystick.reporting.v1 import projection_pb2
 from tallystick.reporting.v1 import projection_service_pb2 as pb
@@ -134,6 +136,30 @@ async def test_nothing_is_said_to_be_known_up_to_a_time_while_a_feed_was_never_h
         assert answer.as_of.journal_position == len(feeds.journal.records)
         assert answer.as_of.usage_position == 0
         assert not answer.as_of.HasField("time")
+
+
+async def test_a_feed_that_is_away_does_not_keep_the_other_from_its_end(
+    database_url: str, feeds: FakeFeeds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_feed, "MESSAGE_RECORDS", 1)
+    monkeypatch.setattr(projector, "_TURN", 2)
+    async with (
+        running_ledger(database_url) as ledger,
+        running_reporting(
+            database_url,
+            ledger,
+            ledger_address=feeds.address,
+            metering_address=f"unix:{tmp_path}/nobody",
+            catalogue=CATALOGUE,
+            workers=False,
+            feed_batch_size=1,
+        ) as reporting,
+    ):
+        show(busy_world(), feeds)
+        # A worker pauses after a step that fails: none does before all of the journal is read.
+        with pytest.raises(Unavailable):
+            await reporting.catch_up()
+        assert reporting.query("SELECT position FROM reporting.feed WHERE feed = 'journal'") == [(4,)]
 
 
 async def test_what_is_missing_stops_the_feed_and_raises_an_alarm(

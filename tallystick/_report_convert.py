@@ -165,7 +165,7 @@ def _as_of(as_of: period_pb2.AsOf) -> AsOf:
     return AsOf(
         journal_position=as_of.journal_position,
         usage_position=as_of.usage_position,
-        time=as_of.time.ToDatetime(UTC),
+        time=optional_time(as_of, "time"),
     )
 
 

@@ -25,8 +25,8 @@ class AsOf:
     """In the ledger's journal."""
     usage_position: int
     """In metering's usage feed."""
-    time: datetime
-    """Up to when everything is known."""
+    time: datetime | None
+    """Up to when everything is known; None as long as that cannot be said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from services.kit import log
 from services.kit.net import parse_address
@@ -17,6 +18,8 @@ from services.kit.server import StartupError
 
 # Connections at once; more are answered 503 by uvicorn.
 _MAX_CONNECTIONS: Final = 1024
+# Until the head of a request is there.
+_HEAD_SECONDS = 10.0
 _log = log.get_logger()
 
 
@@ -33,7 +36,7 @@ class WebServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 # Logging is set up by the kit, for all libraries.
@@ -70,6 +73,44 @@ class WebServer:
     def close(self) -> None:
         """Let go of the address, also of a server that was never started."""
         self._socket.close()
+
+
+class _Protocol(H11Protocol):
+    """Ends connections on which no request comes to be, which uvicorn does only behind an answer: whoever
+    opened enough of them and said nothing would keep all others out.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Begin to wait for a request, or go on; no longer if there is one."""
+        # uvicorn says that there always is one.
+        answered = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
+        if self.transport.is_closing() or not answered:
+            self._unwatch()
+        elif self._late is None:
+            self._late = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class _Server(uvicorn.Server):

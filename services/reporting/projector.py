@@ -153,9 +153,13 @@ class Projector:
             # It answers what it knows until another one is built; nothing can be added to it.
             await self.begin(projection.projection_id)
             failures = [failure for failure in failures if not isinstance(failure, LostLog)]
-        if failures:
+        more = any(one is True for one in read)
+        if failures and not more:
             raise failures[0]
-        return any(more is True for more in read)
+        for failure in failures:
+            # Who waits after a failure must not be the feed that has more: it would be read in bits.
+            _log.error("feed.failed", projection_id=projection.projection_id, exc_info=failure)
+        return more
 
     async def _read_behind(self, source: _Source[B], projection: Projection, ahead: asyncio.Event) -> bool:
         await ahead.wait()

@@ -62,7 +62,8 @@ _OF_ORGANIZATION: Final = text(f"""
 
 # What a correction gave the customer back is in the entries of the accounts that had paid or owed the charge.
 # Each part is a page by itself, of which the first rows of both are the page. Currencies are named, so that
-# corrections are found by their time.
+# corrections are found by their time; and only up to the last charge of a page that charges alone would
+# fill, or each page would look for them among all movements behind it.
 _OF_CUSTOMER: Final = text(f"""
     WITH charged AS (
         SELECT 'charge' AS kind, charge_id, '' AS correction_id, gross_micros AS billed_micros, occur_time,
@@ -86,6 +87,8 @@ _OF_CUSTOMER: Final = text(f"""
                 AND (CAST(:currency_code AS text) = '' OR d.currency_code = :currency_code)))
           AND type = 'correction' AND kind IN ('customer_credits', 'customer_receivable', 'customer_unpaid')
           AND create_time < :end_time
+          AND create_time <= (
+              SELECT CASE WHEN count(*) = :limit THEN max(occur_time) ELSE 'infinity' END FROM charged)
           AND position <= :journal_position
           AND (create_time, charge_id, correction_id)
               > (CAST(:after_time AS timestamptz), :after_charge_id, :after_mark)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 from sqlalchemy import Row, text
@@ -65,27 +66,38 @@ _USAGE_NAMES: Final = (
     "unknown",
     "pending",
 )
-_USAGE_SUMS: Final = """sum(execution_count)::bigint AS execution_count,
-               sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens,
-               sum(cost_micros)::bigint AS cost,
+# What fits into an amount of the contract. Prices and tokens are what others say: no number of them, however
+# large, may keep a report from being made. (The functions that add to rollups end there, too.)
+_MOST: Final = 2**63 - 1
+
+
+def _most(sum_: str) -> str:
+    """`sum_`, which is not NULL, as an amount."""
+    return f"least({sum_}, {_MOST})::bigint"
+
+
+_USAGE_SUMS: Final = f"""sum(execution_count)::bigint AS execution_count,
+               {_most("sum(input_tokens)")} AS input_tokens, {_most("sum(output_tokens)")} AS output_tokens,
+               {_most("sum(cost_micros)")} AS cost,
                sum(success_count)::bigint AS success, sum(failure_count)::bigint AS failure,
                sum(partial_count)::bigint AS partial, sum(unknown_count)::bigint AS unknown,
                sum(pending_count)::bigint AS pending"""
-_USAGE_ROW_SUMS: Final = """count(*) AS execution_count,
-               sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens,
-               sum(price_micros + bonus_micros)::bigint AS cost,
+_USAGE_ROW_SUMS: Final = f"""count(*) AS execution_count,
+               {_most("sum(input_tokens)")} AS input_tokens, {_most("sum(output_tokens)")} AS output_tokens,
+               {_most("sum(price_micros + bonus_micros)")} AS cost,
                count(*) FILTER (WHERE outcome = 'success') AS success,
                count(*) FILTER (WHERE outcome = 'failure') AS failure,
                count(*) FILTER (WHERE outcome = 'partial') AS partial,
                count(*) FILTER (WHERE outcome = 'unknown') AS unknown,
                count(*) FILTER (WHERE outcome = 'pending') AS pending"""
 _MARGIN_NAMES: Final = ("gross", "gross_of_known", "model_cost_usd", "known_count", "event_count")
-_MARGIN_SUMS: Final = """sum(cost_micros)::bigint AS gross, sum(priced_cost_micros)::bigint AS gross_of_known,
+_MARGIN_SUMS: Final = f"""{_most("sum(cost_micros)")} AS gross,
+               {_most("sum(priced_cost_micros)")} AS gross_of_known,
                sum(model_cost_usd) AS model_cost_usd, sum(priced_count)::bigint AS known_count,
                sum(execution_count)::bigint AS event_count"""
-_MARGIN_ROW_SUMS: Final = """sum(price_micros + bonus_micros)::bigint AS gross,
-               coalesce(sum(price_micros + bonus_micros) FILTER (WHERE model_cost_usd IS NOT NULL), 0)::bigint
-                   AS gross_of_known,
+_SUM_OF_KNOWN: Final = "sum(price_micros + bonus_micros) FILTER (WHERE model_cost_usd IS NOT NULL)"
+_MARGIN_ROW_SUMS: Final = f"""{_most("sum(price_micros + bonus_micros)")} AS gross,
+               {_most(f"coalesce({_SUM_OF_KNOWN}, 0)")} AS gross_of_known,
                coalesce(sum(model_cost_usd), 0) AS model_cost_usd, count(model_cost_usd) AS known_count,
                count(*) AS event_count"""
 
@@ -209,7 +221,7 @@ async def margins(
 
 def _usage(row: Row[Any], prefix: str = "") -> Usage:
     columns = row._mapping
-    return Usage(*(int(columns[prefix + name]) for name in _USAGE_NAMES))
+    return Usage(*(_int(columns[prefix + name]) for name in _USAGE_NAMES))
 
 
 def _margin(row: Row[Any], prefix: str = "") -> Margin:
@@ -217,9 +229,13 @@ def _margin(row: Row[Any], prefix: str = "") -> Margin:
     known = int(columns[f"{prefix}known_count"])
     return Margin(
         key="" if prefix else row.key,
-        gross=int(columns[f"{prefix}gross"]),
-        gross_of_known=int(columns[f"{prefix}gross_of_known"]),
+        gross=_int(columns[f"{prefix}gross"]),
+        gross_of_known=_int(columns[f"{prefix}gross_of_known"]),
         model_cost_usd=columns[f"{prefix}model_cost_usd"],
         known_count=known,
         unknown_count=int(columns[f"{prefix}event_count"]) - known,
     )
+
+
+def _int(number: Decimal) -> int:
+    return min(int(number), _MOST)

@@ -56,6 +56,9 @@ def _network(address: str) -> str:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address[:64]
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        # As a socket that listens on [::] names who comes by IPv4: all of them in one /64.
+        return str(parsed.ipv4_mapped)
     if parsed.version == 4:
         return address
     return str(ipaddress.ip_network((parsed, _V6_PREFIX), strict=False))

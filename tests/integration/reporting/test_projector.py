@@ -1,16 +1,23 @@
 """Projections as a running service makes them: prompt, never wrong, and made anew while they answer."""
 
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import REGISTRY
 
+from services.kit.errors import Unavailable
+from services.kit.times import timestamp
+from services.reporting import projector
 from services.reporting.domain.projection import FeedGap
+from services.reporting.rpc import journal_feed
 from tallystick.common.v1 import access_pb2
-from tallystick.reporting.v1 import projection_pb2
+from tallystick.reporting.v1 import period_pb2, projection_pb2, revenue_pb2
 from tallystick.reporting.v1 import projection_service_pb2 as pb
+from tallystick.reporting.v1 import reporting_service_pb2 as reports
 from tests.support.feeds import FakeFeeds, running_feeds
 from tests.support.ledger_server import running_ledger
 from tests.support.reporting_server import ReportingServer, running_reporting
@@ -108,6 +115,92 @@ async def test_what_is_posted_is_seen_without_being_asked_for(database_url: str,
             "SELECT as_of, (SELECT min(hear_time) FROM reporting.feed) FROM reporting.serving()"
         )
         assert as_of == heard
+
+
+async def test_nothing_is_said_to_be_known_up_to_a_time_while_a_feed_was_never_heard(
+    database_url: str, feeds: FakeFeeds, tmp_path: Path
+) -> None:
+    async with (
+        running_ledger(database_url) as ledger,
+        running_reporting(
+            database_url,
+            ledger,
+            ledger_address=feeds.address,
+            metering_address=f"unix:{tmp_path}/nobody",
+            catalogue=CATALOGUE,
+            workers=False,
+        ) as reporting,
+    ):
+        show(busy_world(), feeds)
+        with pytest.raises(Unavailable):
+            await reporting.catch_up()
+        answer = await reporting.operator.reporting.GetUsage(reports.GetUsageRequest(customer_id="cus_a"))
+        assert answer.as_of.journal_position == len(feeds.journal.records)
+        assert answer.as_of.usage_position == 0
+        assert not answer.as_of.HasField("time")
+
+
+async def test_a_feed_that_is_away_does_not_keep_the_other_from_its_end(
+    database_url: str, feeds: FakeFeeds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_feed, "MESSAGE_RECORDS", 1)
+    monkeypatch.setattr(projector, "_TURN", 2)
+    async with (
+        running_ledger(database_url) as ledger,
+        running_reporting(
+            database_url,
+            ledger,
+            ledger_address=feeds.address,
+            metering_address=f"unix:{tmp_path}/nobody",
+            catalogue=CATALOGUE,
+            workers=False,
+            feed_batch_size=1,
+        ) as reporting,
+    ):
+        show(busy_world(), feeds)
+        # A worker pauses after a step that fails: none does before all of the journal is read.
+        with pytest.raises(Unavailable):
+            await reporting.catch_up()
+        assert reporting.query("SELECT position FROM reporting.feed WHERE feed = 'journal'") == [(4,)]
+
+
+async def test_no_amount_is_large_enough_to_stop_the_feed(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    world = FeedWorld()
+
+    def event(number: int, at: datetime) -> ModelEvent:
+        return ModelEvent(
+            *("cus_a", f"run-{number}", 0, "org_x", "agt_x", "1.0", "ticket.resolve", "gpt-x"),
+            *((2**62, 2**62), "pending", 2**62, at),
+        )
+
+    most, later = 2**63 - 1, world.now + timedelta(minutes=20)
+    for number, at in enumerate((world.now, world.now, later, later)):
+        world.record(event(number, at))
+        show(world, feeds)
+        await reporting.catch_up()
+    world.decide(world.events[0], "success", 2**61)
+    await reporting.catch_up()
+    periods = (
+        period_pb2.Period(name="2026-10"),
+        # Of quarter hours, and of rows.
+        *(
+            period_pb2.Period(start_time=timestamp(start), end_time=timestamp(later + timedelta(minutes=20)))
+            for start in (world.now - timedelta(minutes=5), world.now)
+        ),
+    )
+    for period in periods:
+        usage = await reporting.operator.reporting.GetUsage(
+            reports.GetUsageRequest(customer_id="cus_a", period=period)
+        )
+        assert (usage.total.cost.amount_micros, usage.total.input_tokens) == (most, most)
+        assert usage.total.execution_count == 4
+        for grouping in (revenue_pb2.MARGIN_GROUPING_MODEL, revenue_pb2.MARGIN_GROUPING_RUN):
+            margin = await reporting.operator.reporting.GetMargin(
+                reports.GetMarginRequest(organization_id="org_x", period=period, grouping=grouping)
+            )
+            assert margin.total.gross.amount_micros == most
 
 
 async def test_what_is_missing_stops_the_feed_and_raises_an_alarm(

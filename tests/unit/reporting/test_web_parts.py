@@ -142,6 +142,14 @@ def test_failures_are_counted_by_network_and_forgotten() -> None:
     attempts.fail("not an address" * 100)
 
 
+def test_an_ipv4_address_fails_for_itself_also_where_a_server_listens_on_both() -> None:
+    attempts = FailedAttempts(FixedClock(START))
+    for _ in range(MAX_FAILURES):
+        attempts.fail("::ffff:192.0.2.1")
+    assert attempts.wait("::ffff:192.0.2.1") == attempts.wait("192.0.2.1") == WINDOW
+    assert attempts.wait("::ffff:192.0.2.2") is None
+
+
 @given(st.lists(st.integers(min_value=-(10**15), max_value=10**15), max_size=40))
 def test_bars_stay_within_their_picture(values: list[int]) -> None:
     drawn = bars(values)

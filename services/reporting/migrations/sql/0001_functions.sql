@@ -18,6 +18,13 @@ $$;
 CREATE AGGREGATE reporting.total(bigint) (SFUNC = int8pl, STYPE = bigint, INITCOND = '0');
 
 
+-- A sum of what is not negative, which ends at the largest number there is. Prices are an organization's own, and tokens
+-- what a host says: nobody may stop the feed for all by making a sum too large. What the ledger posts is within its own.
+CREATE FUNCTION reporting.add_up(so_far bigint, more bigint) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN so_far > 9223372036854775807 - more THEN 9223372036854775807 ELSE so_far + more END
+$$;
+
+
 -- Moves a feed on from exactly p_after to p_last; false, and nothing is changed, if it is not there. The caller applies
 -- what lies between in the same transaction.
 CREATE FUNCTION reporting.move_feed(
@@ -362,16 +369,16 @@ BEGIN
                  agent_version, action_type, model)
         DO UPDATE SET
             execution_count = o.execution_count + excluded.execution_count,
-            input_tokens = o.input_tokens + excluded.input_tokens,
-            output_tokens = o.output_tokens + excluded.output_tokens,
-            cost_micros = o.cost_micros + excluded.cost_micros,
+            input_tokens = add_up(o.input_tokens, excluded.input_tokens),
+            output_tokens = add_up(o.output_tokens, excluded.output_tokens),
+            cost_micros = add_up(o.cost_micros, excluded.cost_micros),
             success_count = o.success_count + excluded.success_count,
             failure_count = o.failure_count + excluded.failure_count,
             partial_count = o.partial_count + excluded.partial_count,
             unknown_count = o.unknown_count + excluded.unknown_count,
             pending_count = o.pending_count + excluded.pending_count,
             priced_count = o.priced_count + excluded.priced_count,
-            priced_cost_micros = o.priced_cost_micros + excluded.priced_cost_micros,
+            priced_cost_micros = add_up(o.priced_cost_micros, excluded.priced_cost_micros),
             model_cost_usd = o.model_cost_usd + excluded.model_cost_usd;
 
     IF cardinality(o_customer_ids) > 0 THEN
@@ -421,13 +428,13 @@ BEGIN
             ON CONFLICT (projection_id, organization_id, currency_code, grain, start_time, customer_id, agent_id,
                          agent_version, action_type, model)
                 DO UPDATE SET
-                    cost_micros = o.cost_micros + excluded.cost_micros,
+                    cost_micros = add_up(o.cost_micros, excluded.cost_micros),
                     success_count = o.success_count + excluded.success_count,
                     failure_count = o.failure_count + excluded.failure_count,
                     partial_count = o.partial_count + excluded.partial_count,
                     unknown_count = o.unknown_count + excluded.unknown_count,
                     pending_count = o.pending_count + excluded.pending_count,
-                    priced_cost_micros = o.priced_cost_micros + excluded.priced_cost_micros
+                    priced_cost_micros = add_up(o.priced_cost_micros, excluded.priced_cost_micros)
         )
         SELECT count(*) INTO decided_count FROM decided;
         IF decided_count <> cardinality(o_customer_ids) THEN

@@ -301,16 +301,20 @@ END
 $$;
 
 -- The projection that answers, and how far it has read: who may see only its own rows needs to know that, too.
--- `as_of` is up to when everything is in it; NULL when nothing is known yet.
+-- `as_of` is up to when everything is in it; NULL as long as one of the feeds was never heard of.
 CREATE FUNCTION reporting.serving()
 RETURNS TABLE (projection_id integer, journal_position bigint, usage_position bigint, as_of timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
+    -- Not least(), which leaves NULL out.
     SELECT p.projection_id, j.position, u.position,
-           least(
-               CASE WHEN j.position < j.head_position THEN j.apply_time ELSE j.hear_time END,
-               CASE WHEN u.position < u.head_position THEN u.apply_time ELSE u.hear_time END)
+           CASE WHEN j.known_until < u.known_until THEN j.known_until
+                WHEN j.known_until IS NOT NULL THEN u.known_until END
     FROM projection p
-    JOIN feed j ON j.projection_id = p.projection_id AND j.feed = 'journal'
-    JOIN feed u ON u.projection_id = p.projection_id AND u.feed = 'usage'
+    CROSS JOIN LATERAL (
+        SELECT f.position, CASE WHEN f.position < f.head_position THEN f.apply_time ELSE f.hear_time END AS known_until
+        FROM feed f WHERE f.projection_id = p.projection_id AND f.feed = 'journal') AS j
+    CROSS JOIN LATERAL (
+        SELECT f.position, CASE WHEN f.position < f.head_position THEN f.apply_time ELSE f.hear_time END AS known_until
+        FROM feed f WHERE f.projection_id = p.projection_id AND f.feed = 'usage') AS u
     WHERE p.state = 'serving'
 $$;

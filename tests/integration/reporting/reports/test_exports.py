@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import grpc
 import pytest
+from sqlalchemy import text
 
+from services.kit.tenancy import Tenants, scope
+from services.reporting.domain.export_columns import ExportRow
+from services.reporting.domain.owner import Owner, OwnerKind
+from services.reporting.store import exports
+from services.reporting.store.exports import ExportFilter, Place
 from tallystick.reporting.v1 import period_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
+from tests.integration.reporting.reports.conftest import Filled
 from tests.integration.reporting.reports.facts import LARK, NOW, WREN
 from tests.support.reporting_books import Books
-from tests.support.reports_server import ReportingServer
+from tests.support.reports_server import ReportingServer, opened_database
 from tests.support.rpc_errors import refusal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# Of a connection, since it last reported.
+_FETCHED = text(
+    "SELECT coalesce(sum(idx_tup_fetch), 0)::bigint FROM pg_stat_xact_user_tables WHERE relname = 'movement'"
+)
 
 
 async def _rows(
@@ -106,6 +118,38 @@ async def test_a_customer_exports_what_it_paid(
     ] == sorted(wanted)
     assert {row["net"] for row in rows} == {""}
     assert any(row["correction_id"] for row in rows)
+
+
+async def test_a_page_of_a_customer_reads_no_more_than_what_it_is_made_of(filled: Filled) -> None:
+    wanted = ExportFilter(
+        1, 10**9, Owner(OwnerKind.CUSTOMER, "cus_ada"), (datetime(2025, 12, 1, tzinfo=UTC), NOW), ""
+    )
+    found: list[ExportRow] = []
+    read = []
+    after: Place | None = None
+    async with opened_database(filled.database_url, "reporting_reader") as reader:
+
+        async def page(place: Place | None, limit: int) -> tuple[Sequence[ExportRow], Place | None]:
+            async with reader.begin() as connection:
+                await scope(connection, Tenants(ids=("cus_ada",)))
+                # The tables are too small to be worth an index.
+                await connection.execute(text("SET LOCAL enable_seqscan = off"))
+                before = (await connection.execute(_FETCHED)).scalar_one()
+                answer = await exports.list_after(connection, wanted, place, limit)
+                read.append((await connection.execute(_FETCHED)).scalar_one() - before)
+                return answer
+
+        together, _ = await page(None, 1_000)
+        while not found or after is not None:
+            rows, after = await page(after, 3)
+            found += rows
+    # The same in whatever pages: corrections come between the charges that they came between.
+    assert found == together
+    assert any(row.kind == "correction" for row in found[:-3])
+    whole, *parts = read
+    assert len(parts) > 5
+    # Each page looks for corrections among its own movements, and not among all that come behind it.
+    assert sum(parts) < 3 * whole
 
 
 async def test_all_currencies_and_formats(reporting: ReportingServer, books: Books) -> None:

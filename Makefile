@@ -47,7 +47,7 @@ test-faults: $(DEV_STAMP) ## Let services and stores fail under load for MINUTES
 	@$(BIN)/python -m tests.faults $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(SEED),--seed "$(SEED)")
 
 .PHONY: bench
-bench: $(SANDBOX_STAMP) ## Measure the services against their floors, 10 minutes or more (BENCH_ARGS= for names and flags)
+bench: $(SANDBOX_STAMP) ## Measure the services against their floors, 15 minutes or more (BENCH_ARGS= for names and flags)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 .PHONY: check

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bench import machine
 from bench.contestants import Contestant, UnexpectedAnswerError, contestants
+from bench.feeds import feed_catchup, open_feeds
 from bench.http_client import HttpError
 from bench.payouts import (
     HOT_ORGANIZATION,
@@ -29,11 +30,22 @@ from bench.payouts import (
     payouts_contestants,
     settings,
 )
+from bench.reports import (
+    MAX_EXPORT_ROWS,
+    SMALL_EARNINGS,
+    ReportsWorld,
+    export,
+    open_reports_world,
+    reports_contestants,
+)
 from bench.results import (
+    EXPORT,
+    FEED_CATCHUP,
     GROUPS,
     NAMES,
     PAYOUT_RUN,
     PAYOUTS_GROUPS,
+    REPORTS_GROUPS,
     Comparison,
     Result,
     compare,
@@ -56,6 +68,8 @@ _MAX_ROUNDS: Final = 50
 _MAX_SECONDS: Final = 60.0
 _MAX_ORGANIZATIONS: Final = 99_999
 _MAX_CONCURRENCY: Final = 256
+_MAX_EVENTS: Final = 1_000_000
+_MAX_EARNINGS: Final = 10_000_000
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +83,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--concurrency", type=int, default=8, help="of payouts: organizations paid at once (default 8)"
     )
+    parser.add_argument(
+        "--events", type=int, default=50_000, help="metered for feed_catchup (default 50,000)"
+    )
+    parser.add_argument(
+        "--earnings",
+        type=int,
+        default=1_000_000,
+        help="stored for reports; exported up to a million (default 1,000,000; the bars are for 10,000,000)",
+    )
     parser.add_argument("--json", type=Path, default=_OUT, help="where to write the results")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.names) - set(NAMES):
@@ -79,6 +102,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"organizations are 10 to {_MAX_ORGANIZATIONS}")
     if not 1 <= arguments.concurrency <= _MAX_CONCURRENCY:
         parser.error(f"concurrency is 1 to {_MAX_CONCURRENCY}")
+    if not 1_000 <= arguments.events <= _MAX_EVENTS:
+        parser.error(f"events are 1,000 to {_MAX_EVENTS:,}")
+    if not SMALL_EARNINGS <= arguments.earnings <= _MAX_EARNINGS:
+        parser.error(f"earnings are {SMALL_EARNINGS:,} to {_MAX_EARNINGS:,}")
     return arguments
 
 
@@ -113,6 +140,22 @@ async def measure_payouts(
     if PAYOUT_RUN in chosen:
         results += await payout_run(world, arguments.organizations, arguments.concurrency, conditions, say)
     results.append(memory("payouts_memory", world.processes.peak_memory_mb("payouts"), conditions))
+    return results
+
+
+async def measure_reports(
+    world: ReportsWorld,
+    arguments: argparse.Namespace,
+    runner: Runner,
+    conditions: dict[str, object],
+    say: Callable[[str], None],
+) -> list[Result]:
+    """The results of the chosen benchmarks of reports, and the memory of reporting after them."""
+    chosen = arguments.names or NAMES
+    results, _ = await _compare(REPORTS_GROUPS, reports_contestants(world), chosen, runner, conditions)
+    if EXPORT in chosen:
+        results += await export(world, min(arguments.earnings, MAX_EXPORT_ROWS), conditions, say)
+    results.append(memory("reporting_memory", world.processes.peak_memory_mb("reporting"), conditions))
     return results
 
 
@@ -156,6 +199,29 @@ async def _run_payouts(
         return await measure_payouts(world, arguments, runner, conditions, console.print)
 
 
+async def _run_feeds(arguments: argparse.Namespace, stack: Stack, console: Console) -> list[Result]:
+    console.print("registering parties, granting credits, publishing prices")
+    async with open_world(stack, stack.directory) as world, open_feeds(stack, world) as feeds:
+        conditions = await _conditions(arguments, world, stack.directory)
+        console.print_json(data=conditions)
+        return [
+            await feed_catchup(world, feeds, arguments.events, arguments.rounds, conditions, console.print)
+        ]
+
+
+async def _run_reports(arguments: argparse.Namespace, stack: Stack, console: Console) -> list[Result]:
+    async with open_reports_world(stack, arguments.earnings, console.print) as world:
+        conditions = {
+            **await _conditions(arguments, world, stack.directory),
+            "earnings": arguments.earnings,
+            "earnings_of_floor": SMALL_EARNINGS,
+            "fill_seconds": round(world.fill_seconds, 1),
+        }
+        console.print_json(data=conditions)
+        runner = Runner(world, rounds=arguments.rounds, seconds=arguments.seconds, say=console.print)
+        return await measure_reports(world, arguments, runner, conditions, console.print)
+
+
 async def _conditions(arguments: argparse.Namespace, world: Suite, folder: Path) -> dict[str, object]:
     fsync_ms = machine.fsync_milliseconds(folder, world.processes.programs("postgres"))
     return {
@@ -170,7 +236,7 @@ async def _conditions(arguments: argparse.Namespace, world: Suite, folder: Path)
 
 
 def _measure_all(arguments: argparse.Namespace, console: Console) -> list[Result]:
-    """Each half on stores of its own, and with no other services than it needs: they would take CPU from what
+    """Each part on stores of its own, and with no other services than it needs: they would take CPU from what
     is measured.
     """
     chosen = set(arguments.names or NAMES)
@@ -195,6 +261,22 @@ def _measure_all(arguments: argparse.Namespace, console: Console) -> list[Result
             ) as stack,
         ):
             results += asyncio.run(_run_payouts(arguments, stack, server, console))
+    if FEED_CATCHUP in chosen:
+        with (
+            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
+            stores() as found,
+            Stack(Path(folder), found, services=("ledger", "metering", "reporting")) as stack,
+        ):
+            results += asyncio.run(_run_feeds(arguments, stack, console))
+    if chosen & {*names_of(REPORTS_GROUPS), EXPORT}:
+        with (
+            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
+            stores() as found,
+            answering(Path(folder)),
+            # All of them: a page asks each.
+            Stack(Path(folder), found, environment=settings(Path(folder), arguments.concurrency)) as stack,
+        ):
+            results += asyncio.run(_run_reports(arguments, stack, console))
     return results
 
 
@@ -202,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks, print the table, write the JSON. A missed bar is no failure: see the table."""
     arguments = _arguments(argv)
     console = Console()
-    console = Console(width=max(console.width, 190), soft_wrap=True)
+    console = Console(width=max(console.width, 200), soft_wrap=True)
     if os.environ.get("DATABASE_URL") or os.environ.get("REDIS_URL"):
         # A run fills its database with charges; and only stores of our own have settings that we know.
         console.print("error: benchmarks run on stores of their own: unset DATABASE_URL and REDIS_URL")

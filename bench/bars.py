@@ -56,7 +56,15 @@ BARS: Final[Mapping[str, Bar]] = {
     # Bounded by its concurrency, and not by how many are paid.
     "payout_run": Bar(max_ratio=1.25),
     "payout_run_growth": Bar(max_value=10),
+    "feed_catchup": Bar(min_value=20_000),
+    # A hundred times the history must not make them much dearer.
+    "report_summary": Bar(max_ratio=1.5, max_value=50),
+    "report_top_customers": Bar(max_ratio=1.5, max_value=50),
+    "page_dashboard": Bar(max_value=80),
+    "export": Bar(min_ratio=0.1),
+    "export_growth": Bar(max_value=10),
     "ledger_memory": Bar(max_value=200),
     "metering_memory": Bar(max_value=200),
     "payouts_memory": Bar(max_value=200),
+    "reporting_memory": Bar(max_value=200),
 }

@@ -1,4 +1,4 @@
-"""A connection that is kept, and sends one POST after another: a client that costs little."""
+"""A connection that is kept, and sends one request after another: a client that costs little."""
 
 from __future__ import annotations
 
@@ -56,6 +56,16 @@ def post(address: str, path: str, body: bytes, headers: dict[str, str]) -> bytes
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join(lines).encode() + _HEADER_END + body
+
+
+def get(address: str, path: str, headers: dict[str, str]) -> bytes:
+    """A whole request without a body."""
+    lines = [
+        f"GET {path} HTTP/1.1",
+        f"Host: {address}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join(lines).encode() + _HEADER_END
 
 
 def answer_of(head: bytes) -> tuple[int, int]:

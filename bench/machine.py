@@ -44,6 +44,10 @@ class Processes:
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = dict(pids)
 
+    def with_process(self, name: str, pid: int) -> Processes:
+        """These and one more."""
+        return Processes({**self._pids, name: pid})
+
     def cpu(self) -> CpuClock:
         """CPU seconds used so far. "client" is the caller itself."""
         children = _children()

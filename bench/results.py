@@ -68,6 +68,14 @@ PAYOUTS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
     (Comparison("payout_gate_hot", "bare_debit_hot", "calls/s"),),
 )
 PAYOUT_RUN: Final = "payout_run"
+# Those of reporting: of a long history against a short one.
+REPORTS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
+    (Comparison("report_summary", "report_summary_small", _TAIL),),
+    (Comparison("report_top_customers", "report_top_customers_small", _TAIL),),
+    (Comparison("page_dashboard", None, _TAIL),),
+)
+FEED_CATCHUP: Final = "feed_catchup"
+EXPORT: Final = "export"
 
 
 def names_of(groups: Sequence[Sequence[Comparison]]) -> tuple[str, ...]:
@@ -75,7 +83,14 @@ def names_of(groups: Sequence[Sequence[Comparison]]) -> tuple[str, ...]:
     return tuple(one.name for group in groups for one in group)
 
 
-NAMES: Final = (*names_of(GROUPS), *names_of(PAYOUTS_GROUPS), PAYOUT_RUN)
+NAMES: Final = (
+    *names_of(GROUPS),
+    *names_of(PAYOUTS_GROUPS),
+    PAYOUT_RUN,
+    FEED_CATCHUP,
+    *names_of(REPORTS_GROUPS),
+    EXPORT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,7 @@ def table(results: Sequence[Result]) -> Table:
         "ledger",
         "metering",
         "payouts",
+        "reporting",
         "postgres",
         "valkey",
     ):
@@ -213,7 +229,7 @@ def cells(result: Result) -> list[str]:
         number(p999 if isinstance(p999, float) else None),
         *(
             number(cpu.get(name))
-            for name in ("client", "ledger", "metering", "payouts", "postgres", "valkey")
+            for name in ("client", "ledger", "metering", "payouts", "reporting", "postgres", "valkey")
         ),
         str(BARS.get(result.name, "")),
         result.verdict,

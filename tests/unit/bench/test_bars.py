@@ -5,7 +5,14 @@ import pytest
 from bench.bars import BARS, Bar
 from bench.results import NAMES
 
-MEMORIES = ("ledger_memory", "metering_memory", "payouts_memory", "payout_run_growth")
+MEMORIES = (
+    "ledger_memory",
+    "metering_memory",
+    "payouts_memory",
+    "payout_run_growth",
+    "reporting_memory",
+    "export_growth",
+)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_the_json_is_a_list_of_results(tmp_path: Path) -> None:
 
 def test_a_row_shows_each_figure_and_leaves_out_what_there_is_not() -> None:
     result = Result("noop", 1234.0, "calls/s", None, None, 0.5, 12.345, {})
-    assert cells(result) == ["noop", "1,234", "calls/s", "", "", "0.5", "12.3", *[""] * 9]
+    assert cells(result) == ["noop", "1,234", "calls/s", "", "", "0.5", "12.3", *[""] * 10]
     assert cells(RESULT)[-2:] == ["ratio ≥ 0.6, ≥ 12,000", "SHORT"]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import psycopg
 import pytest
 import redis
@@ -376,16 +377,31 @@ def test_files_with_bad_and_repeated_lines_come_to_what_the_good_lines_cost_even
     }
 
 
+def assert_dashboard_shows(url: str, organization_id: str, key: str) -> None:
+    """Whether who signs in with the key sees the organization."""
+    headers = {"Origin": url, "Sec-Fetch-Site": "same-origin"}
+    with httpx.Client(base_url=url, headers=headers, follow_redirects=True, timeout=60) as browser:
+        page = browser.post("/sign-in", data={"api_key": key, "next": "", "time_zone": "UTC"})
+    assert page.status_code == 200, page.text
+    assert organization_id in page.text
+
+
 def test_a_kept_stack_answers_with_the_keys_it_names_until_interrupted(kept: Kept) -> None:
     named = re.search(
-        r"^ledger (\S+), metering \S+, payouts (\S+)\n"
+        r"^ledger (\S+), metering \S+, payouts (\S+), reporting (\S+)\n"
         r"payouts' web \S+, Stripe (\S+)\nkeys in (\S+)$",
         kept.demo.output,
         re.MULTILINE,
     )
     assert named is not None, kept.demo.output
-    address, payouts, stripe, secrets = named.groups()
+    address, payouts, reporting, stripe, secrets = named.groups()
     assert serving(payouts)
+    assert serving(reporting)
+    signed_in = re.search(
+        r"^the dashboard: (http://\S+), .*\n  owner of (\S+):\n    (tsk_\S+)$", kept.demo.output, re.MULTILINE
+    )
+    assert signed_in is not None, kept.demo.output
+    assert_dashboard_shows(*signed_in.groups())
     assert StripeControl(f"http://{stripe}").run("clock get")["frozen"] is False
     key = Path(secrets, "operator.key").read_text().strip()
     with grpc.insecure_channel(address) as channel:

@@ -50,6 +50,7 @@ def localized(text: str, endpoints: Endpoints, stack: Stack) -> str:
     """The commands for this stack: a Python environment, ports and secrets of its own."""
     text = text.replace(".venv/bin/grpcurl", str(Path(sys.executable).parent / "grpcurl"))
     text = text.replace(".venv/bin/python", f"STRIPE_STAND_IN={endpoints.stripe} {sys.executable}")
+    text = text.replace("Client()", f'Client(metering="{endpoints.metering}")')
     text = text.replace(".sandbox/secrets", str(stack.operator_key.path.parent))
     ports = {
         "50051": endpoints.ledger,

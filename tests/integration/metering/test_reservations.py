@@ -279,7 +279,7 @@ async def test_what_was_captured_by_a_metering_that_died_is_not_reserved_again(
     async with running_metering(database_url, ledger, **redis_settings) as first:
         await first.publish(AGENT_RUN)
         here = Reserving(first, first.caller(host_key), reservation_pb2.RESERVATION_KIND_LEASED)
-        token = (await here.authorize("run-1", RUN_MICROS, customer_id="cus_2", ttl=1)).reservation.token
+        token = (await here.authorize("run-1", RUN_MICROS, customer_id="cus_2", ttl=5)).reservation.token
     # The ledger knows, and Redis is never told.
     async with running_metering(database_url, ledger) as without_redis:
         there = Reserving(without_redis, without_redis.caller(host_key), here.kind)

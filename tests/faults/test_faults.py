@@ -11,6 +11,5 @@ def test_whatever_fails_nothing_is_overdrawn_leaked_doubled_or_lost() -> None:
     report = run(SECONDS, random.randrange(2**32))
 
     assert report.findings == [], "\n".join(report.lines())
-    # How many there are in that time is the machine's affair.
-    assert report.faults.total() >= 1
+    assert report.faults.total() >= 3
     assert report.calls["settled"] > 0

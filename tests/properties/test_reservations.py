@@ -45,8 +45,7 @@ def test_whatever_fails_every_promise_is_kept_and_nothing_is_lost(running: Runni
     run_state_machine_as_test(
         machine,
         settings=settings(
-            # `make test-faults` does the same for as long as one likes.
-            max_examples=8,
+            max_examples=12,
             stateful_step_count=14,
             deadline=None,
             # Not made smaller: what fails depends on time too, and each attempt takes a second.

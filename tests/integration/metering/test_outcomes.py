@@ -382,10 +382,10 @@ class TestExpiry:
         assert now.held.amount_micros == 0
         assert now.available.amount_micros == GRANTED - 100 * BASE_MICROS - won * BONUS_MICROS
 
-    async def test_two_thousand_expire_at_once_in_small_batches_and_all_that_was_held_comes_back(
+    async def test_ten_thousand_expire_at_once_in_small_batches_and_all_that_was_held_comes_back(
         self, world: World
     ) -> None:
-        count = 2_000
+        count = 10_000
         await world.server.ledger.operator.ledger.GrantCredits(
             ledger_service_pb2.GrantCreditsRequest(
                 customer_id="cus_1",

@@ -146,7 +146,7 @@ async def _attempt(call: Awaitable[object]) -> None:
             raise
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(4))
 async def test_the_books_agree_after_the_storm(
     database_url: str, ledger: LedgerServer, stripe: StripeStandIn, seed: int
 ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.kit.times import timestamp
 from services.payouts.config import StripeConfig
 from services.payouts.reconcile import reconcile
 from tallystick.payouts.v1 import payout_pb2, purchase_pb2, reconciliation_pb2
@@ -55,6 +56,16 @@ async def test_purchases_payouts_and_what_came_back_agree_with_fees(world: World
     found = await _compared(world)
     # The money that the stand-in was given to begin with came from nowhere.
     assert {one.explanation.partition(".")[0] for one in found.differences} <= {FUNDED}
+
+
+async def test_since_the_first_moment_of_time_is_since_ever(world: World) -> None:
+    await world.organization("org_lark", 100)
+    ever = await _compared(world)
+    # Nothing can be subtracted from it.
+    request = pb.ReconcileRequest(start_time=timestamp(datetime.min.replace(tzinfo=UTC)))
+    since = await world.payouts.operator.reconciliation.Reconcile(request)
+    assert ever.totals
+    assert since.totals == ever.totals
 
 
 async def test_each_difference_is_explained(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,16 +318,17 @@ class Job:
         return self._reports.rows()
 
     async def sign_in_keys(self) -> dict[str, str]:
-        """API keys for the dashboard by whose they are: who earned most, who paid most, the operator."""
-        earned, charged = self.journal.earned, self.journal.charged
+        """API keys for the dashboard by whose they are: who worked most, who paid most, the operator."""
+        charged = self.journal.charged
         customer_id = max(CUSTOMERS, key=lambda owner: charged[owner])
         keys = {
             f"customer {customer_id}": await self._operator.create_customer_key(customer_id),
             "operator": self._stack.operator_key.read(),
         }
-        # Nobody earned, if nothing was recorded.
+        # Nobody worked, if nothing was recorded.
         if self._owners:
-            organization_id = max(self._owners, key=lambda owner: earned[owner])
+            busiest = max(self.organizations(), key=lambda row: row.charges)
+            organization_id = busiest.organization_id
             keys = {f"owner of {organization_id}": self._owners[organization_id], **keys}
         return keys
 

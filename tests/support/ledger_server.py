@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -158,31 +158,41 @@ async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[Le
     config = LedgerConfig(
         database_url=database_url, **{"sequence_interval": timedelta(milliseconds=50), **settings}
     )
-    channels: list[grpc.aio.Channel] = []
     async with open_app(config) as app:
         server = build_server(services=app.services, authenticator=app.authenticator, schema=app.schema)
         address = server.listen("127.0.0.1:0")
         await server.start()
         for worker in app.workers:
             worker.start()
-
-        def caller(key: str) -> Caller:
-            channel = connect(address, key)
-            channels.append(channel)
-            return _caller(key, channel)
-
-        keys = await _platform_keys(database_url)
         try:
-            yield LedgerServer(
-                address=address,
-                database_url=database_url,
-                operator=caller(keys["operator"]),
-                service=caller(keys["service"]),
-                _channels=channels,
-            )
+            async with calling_ledger(address, database_url, await _platform_keys(database_url)) as ledger:
+                yield ledger
         finally:
-            for channel in channels:
-                await channel.close()
             await server.stop(timedelta(seconds=2))
             for worker in app.workers:
                 await worker.stop(timedelta(seconds=2))
+
+
+@asynccontextmanager
+async def calling_ledger(
+    address: str, database_url: str, keys: Mapping[str, str]
+) -> AsyncIterator[LedgerServer]:
+    """A ledger that serves at this address, with the platform's keys by role."""
+    channels: list[grpc.aio.Channel] = []
+
+    def caller(key: str) -> Caller:
+        channel = connect(address, key)
+        channels.append(channel)
+        return _caller(key, channel)
+
+    try:
+        yield LedgerServer(
+            address=address,
+            database_url=database_url,
+            operator=caller(keys["operator"]),
+            service=caller(keys["service"]),
+            _channels=channels,
+        )
+    finally:
+        for channel in channels:
+            await channel.close()

@@ -1,7 +1,10 @@
 """The ledger against an oracle: whatever is asked for, in whatever order, every answer and balance agrees."""
 
 import asyncio
+import itertools
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -11,12 +14,13 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from services.kit.db import Database
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
+from tests.support import ledger_machine
 from tests.support.correction_oracle import largest_remainder
 from tests.support.ledger_credits import usd
 from tests.support.ledger_funding_machine import FundingMachine
 from tests.support.ledger_machine import Running, audit, intent, numbers
 from tests.support.ledger_oracle import Item
-from tests.support.ledger_server import running_ledger
+from tests.support.ledger_server import calling_ledger, running_ledger
 
 
 @pytest.fixture
@@ -37,6 +41,42 @@ def test_every_answer_and_balance_is_the_oracles(running: Running) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None)
     )
+
+
+def _client(number: int, address: str, database_url: str, keys: dict[str, str]) -> None:
+    """One client in a process of its own, which compares every answer that it gets."""
+    # No name that another client has.
+    ledger_machine.numbers = itertools.count(number * 1_000_000)
+    with asyncio.Runner() as runner:
+        context = calling_ledger(address, database_url, keys)
+        running = Running(runner, runner.run(context.__aenter__()))
+        try:
+            run_state_machine_as_test(
+                type("Client", (FundingMachine,), {"running": running}),
+                settings=settings(max_examples=4, stateful_step_count=15, deadline=None, database=None),
+            )
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+def test_concurrent_clients_get_each_the_oracles_answers(running: Running) -> None:
+    """Each client is alone with its customers and organizations, and with nothing else: what the others do at
+    the same time, in the same batches and tables, must show in no answer.
+    """
+    clients, server = 3, running.server
+    keys = {"operator": server.operator.key, "service": server.service.key}
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        with ProcessPoolExecutor(clients, mp_context=multiprocessing.get_context("spawn")) as pool:
+            await asyncio.gather(
+                *(
+                    loop.run_in_executor(pool, _client, number, server.address, server.database_url, keys)
+                    for number in range(1, clients + 1)
+                )
+            )
+
+    running.runner.run(work())
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -149,3 +149,15 @@ def test_operators_are_told_of_every_metric() -> None:
     }
     told = set(re.findall(r"`(tallystick_\w+)", (ROOT / "docs/operations.md").read_text()))
     assert told == {name for name in exported if name.startswith("tallystick_")}
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/guarantees.md").read_text())
+    assert len(named) > 30
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).exists()
+        or not re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), flags=re.MULTILINE)
+    ]
+    assert missing == []

@@ -264,7 +264,7 @@ async def test_it_may_take_as_long_as_it_takes_and_sees_one_moment(
 
     async def charges(connection: AsyncConnection) -> AsyncIterator[Mapping[str, Any]]:
         async for row in (await connection.stream(text("SELECT charge_id FROM ledger.charge"))).mappings():
-            yield row
+            yield dict(row)
 
     checks = (Check("settings", "as they are", code=settings), Check("charges", "none", code=charges))
     monkeypatch.setattr(auditing, "CHECKS", checks)

@@ -67,6 +67,8 @@ async def open_snapshot(database: Database, *, alone: bool) -> AsyncIterator[Asy
             async with connection.begin():
                 await scope(connection, PLATFORM)
                 yield connection
+            if alone:
+                await audit_runs.unlock(opened)
         finally:
             # The session ends, and the lock with it; so does a query that was cancelled in between.
             await opened.invalidate()
@@ -163,10 +165,18 @@ class Auditor:
             self._busy = False
 
     async def begin(self, actor: str) -> AuditProgress:
-        """Audit in the background. Raises ResourceExhausted if one runs already."""
+        """Audit in the background, or say how far the audit is that runs already."""
         steps = self.run(actor)
         try:
             first = await anext(steps)
+        except ResourceExhausted:
+            async with self._reader.begin() as connection:
+                await scope(connection, PLATFORM)
+                running = await audit_runs.running_audit(connection)
+            if running is None:
+                # It has just ended, or not quite begun.
+                raise
+            return running
         except BaseException:
             await steps.aclose()
             raise
@@ -187,7 +197,7 @@ class Auditor:
             try:
                 await self.begin(ACTOR)
             except ResourceExhausted:
-                # Another replica was first, or an operator.
+                # Another replica was first, or an operator, and has just ended.
                 return False
         return False
 

@@ -9,7 +9,6 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from services.kit.auth import Principal
-from services.kit.errors import ResourceExhausted
 from tallystick.ledger.v1 import (
     account_pb2,
     audit_pb2,
@@ -201,9 +200,7 @@ class Audits(audit_service_pb2_grpc.AuditServiceServicer):
 
     async def StartAudit(self, request: Any, context: Any) -> Any:
         self._world.hear("ledger", request)
-        if self._world.running is not None:
-            raise ResourceExhausted("an audit runs already", reason="AUDIT_IN_PROGRESS")
-        self._world.running = audit_pb2.AuditProgress(
+        self._world.running = self._world.running or audit_pb2.AuditProgress(
             audit_id="aud_new", log_id="log_1", position=self._world.position, check_count=38
         )
         return audit_service_pb2.StartAuditResponse(progress=self._world.running)

@@ -21,6 +21,7 @@ _LONGEST_DIFFERENCE: Final = 4_000
 # nothing else of the ledger takes one of its kind, so it is in no order with other locks.
 _LOCK: Final = {"space": 0x61756469, "number": 1}
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:space, :number)")
+_UNLOCK = text("SELECT pg_advisory_unlock(:space, :number)")
 _IS_LOCKED = text("""
     SELECT EXISTS (
         SELECT FROM pg_locks
@@ -71,6 +72,11 @@ _SET_PROGRESS = text("""
 async def try_lock(connection: AsyncConnection) -> bool:
     """Take the lock of audits for as long as the connection is open, unless another one has it."""
     return bool(await connection.scalar(_TRY_LOCK, _LOCK))
+
+
+async def unlock(connection: AsyncConnection) -> None:
+    """Let go of the lock at once: a session that is closed does so a moment later."""
+    await connection.execute(_UNLOCK, _LOCK)
 
 
 async def take_snapshot(connection: AsyncConnection) -> Snapshot:

@@ -78,7 +78,8 @@ class AuditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartAudit(self, request, context):
-        """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found.
+        """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found. If
+        one runs already, that is the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,9 @@ class AuditServiceStub:
     AUDIT_IN_PROGRESS.
     """
     StartAudit: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.StartAuditRequest, _audit_service_pb2.StartAuditResponse]
-    """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found."""
+    """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found. If
+    one runs already, that is the answer.
+    """
     GetLatestAudit: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetLatestAuditRequest, _audit_service_pb2.GetLatestAuditResponse]
     """Answers what the last audit that came to its end found, and how far one is that runs now. Runs none."""
     ListAudits: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditsRequest, _audit_service_pb2.ListAuditsResponse]
@@ -64,7 +66,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     AUDIT_IN_PROGRESS.
     """
     StartAudit: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.StartAuditRequest, _audit_service_pb2.StartAuditResponse]  # type: ignore[assignment]
-    """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found."""
+    """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found. If
+    one runs already, that is the answer.
+    """
     GetLatestAudit: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetLatestAuditRequest, _audit_service_pb2.GetLatestAuditResponse]  # type: ignore[assignment]
     """Answers what the last audit that came to its end found, and how far one is that runs now. Runs none."""
     ListAudits: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditsRequest, _audit_service_pb2.ListAuditsResponse]  # type: ignore[assignment]
@@ -96,7 +100,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.StartAuditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.StartAuditResponse, _abc.Awaitable[_audit_service_pb2.StartAuditResponse]]:
-        """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found."""
+        """Begins an audit that goes on without its caller; GetLatestAudit tells how far it is, and at last what it found. If
+        one runs already, that is the answer.
+        """
 
     @_abc_1.abstractmethod
     def GetLatestAudit(

@@ -8,6 +8,7 @@ from services.kit.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     TallystickError,
     Unavailable,
 )
@@ -304,6 +305,9 @@ async def test_differences_of_an_audit_are_shown(served: Served, browser: Browse
 
 async def test_an_audit_that_cannot_begin_says_why(served: Served, browser: Browser) -> None:
     await browser.sign_in("operator")
+    served.world.failing["StartAudit"] = ResourceExhausted("an audit runs", reason="AUDIT_IN_PROGRESS")
+    answer = await browser.submit("/operator", "/operator/audit")
+    assert answer.headers["location"] == "/operator#audit"
     served.world.failing["StartAudit"] = Unavailable("the ledger is away")
     answer = await browser.submit("/operator", "/operator/audit")
     assert "No audit was begun" in answer.text

@@ -209,7 +209,9 @@ class Audits(audit_service_pb2_grpc.AuditServiceServicer):
         self._world.hear("ledger", request)
         running = self._world.running
         if running is not None:
-            running.done_check_count = min(running.done_check_count + 19, running.check_count)
+            running.done_check_count = min(
+                running.done_check_count + self._world.checks_per_look, running.check_count
+            )
             if running.done_check_count == running.check_count:
                 self._world.running = None
                 self._world.audit = audit_of(running.audit_id, running.position)

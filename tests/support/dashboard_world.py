@@ -318,6 +318,7 @@ class World:
     position: int = 30_067
     audit: audit_pb2.Audit | None = field(default_factory=lambda: audit_of("aud_first", 29_812))
     running: audit_pb2.AuditProgress | None = None
+    checks_per_look: int = 19
     # Of lists of charges.
     next_page_token: str = ""
     # Services that do not answer, and what services or methods raise when they are asked.

@@ -341,3 +341,27 @@ async def test_a_difference_that_is_too_long_is_cut(
 async def test_page_tokens_of_nobody_are_refused(server: LedgerServer, token: str) -> None:
     listed = server.operator.audits.ListAudits(pb.ListAuditsRequest(page_token=token))
     assert (await refusal(listed)).reason == "INVALID_PAGE_TOKEN"
+
+
+async def test_an_audit_that_is_killed_leaves_the_way_free(
+    server: LedgerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "CHECKS", (SLOW,))
+    running = asyncio.create_task(run(server))
+
+    async def killed() -> bool:
+        async with await psycopg.AsyncConnection.connect(server.database_url) as superuser:
+            cursor = await superuser.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%'"
+                " AND state = 'active' AND pid <> pg_backend_pid() AND datname = current_database()"
+            )
+            return await cursor.fetchone() is not None
+
+    await eventually(killed)
+    refused = await refusal(running)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    monkeypatch.setattr(auditing, "CHECKS", (PLAIN,))
+    found = await latest(server)
+    assert not found.HasField("running")
+    assert not found.HasField("audit")
+    assert (await run(server))[-1].audit.sound

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from services.kit.money import MICROS_PER_UNIT
@@ -65,6 +66,8 @@ class TextTransaction:
     entries: Sequence[TextEntry]
 
 
+# Charges of a day name the same accounts again and again.
+@lru_cache(maxsize=10_000)
 def account_name(owner_id: str, kind: str) -> str:
     """The name of an account in both programs: Liabilities:Customers:Cus-ada:CustomerCredits."""
     known = AccountKind(kind)

@@ -53,7 +53,11 @@ _PAGE = text("""
        OR (snapshot_time, audit_id) < (CAST(:after_time AS timestamptz), CAST(:after_id AS text))
     ORDER BY snapshot_time DESC, audit_id DESC LIMIT :limit
 """)
-_PROGRESS = text("SELECT * FROM ledger.audit_progress")
+# Not of one that was recorded: whoever has the lock now has not said yet how far it is.
+_PROGRESS = text("""
+    SELECT * FROM ledger.audit_progress p
+    WHERE NOT EXISTS (SELECT FROM ledger.audit_run r WHERE r.audit_id = p.audit_id)
+""")
 _SET_PROGRESS = text("""
     INSERT INTO ledger.audit_progress (
         audit_id, log_id, position, snapshot_time, check_count, done_check_count, failed_check_count,

@@ -35,9 +35,10 @@ CHECKS: Final = (
             SELECT organization_id, currency_code, 0, 0, amount - reversed, 0
             FROM ledger.payout_debit WHERE state IN ('in_transit', 'completed')
             UNION ALL
+            -- Whatever else moves it, such as an adjustment, is of no charge and of no payout.
             SELECT n.owner_id, n.currency_code, 0, 0, 0, n.amount
             FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-            WHERE t.type = 'adjustment' AND n.kind = 'organization_payable'
+            WHERE t.charge_id IS NULL AND t.payout_id IS NULL AND n.kind = 'organization_payable'
         ) AS part
         GROUP BY organization_id, currency_code
         HAVING sum(kept) <> sum(earned) - sum(paid_out) + sum(adjusted)

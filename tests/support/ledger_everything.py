@@ -61,7 +61,7 @@ async def _work(funding: Funding) -> None:
     """Charges that credits pay, of one payee and of several, and of a name that is awkward."""
     shared = intent("shared", 1_001)
     shared.payees.add(organization_id="org_u", agent_id="agt_u", weight=2)
-    await funding.post(intent("paid", 30_000), shared)
+    await funding.post(intent("paid", 30_000), intent("free", 0), shared)
     await funding.grant(5_000, "grant-1", customer="cus_A-b_c.d")
     await funding.post(
         intent("odd", 4_999, customer="cus_A-b_c.d", organization="org_lark-Labs_2.eu"),

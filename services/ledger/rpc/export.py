@@ -4,23 +4,21 @@ Each piece is one short transaction. What is posted never changes, so together t
 moment when the end was fixed.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import Final
 
 from services.kit.db import Database
 from services.kit.errors import InvalidArgument
-from services.kit.feeds import FeedSlice, in_turns
+from services.kit.feeds import in_turns
 from services.kit.tenancy import PLATFORM, scope_hot
-from services.ledger.domain.journal_text import (
-    JournalFormat,
-    JournalText,
-    TextEntry,
-    TextTransaction,
-    journal_text,
-)
+from services.ledger.domain.journal_text import JournalFormat, JournalText, TextTransaction, journal_text
 from services.ledger.rpc.ledger_base import Context
-from services.ledger.store.feed import FeedFilter, JournalRows, read_journal
-from services.ledger.store.journal_accounts import list_accounts, list_currencies
+from services.ledger.store.journal_export import (
+    find_end,
+    list_accounts,
+    list_currencies,
+    read_transactions,
+)
 from tallystick.ledger.v1 import audit_service_pb2 as pb
 
 # Transactions, or accounts, in a piece: some hundred kilobytes.
@@ -29,7 +27,6 @@ _FORMATS: Final = {
     pb.JOURNAL_FORMAT_HLEDGER: JournalFormat.HLEDGER,
     pb.JOURNAL_FORMAT_BEANCOUNT: JournalFormat.BEANCOUNT,
 }
-_NO_FILTER: Final = FeedFilter()
 
 
 class ExportRpcs:
@@ -42,12 +39,12 @@ class ExportRpcs:
         self, request: pb.ExportJournalRequest, context: Context
     ) -> AsyncIterator[pb.ExportJournalResponse]:
         text, after, until = _asked(request)
-        # Without a transaction: only where the journal ends.
-        start = await self._read(request.log_id, after, 0)
-        log_id = start.log_id
-        if until > start.head_position:
-            raise InvalidArgument.of("until_position", f"is behind the end, {start.head_position}")
-        until = until or max(after, start.head_position)
+        log_id, end = await self._end(request.log_id)
+        if max(after, until) > end:
+            field = "until_position" if until > end else "after_position"
+            raise InvalidArgument.of(field, f"is behind the end, {end}")
+        # Fixed here: what comes in from now on is for the next time.
+        until = until or end
         yield pb.ExportJournalResponse(
             text=text.head(log_id, after, until), log_id=log_id, last_position=after, until_position=until
         )
@@ -56,16 +53,22 @@ class ExportRpcs:
                 text=declared, log_id=log_id, last_position=after, until_position=until
             )
         while after < until:
-            found = await self._read(log_id, after, min(_PIECE, until - after))
-            after = found.last_position
+            through = min(after + _PIECE, until)
+            found = await self._read(log_id, after, through)
+            after = through
             yield pb.ExportJournalResponse(
                 text=await _written(text, found), log_id=log_id, last_position=after, until_position=until
             )
 
-    async def _read(self, log_id: str, after: int, size: int) -> FeedSlice[JournalRows]:
+    async def _end(self, log_id: str) -> tuple[str, int]:
         async with self._reader.hot() as connection:
             await scope_hot(connection, PLATFORM)
-            return await read_journal(connection, log_id, after, size, _NO_FILTER, include_charges=False)
+            return await find_end(connection, log_id)
+
+    async def _read(self, log_id: str, after: int, until: int) -> list[TextTransaction]:
+        async with self._reader.hot() as connection:
+            await scope_hot(connection, PLATFORM)
+            return await read_transactions(connection, log_id, after, until)
 
     async def _declarations(self, text: JournalText) -> AsyncIterator[str]:
         """Accounts and currencies, of which there are at least those that the journal has so far."""
@@ -100,34 +103,8 @@ def _asked(request: pb.ExportJournalRequest) -> tuple[JournalText, int, int]:
     return journal_text(format), after, until
 
 
-async def _written(text: JournalText, found: FeedSlice[JournalRows]) -> str:
+async def _written(text: JournalText, found: list[TextTransaction]) -> str:
     parts: list[str] = []
-    async for rows in in_turns(found.records.transactions):
-        parts += [
-            text.transaction(_transaction(row, found.records.entries[row.transaction_id])) for row in rows
-        ]
+    async for some in in_turns(found):
+        parts += [text.transaction(one) for one in some]
     return "".join(parts)
-
-
-def _transaction(row: Any, entries: Sequence[Any]) -> TextTransaction:
-    facts = (
-        ("charge-id", row.charge_id),
-        ("correction-id", row.correction_id),
-        ("payout-id", row.payout_id),
-        ("external-id", row.external_id),
-        ("reason", row.reason),
-    )
-    return TextTransaction(
-        position=row.position,
-        transaction_id=row.transaction_id,
-        type=row.type,
-        create_time=row.create_time,
-        facts=[fact for fact in facts if fact[1]],
-        entries=[_entry(entry) for entry in entries],
-    )
-
-
-def _entry(row: Sequence[Any]) -> TextEntry:
-    _, owner_id, kind, currency, amount, collected, earned_on, available_on, _, _ = row
-    bucket = None if collected is None else (collected, earned_on, available_on)
-    return TextEntry(owner_id, kind, currency, amount, bucket)

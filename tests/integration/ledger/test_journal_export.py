@@ -192,6 +192,7 @@ async def test_each_transaction_carries_its_id_and_what_is_known_of_it(server: L
         async for batch in server.operator.ledger.ReadJournal(ledger.ReadJournalRequest()):
             listed |= {one.transaction.transaction_id for one in batch.transactions}
         assert set(ids) == listed
+        assert len(ids) == (await pieces(server, format=format))[-1].until_position
         assert "po_back" in text
         assert "outage" in text
 
@@ -241,6 +242,7 @@ async def test_requests_that_mean_nothing_are_refused(server: LedgerServer) -> N
         ("until_position", {"format": HLEDGER, "until_position": -1}),
         ("until_position", {"format": HLEDGER, "log_id": log_id, "after_position": 5, "until_position": 3}),
         ("until_position", {"format": HLEDGER, "log_id": log_id, "until_position": 10**9}),
+        ("after_position", {"format": HLEDGER, "log_id": log_id, "after_position": 10**9}),
         ("log_id", {"format": HLEDGER, "after_position": 1}),
         ("log_id", {"format": HLEDGER, "log_id": "log_other", "after_position": 1}),
     ):

@@ -29,6 +29,7 @@ RESERVATION = "rsv"
 BUDGET = "bud"
 PAYOUT = "po"
 PURCHASE = "pur"
+AUDIT = "aud"
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}")
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")

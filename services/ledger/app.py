@@ -11,8 +11,10 @@ from services.kit.health import SchemaHealth
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
 from services.ledger import background, reaper
+from services.ledger.auditing import Auditor
 from services.ledger.config import LedgerConfig
 from services.ledger.migrations import SCRIPTS
+from services.ledger.rpc.audits import AuditService
 from services.ledger.rpc.credits import CreditService
 from services.ledger.rpc.directory import DirectoryService
 from services.ledger.rpc.earnings import EarningsService
@@ -20,6 +22,8 @@ from services.ledger.rpc.funding import FundingService
 from services.ledger.rpc.ledger import LedgerService
 from services.ledger.store.api_keys import DatabaseKeyResolver
 from tallystick.ledger.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     credit_service_pb2,
     credit_service_pb2_grpc,
     directory_service_pb2,
@@ -56,8 +60,9 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
     reader = Database(config.database_url, role="ledger_reader", schema="ledger", pool_size=config.pool_size)
     await writer.open()
     await reader.open()
+    clock = SystemClock()
+    auditor = Auditor(config.database_url, writer, reader, clock, interval=config.audit_interval)
     try:
-        clock = SystemClock()
         ledger = LedgerService(writer, reader, clock)
         credits = CreditService(
             writer, reader, clock, lease_duration=config.lease_duration, lease_drain=config.lease_drain
@@ -90,14 +95,21 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
                     directory_service_pb2_grpc.add_DirectoryServiceServicer_to_server,
                     directory,
                 ),
+                bind(
+                    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+                    audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+                    AuditService(auditor, reader),
+                ),
             ),
             authenticator=CachedAuthenticator(DatabaseKeyResolver(reader)),
             schema=SchemaHealth(reader, schema="ledger", script_dir=SCRIPTS),
             workers=[
                 *background.workers(config, writer, reader),
                 *reaper.workers(config, writer, reader),
+                auditor,
             ],
         )
     finally:
+        await auditor.close()
         await reader.close()
         await writer.close()

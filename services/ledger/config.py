@@ -45,3 +45,9 @@ class LedgerConfig(ServerConfig, DatabaseConfig):
         default=timedelta(seconds=1),
         metadata=setting("pause between two searches for leases and holds whose time is over, in seconds"),
     )
+    audit_interval: timedelta = field(
+        default=timedelta(hours=24),
+        metadata=setting(
+            "how old the last audit may be before another one begins, in seconds; 0: none does", minimum=0
+        ),
+    )

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from tallystick.cli import balance, charge, doctor, earnings, failures, keys, payouts, usage
+from tallystick.cli import (
+    audit,
+    balance,
+    charge,
+    doctor,
+    earnings,
+    failures,
+    journal,
+    keys,
+    payouts,
+    usage,
+)
 from tallystick.cli.output import Answer, show
 from tallystick.cli.session import Options, address_variable, of_environment
 from tallystick.errors import TallystickError
@@ -130,6 +141,10 @@ _add(app, "earnings", earnings.earnings)
 _add(app, "payouts", payouts.payouts)
 _add(_charge, "show", charge.show)
 _add(_keys, "create", keys.create)
+_journal = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The journal, for other programs.")
+_add(_journal, "export", journal.export)
+_add(app, "audit", audit.audit)
 _add(app, "doctor", doctor.doctor)
 app.add_typer(_charge, name="charge")
+app.add_typer(_journal, name="journal")
 app.add_typer(_keys, name="keys")

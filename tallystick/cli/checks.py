@@ -17,6 +17,8 @@ from tallystick.cli.identity import bearer, current_key, role_name
 from tallystick.cli.output import count, moment
 from tallystick.cli.session import Session, address_variable
 from tallystick.errors import Internal, TallystickError, Unauthenticated
+from tallystick.ledger.v1 import audit_service_pb2
+from tallystick.ledger.v1.audit_service_pb2_grpc import AuditServiceStub
 from tallystick.reporting.v1 import projection_pb2, projection_service_pb2
 from tallystick.reporting.v1.projection_service_pb2_grpc import ProjectionServiceStub
 
@@ -29,6 +31,8 @@ SKIPPED: Final = "skipped"
 MOST_SKEW: Final = timedelta(seconds=5)
 # Reporting is seconds behind; a minute means that it stands still, or cannot keep up.
 MOST_LAG: Final = timedelta(minutes=1)
+# The ledger audits itself once a day.
+OLDEST_AUDIT: Final = timedelta(days=2)
 SOON: Final = timedelta(days=7)
 
 # By which each service is known to be the one that is meant.
@@ -202,6 +206,37 @@ def check_feeds(session: Session, role: str, *, reporting_serves: bool) -> list[
     return findings
 
 
+def check_audit(session: Session, role: str, *, ledger_serves: bool) -> Finding:
+    """What the last audit of the books found, and how long ago. Only operators are told."""
+    if not ledger_serves:
+        return _books(SKIPPED, "the ledger does not serve")
+    if role not in ("operator", "service"):
+        return _books(SKIPPED, "only a key of role operator sees it")
+    stub = AuditServiceStub(session.channel("ledger"))
+    try:
+        audit = session.call(stub.GetLatestAudit, audit_service_pb2.GetLatestAuditRequest()).audit
+    except TallystickError as error:
+        return _books(PROBLEM, str(error), _advice_on(error, "ledger"))
+    if not audit.audit_id:
+        return _books(PROBLEM, "were never audited", "run `tallystick audit`")
+    time = audit.snapshot_time.ToDatetime(UTC)
+    if not audit.sound:
+        names = ", ".join(one.name for one in audit.checks if one.difference_count)
+        return _books(
+            PROBLEM,
+            f"differed at {moment(time)}: {names}",
+            "see `tallystick audit --last`; somebody changed the books, or there is a defect",
+        )
+    found = f"sound at {moment(time)}, up to position {count(audit.position)}"
+    if session.now - time > OLDEST_AUDIT:
+        return _books(
+            PROBLEM,
+            f"{found}; that is {(session.now - time).days} days ago",
+            f"run `tallystick audit`; if LEDGER_AUDIT_INTERVAL is not 0, {_log_of('ledger')} too",
+        )
+    return _books(OK, found)
+
+
 def _feed(progress: projection_pb2.FeedProgress, now: datetime) -> Finding:
     lag = progress.lag.ToTimedelta()
     found = f"{progress.feed} read to {_progress(progress)}, {_seconds(lag)} behind"
@@ -299,6 +334,10 @@ def _clock(state: State, found: str, advice: str = "") -> Finding:
 
 def _key(state: State, found: str, advice: str = "") -> Finding:
     return Finding(about="API key", check="bearer", state=state, found=found, advice=advice)
+
+
+def _books(state: State, found: str, advice: str = "") -> Finding:
+    return Finding(about="books", check="audit", state=state, found=found, advice=advice)
 
 
 def _feeds(state: State, found: str, advice: str = "") -> Finding:

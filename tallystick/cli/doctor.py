@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tallystick.cli.checks import (
     PROBLEM,
     Finding,
+    check_audit,
     check_callers,
     check_feeds,
     check_key,
@@ -21,20 +22,22 @@ _MARKS = {"ok": "✓", "problem": "✗", "skipped": "–"}
 
 
 def doctor(session: Session) -> Answer:
-    """Check services, schemas, clocks, the key and feeds; say what to do. Exits with 0 if all is well."""
+    """Check services, clocks, the key, feeds and the books; say what to do. Exits with 0 if all is well."""
     for service in SERVICES:
         # Misuse shows here, not in a thread.
         session.channel(service)
     with ThreadPoolExecutor(len(SERVICES)) as pool:
         looks = list(pool.map(lambda service: check_service(session, service), SERVICES))
         serving = [look for look in looks if look.serving]
-        key, role = check_key(session, ledger_serves=any(look.service == "ledger" for look in serving))
+        ledger_serves = any(look.service == "ledger" for look in serving)
+        key, role = check_key(session, ledger_serves=ledger_serves)
         list(pool.map(lambda look: check_callers(session, look, key_works=bool(role)), serving))
     findings = [
         *(finding for look in looks for finding in look.findings),
         *compare_clocks(looks),
         key,
         *check_feeds(session, role, reporting_serves=any(look.service == "reporting" for look in serving)),
+        check_audit(session, role, ledger_serves=ledger_serves),
     ]
     problems = [finding for finding in findings if finding.state == PROBLEM]
     data = {"healthy": not problems, "findings": findings}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -175,6 +175,20 @@ class Session:
             except grpc.RpcError as error:
                 raised = from_rpc_error(error, request_id=request_id)
             time.sleep(attempts.wait_after(raised))
+
+    def stream(self, method: Callable[..., Iterable[M]], request: Message) -> Generator[M, None, None]:
+        """The messages of a stream, which ends when this is closed. Raises TallystickError.
+
+        It may take as long as it takes; a server that vanishes is noticed by its silence to pings.
+        """
+        request_id = new_request_id()
+        call: Any = method(request, metadata=self.caller.metadata(request_id))
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, request_id=request_id) from None
+        finally:
+            call.cancel()
 
     def _api_key(self) -> str:
         options, environ = self._options, self._environ

@@ -194,6 +194,23 @@ async def test_charges_come_as_they_happen_until_they_are_paused(served: Served,
     await use(watch)
 
 
+async def test_an_audit_shows_how_far_it_is_and_then_what_it_found(served: Served, use: Use) -> None:
+    def audit(page: Page, base: str) -> None:
+        sign_in(page, base, "operator")
+        page.open(f"{base}/operator")
+        assert "29,812" in page.run("document.querySelector('#audit-result').innerText")
+        # Some seconds of it.
+        served.world.checks_per_look = 10
+        page.click("form[action='/operator/audit'] button")
+        page.wait_until("document.querySelector('#audit-result progress') !== null")
+        page.wait_until("document.querySelector('#audit-result progress')?.value > 10")
+        page.wait_until("document.querySelector('#audit-result progress') === null")
+        assert "30,067" in page.run("document.querySelector('#audit-result').innerText")
+        assert page.complaints() == []
+
+    await use(audit)
+
+
 async def test_a_chart_tells_the_exact_figure_that_is_pointed_at(served: Served, use: Use) -> None:
     def point(page: Page, base: str) -> None:
         sign_in(page, base, "owner")

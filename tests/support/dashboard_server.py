@@ -18,6 +18,8 @@ from services.reporting.web.app import make_dashboard
 from services.reporting.web.backend import Channels
 from services.reporting.web.headers import SecuredStarlette
 from tallystick.ledger.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     directory_service_pb2,
     directory_service_pb2_grpc,
     ledger_service_pb2,
@@ -44,6 +46,7 @@ from tallystick.reporting.v1 import (
     reporting_service_pb2_grpc,
 )
 from tests.support.dashboard_services import (
+    Audits,
     Connect,
     Directory,
     Ledger,
@@ -82,6 +85,13 @@ def _bindings(world: World) -> dict[str, list[ServiceBinding]]:
                 "LedgerService",
                 ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server,
                 Ledger,
+                world,
+            ),
+            _bound(
+                audit_service_pb2,
+                "AuditService",
+                audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+                Audits,
                 world,
             ),
         ],

@@ -11,6 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from services.kit.auth import Principal
 from tallystick.ledger.v1 import (
     account_pb2,
+    audit_pb2,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     charge_pb2,
     directory_service_pb2,
     directory_service_pb2_grpc,
@@ -57,6 +60,7 @@ from tests.support.dashboard_world import (
     SIERRA,
     World,
     at,
+    audit_of,
     earned,
     revenue,
     steps,
@@ -186,6 +190,32 @@ class Ledger(ledger_service_pb2_grpc.LedgerServiceServicer):
                 if request.include_charges
             ],
         )
+
+
+class Audits(audit_service_pb2_grpc.AuditServiceServicer):
+    """Serves AuditService. Each look at an audit that runs finds it some checks further."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def StartAudit(self, request: Any, context: Any) -> Any:
+        self._world.hear("ledger", request)
+        self._world.running = self._world.running or audit_pb2.AuditProgress(
+            audit_id="aud_new", log_id="log_1", position=self._world.position, check_count=38
+        )
+        return audit_service_pb2.StartAuditResponse(progress=self._world.running)
+
+    async def GetLatestAudit(self, request: Any, context: Any) -> Any:
+        self._world.hear("ledger", request)
+        running = self._world.running
+        if running is not None:
+            running.done_check_count = min(
+                running.done_check_count + self._world.checks_per_look, running.check_count
+            )
+            if running.done_check_count == running.check_count:
+                self._world.running = None
+                self._world.audit = audit_of(running.audit_id, running.position)
+        return audit_service_pb2.GetLatestAuditResponse(audit=self._world.audit, running=self._world.running)
 
 
 class Metering(metering_service_pb2_grpc.MeteringServiceServicer):

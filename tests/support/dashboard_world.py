@@ -15,6 +15,7 @@ from services.kit.auth import Principal, Role, current_principal
 from services.kit.errors import NotFound, TallystickError, Unauthenticated, Unavailable
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import (
+    audit_pb2,
     charge_pb2,
     correction_pb2,
     directory_pb2,
@@ -87,6 +88,34 @@ def at(time: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(time)
     return stamp
+
+
+def audit_of(audit_id: str, position: int, **found: int) -> audit_pb2.Audit:
+    """An audit an hour ago; `found` is how many differences checks found."""
+    names = ["transactions_balance", "accounts_match_entries", "buckets_match_entries", "nothing_overdrawn"]
+    started = NOW - timedelta(hours=1)
+    return audit_pb2.Audit(
+        audit_id=audit_id,
+        log_id="log_1",
+        position=position,
+        snapshot_time=at(started),
+        end_time=at(started + timedelta(seconds=41)),
+        sound=not found,
+        failed_check_count=len(found),
+        checks=[
+            audit_pb2.AuditCheck(
+                name=name,
+                promise="the credits and debits of every account are those of its entries",
+                difference_count=found.get(name, 0),
+                differences=[
+                    f'{{"owner_id": "cus_acme-support", "off_by": {one}}}'
+                    for one in range(found.get(name, 0))
+                ],
+            )
+            for name in [*names, *(name for name in found if name not in names)]
+        ],
+        actor_api_key_id="ledger",
+    )
 
 
 def _noise(*numbers: int) -> int:
@@ -287,6 +316,9 @@ class World:
     purchase_state: int = purchase_pb2.PURCHASE_STATE_SUCCEEDED
     available: int = 1_482_377_184
     position: int = 30_067
+    audit: audit_pb2.Audit | None = field(default_factory=lambda: audit_of("aud_first", 29_812))
+    running: audit_pb2.AuditProgress | None = None
+    checks_per_look: int = 19
     # Of lists of charges.
     next_page_token: str = ""
     # Services that do not answer, and what services or methods raise when they are asked.

@@ -20,6 +20,7 @@ from services.ledger.config import LedgerConfig
 from services.ledger.create_key import CreateKeyConfig, create_key
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
+from tallystick.ledger.v1.audit_service_pb2_grpc import AuditServiceStub
 from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceStub
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceStub
@@ -28,6 +29,7 @@ from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 
 if TYPE_CHECKING:
     # The stubs' types of calls on an aio channel; at run time there is one class for both.
+    from tallystick.ledger.v1.audit_service_pb2_grpc import AuditServiceAsyncStub
     from tallystick.ledger.v1.credit_service_pb2_grpc import CreditServiceAsyncStub
     from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceAsyncStub
     from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceAsyncStub
@@ -45,6 +47,7 @@ class Caller:
     credits: CreditServiceAsyncStub
     earnings: EarningsServiceAsyncStub
     funding: FundingServiceAsyncStub
+    audits: AuditServiceAsyncStub
 
 
 def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
@@ -55,6 +58,7 @@ def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
         CreditServiceStub(channel),
         EarningsServiceStub(channel),
         FundingServiceStub(channel),
+        AuditServiceStub(channel),
     )
 
 
@@ -153,11 +157,10 @@ async def _platform_keys(database_url: str) -> dict[str, str]:
 async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[LedgerServer]:
     """Serve a ledger on this database until the end of the `async with`, with its workers.
 
-    `settings` are fields of its configuration.
+    `settings` are fields of its configuration. It audits when it is asked to.
     """
-    config = LedgerConfig(
-        database_url=database_url, **{"sequence_interval": timedelta(milliseconds=50), **settings}
-    )
+    usual = {"sequence_interval": timedelta(milliseconds=50), "audit_interval": timedelta(0)}
+    config = LedgerConfig(database_url=database_url, **{**usual, **settings})
     async with open_app(config) as app:
         server = build_server(services=app.services, authenticator=app.authenticator, schema=app.schema)
         address = server.listen("127.0.0.1:0")

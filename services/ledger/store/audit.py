@@ -1,25 +1,23 @@
 """The audit: everything that is kept for speed, recomputed from the journal.
 
-Each check is a query for differences; a sound ledger gives none. They share one snapshot (REPEATABLE
-READ), so they may run while charges come in.
+Each check looks for differences; a sound ledger gives none. They share one snapshot (REPEATABLE READ), so
+they may run while charges come in.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.ledger.store import audit_funding
-from services.ledger.store.audit_check import Check
+from services.ledger.store import audit_across, audit_funding, audit_walls
+from services.ledger.store.audit_check import SHOWN, Check, Finding, run_check
 from services.ledger.store.audit_corrections import CORRECTION_CHECKS
 
-# How many differences of one check are shown.
-SHOWN = 20
+__all__ = ["CHECKS", "SHOWN", "Finding", "prepare", "run_check", "run_checks"]
 
-
-CHECKS = (
+# All checks, in the order in which they run. A module of more is one line at the end.
+CHECKS: Final = (
     Check(
         "transactions_balance",
         "the entries of every transaction add up to zero per currency",
@@ -475,29 +473,19 @@ CHECKS = (
     ),
     *audit_funding.CHECKS,
     *CORRECTION_CHECKS,
+    *audit_across.CHECKS,
+    *audit_walls.CHECKS,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found: nothing, if it holds."""
-
-    check: Check
-    count: int
-    differences: list[dict[str, Any]]
+async def prepare(connection: AsyncConnection) -> None:
+    """Let the transaction of an audit take as long as it takes, and sort in memory what fits."""
+    await connection.execute(text("SET LOCAL statement_timeout = 0"))
+    await connection.execute(text("SET LOCAL work_mem = '64MB'"))
 
 
 async def run_checks(connection: AsyncConnection) -> AsyncIterator[Finding]:
     """The checks one after the other. The caller has opened the snapshot and scoped it to the platform."""
-    # An audit of a large ledger takes as long as it takes.
-    await connection.execute(text("SET LOCAL statement_timeout = 0"))
+    await prepare(connection)
     for check in CHECKS:
-        # Built from the constants above alone.
-        counted = text(
-            f"SELECT count(*) OVER () AS found, d.* FROM ({check.query}) AS d LIMIT {SHOWN}"  # noqa: S608
-        )
-        rows = [dict(row) for row in (await connection.execute(counted)).mappings()]
-        count = rows[0]["found"] if rows else 0
-        for row in rows:
-            del row["found"]
-        yield Finding(check, count, rows)
+        yield await run_check(connection, check)

@@ -18,7 +18,11 @@ from services.kit.errors import (
     Unauthenticated,
 )
 from services.kit.status import from_rpc_error
-from tallystick.ledger.v1 import directory_service_pb2_grpc, ledger_service_pb2_grpc
+from tallystick.ledger.v1 import (
+    audit_service_pb2_grpc,
+    directory_service_pb2_grpc,
+    ledger_service_pb2_grpc,
+)
 from tallystick.metering.v1 import metering_service_pb2_grpc
 from tallystick.payouts.v1 import (
     connect_service_pb2_grpc,
@@ -74,6 +78,7 @@ class Backend:
             "reporting": channels.reporting,
         }
         self.directory: Final = directory_service_pb2_grpc.DirectoryServiceStub(channels.ledger)
+        self.audits: Final = audit_service_pb2_grpc.AuditServiceStub(channels.ledger)
         self.ledger: Final = ledger_service_pb2_grpc.LedgerServiceStub(channels.ledger)
         self.metering: Final = metering_service_pb2_grpc.MeteringServiceStub(channels.metering)
         self.payouts: Final = payout_service_pb2_grpc.PayoutServiceStub(channels.payouts)

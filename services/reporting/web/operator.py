@@ -1,4 +1,4 @@
-"""Pages of the operator: whether everything runs, how far reporting has read, and charges as they come."""
+"""Pages of the operator: whether everything runs and adds up, and charges as they come."""
 
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -15,7 +15,13 @@ from services.kit.ids import CHARGE, CUSTOMER, ORGANIZATION
 from services.reporting.web.backend import Answer, answers
 from services.reporting.web.rendering import path
 from services.reporting.web.site import Site, Visit
-from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2, transaction_pb2
+from services.reporting.web.words import explain
+from tallystick.ledger.v1 import (
+    audit_service_pb2,
+    directory_service_pb2,
+    ledger_service_pb2,
+    transaction_pb2,
+)
 from tallystick.payouts.v1 import reconciliation_service_pb2
 from tallystick.reporting.v1 import projection_service_pb2
 
@@ -49,6 +55,8 @@ class OperatorPages:
             Route("/operator/go", self._site.page(self._go), methods=["GET"]),
             Route("/operator/reconciliation", self._site.form(self._reconcile), methods=["POST"]),
             Route("/operator/reconciliation", self._site.page(self._back), methods=["GET"]),
+            Route("/operator/audit", self._site.form(self._begin_audit), methods=["POST"]),
+            Route("/operator/audit", self._site.page(self._audited), methods=["GET"]),
         ]
 
     async def _overview(self, visit: Visit) -> Response:
@@ -60,6 +68,7 @@ class OperatorPages:
         *,
         reconciled: Answer | None = None,
         problem: str = "",
+        audit_problem: str = "",
         status: int = HTTPStatus.OK,
     ) -> Response:
         _only_operators(visit)
@@ -70,6 +79,7 @@ class OperatorPages:
                 self._backend.projections.ListProjections, projection_service_pb2.ListProjectionsRequest()
             ),
             live=self._newest(visit),
+            audited=ask(self._backend.audits.GetLatestAudit, audit_service_pb2.GetLatestAuditRequest()),
             organizations=ask(
                 self._backend.directory.ListOrganizations,
                 directory_service_pb2.ListOrganizationsRequest(page_size=_LISTED),
@@ -87,6 +97,7 @@ class OperatorPages:
             title="Platform",
             reconciled=reconciled,
             problem=problem,
+            audit_problem=audit_problem,
             **found,
         )
 
@@ -153,6 +164,36 @@ class OperatorPages:
         except TallystickError as error:
             return await self._page(visit, reconciled=Answer(None, error))
         return await self._page(visit, reconciled=Answer(compared))
+
+    async def _begin_audit(self, visit: Visit, _: Mapping[str, str]) -> Response:
+        """Begin an audit, which goes on in the ledger; the page then shows how far it is."""
+        _only_operators(visit)
+        try:
+            await visit.asker.tell(self._backend.audits.StartAudit, audit_service_pb2.StartAuditRequest())
+        except TallystickError as error:
+            # One that runs already is as good.
+            if error.reason != "AUDIT_IN_PROGRESS":
+                return await self._page(visit, audit_problem=explain(error))
+        return RedirectResponse("/operator#audit", HTTPStatus.SEE_OTHER)
+
+    async def _audited(self, visit: Visit) -> Response:
+        """The last audit and the one that runs, for a page that asks again until none does."""
+        _only_operators(visit)
+        if not visit.request.headers.get("hx-request"):
+            return await self._back(visit)
+        try:
+            found = await visit.asker.ask(
+                self._backend.audits.GetLatestAudit, audit_service_pb2.GetLatestAuditRequest()
+            )
+        except TallystickError as error:
+            return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE, headers={"X-Reason": error.reason})
+        return self._site.render(
+            visit.request,
+            "audit_fragment.html",
+            visit=visit,
+            audit=found.audit if found.HasField("audit") else None,
+            running=found.running if found.HasField("running") else None,
+        )
 
 
 def _only_operators(visit: Visit) -> None:

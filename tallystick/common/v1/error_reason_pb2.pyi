@@ -191,6 +191,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The customer has as many saved payment methods as there may be. Metadata: `customer_id`,
     `limit`.
     """
+    ERROR_REASON_AUDIT_IN_PROGRESS: _ErrorReason.ValueType  # 75
+    """RESOURCE_EXHAUSTED. An audit of the ledger runs, and one runs at a time."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -369,6 +371,8 @@ ERROR_REASON_TOO_MANY_PAYMENT_METHODS: ErrorReason.ValueType  # 57
 """FAILED_PRECONDITION. The customer has as many saved payment methods as there may be. Metadata: `customer_id`,
 `limit`.
 """
+ERROR_REASON_AUDIT_IN_PROGRESS: ErrorReason.ValueType  # 75
+"""RESOURCE_EXHAUSTED. An audit of the ledger runs, and one runs at a time."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

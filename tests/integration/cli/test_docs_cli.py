@@ -21,7 +21,7 @@ VARIES = {
     r"\d+\.\d ms": "SPAN",
     r"within \d+\.\d+ s": "within SPAN",
     r"\btsk_[\w-]+": "SECRET",
-    r"\b(key|pv|txn)_\w+": "ID",
+    r"\b(key|pv|txn|aud)_\w+": "ID",
     r"request \w+": "REQUEST",
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC": "TIME",
 }
@@ -36,11 +36,25 @@ def words(text: str) -> list[str]:
 
 def test_every_command_has_its_examples() -> None:
     shown = {command.split()[0] for command, _ in EXAMPLES}
-    assert shown == {"balance", "usage", "earnings", "payouts", "charge", "keys", "doctor"}
+    assert shown == {
+        "balance",
+        "usage",
+        "earnings",
+        "payouts",
+        "charge",
+        "keys",
+        "doctor",
+        "audit",
+        "journal",
+    }
 
 
 @pytest.mark.parametrize(("command", "shown"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
-def test_the_examples_print_what_the_page_says(run: Run, world: World, command: str, shown: str) -> None:
+def test_the_examples_print_what_the_page_says(
+    run: Run, world: World, command: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where one of them writes a file.
+    monkeypatch.chdir(tmp_path)
     ran = run("operator", *shlex.split(command))
     printed = words(ran.out + ran.err)
     # "…" stands for lines that are left out.

@@ -59,6 +59,7 @@ def test_all_is_well(run: Run, world: World) -> None:
         ("clocks", "skew"),
         ("API key", "bearer"),
         ("feeds", "lag"),
+        ("books", "audit"),
     }
     (key,) = [one["found"] for one in told["findings"] if one["about"] == "API key"]
     assert "role operator of the platform" in key

@@ -38,6 +38,9 @@ COMMANDS: list[tuple[str, ...]] = [
     ("payouts",),
     ("charge", "show", "ch_1"),
     ("keys", "create", "--role", "host"),
+    ("audit",),
+    ("audit", "--last"),
+    ("journal", "export", "--output", "/dev/null"),
 ]
 
 

@@ -18,7 +18,7 @@ from services.kit.client import connect
 from services.kit.keys import LedgerKeys
 from services.kit.server import bind, build_server
 from tallystick.common.v1 import access_pb2, money_pb2
-from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import audit_service_pb2, directory_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2, price_book_pb2, usage_pb2
 from tallystick.payouts.v1 import payout_service_pb2, payout_service_pb2_grpc
 from tests.support.ledger_server import Caller, LedgerServer, running_ledger
@@ -119,6 +119,8 @@ async def _enter(stack: AsyncExitStack, database_url: str, background: Backgroun
     await metering.publish(LIST_PRICES)
     charge_id = await _meter(metering.caller(host.key))
     await eventually(lambda: _available(owner))
+    async for _ in ledger.operator.audits.RunAudit(audit_service_pb2.RunAuditRequest()):
+        pass
     schema = Schema()
     channel = await stack.enter_async_context(connect(ledger.address, ledger.service.key))
     authenticator = CachedAuthenticator(LedgerKeys(channel))

@@ -14,6 +14,7 @@ SCRIPTS = Path(migrations.__file__).parent
 # One charge as version 0002 wrote it, and a function whose signature has changed since.
 OLD = """
 INSERT INTO ledger.customer VALUES ('cus_a', sha256('a'), now());
+INSERT INTO ledger.organization VALUES ('org_x', 'org_x', sha256('x'), now());
 INSERT INTO ledger.account (owner_id, kind, currency_code, credits, debits, lower_bound, version) VALUES
     ('cus_a', 'customer_credits', 'USD', 100, 60, 0, 2), ('cus_a', 'customer_receivable', 'USD', 0, 0, 0, 0),
     ('platform', 'stripe_clearing', 'USD', 0, 100, NULL, 0),

@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.auth import hash_api_key
 from tallystick.common.v1 import access_pb2
+from tallystick.ledger.v1 import audit_service_pb2 as audit
 from tallystick.ledger.v1 import credit_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
@@ -15,6 +16,7 @@ from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import funding_service_pb2 as funding
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.integration.security.case import (
+    AUDIT,
     CREDIT,
     DENIED,
     DIRECTORY,
@@ -438,3 +440,17 @@ one(
     lambda w: funding.RecordProcessorFeeRequest(fee_id="fee_of_bravo", amount=usd(1)),
 )
 one(FUNDING, "ListClearingMovements", lambda w: funding.ListClearingMovementsRequest())
+
+
+# AuditService
+
+one(AUDIT, "RunAudit", lambda w: audit.RunAuditRequest())
+one(AUDIT, "StartAudit", lambda w: audit.StartAuditRequest())
+one(AUDIT, "GetLatestAudit", lambda w: audit.GetLatestAuditRequest())
+one(AUDIT, "ListAudits", lambda w: audit.ListAuditsRequest())
+
+
+@case_of(AUDIT, "ExportJournal")
+def _(world: World) -> Iterator[Case]:
+    for format in (audit.JOURNAL_FORMAT_HLEDGER, audit.JOURNAL_FORMAT_BEANCOUNT):
+        yield Case(audit.ExportJournalRequest(format=format))

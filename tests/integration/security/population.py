@@ -11,7 +11,12 @@ import psycopg
 
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.common.v1.access_pb2 import Role
-from tallystick.ledger.v1 import directory_service_pb2, earnings_service_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import (
+    audit_service_pb2,
+    directory_service_pb2,
+    earnings_service_pb2,
+    ledger_service_pb2,
+)
 from tallystick.metering.v1 import metering_service_pb2, pricing_service_pb2, usage_pb2
 from tests.integration.security.requests import (
     adjust_request,
@@ -60,6 +65,7 @@ async def _populate(world: World) -> None:
         await _populate_tenant(world, things)
     await _populate_platform(world)
     await _share(world)
+    await _audit(world)
     await world.settled()
 
 
@@ -230,3 +236,10 @@ async def _share(world: World) -> None:
     await world.ledger.operator.ledger.CorrectCharge(correct_request(world.shared_charge, "shared"))
     adjusted = await world.ledger.operator.ledger.AdjustBalances(adjust_request("both", alpha, bravo))
     world.adjustment = adjusted.transaction.transaction_id
+
+
+async def _audit(world: World) -> None:
+    """Two of them: what is listed has more than one page."""
+    for _ in range(2):
+        async for _ in world.ledger.operator.audits.RunAudit(audit_service_pb2.RunAuditRequest()):
+            pass

@@ -19,6 +19,7 @@ from services.kit.errors import Code
 from tallystick.common.v1 import access_pb2
 from tallystick.common.v1.access_pb2 import Role
 from tallystick.ledger.v1 import (
+    audit_service_pb2,
     credit_service_pb2,
     directory_service_pb2,
     earnings_service_pb2,
@@ -42,6 +43,7 @@ LEDGER_SERVICES: tuple[ServiceDescriptor, ...] = (
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
     earnings_service_pb2.DESCRIPTOR.services_by_name["EarningsService"],
     funding_service_pb2.DESCRIPTOR.services_by_name["FundingService"],
+    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"],
@@ -255,6 +257,9 @@ class World:
                 " + (SELECT count(*) FROM ledger.unsequenced)"
                 " + (SELECT count(*) FROM metering.pending_charge)"
                 " + (SELECT count(*) FROM metering.unsequenced_usage)"
+                # The lock of an audit that runs.
+                " + (SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"
+                "    WHERE locktype = 'advisory' AND d.datname = current_database())"
             ).fetchall()
             return rows == [(0,)]
 

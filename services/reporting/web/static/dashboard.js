@@ -91,7 +91,8 @@
     });
     document.body.addEventListener("htmx:beforeRequest", (event) => {
       // Nor is anything asked for while nobody looks, or while a link of the list has the focus.
-      if (paused || document.hidden || event.detail.elt.contains(document.activeElement)) {
+      const mine = button.closest("section").contains(event.detail.elt);
+      if ((paused && mine) || document.hidden || event.detail.elt.contains(document.activeElement)) {
         event.preventDefault();
       }
     });

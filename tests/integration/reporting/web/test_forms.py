@@ -8,6 +8,7 @@ from services.kit.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     TallystickError,
     Unavailable,
 )
@@ -15,7 +16,7 @@ from services.reporting.web.headers import CONTENT_SECURITY_POLICY
 from tallystick.payouts.v1 import connected_account_pb2, purchase_pb2
 from tests.integration.reporting.web.conftest import Browser, browser_of, hidden_fields
 from tests.support.dashboard_server import Served
-from tests.support.dashboard_world import ACME, GLOBEX, PUBLIC_URL, SIERRA
+from tests.support.dashboard_world import ACME, GLOBEX, PUBLIC_URL, SIERRA, audit_of
 
 PAYOUTS = f"/organizations/{SIERRA}/payouts"
 ONBOARDING = f"/organizations/{SIERRA}/onboarding"
@@ -260,3 +261,63 @@ async def test_the_operator_compares_the_books(served: Served, browser: Browser)
     answer = await browser.submit("/operator", "/operator/reconciliation")
     assert "could not be compared" in answer.text
     assert (await browser.get("/operator/reconciliation")).headers["location"] == "/operator"
+
+
+async def test_the_operator_audits_the_ledger(served: Served, browser: Browser) -> None:
+    await browser.sign_in("operator")
+    page = (await browser.get("/operator")).text
+    assert ">Sound<" in page
+    assert "29,812" in page
+    assert 'hx-get="/operator/audit"' not in page
+    begun = await browser.submit("/operator", "/operator/audit")
+    assert (begun.status_code, begun.headers["location"]) == (303, "/operator#audit")
+    assert served.world.asked[-1][0] == "StartAudit"
+    # Pressed again by somebody else: what runs is shown.
+    fields = hidden_fields(page, "/operator/audit")
+    assert (await browser.post("/operator/audit", fields)).headers["location"] == "/operator#audit"
+    page = (await browser.get("/operator")).text
+    assert "19 of 38 checks are done" in page
+    assert 'hx-get="/operator/audit"' in page
+    ended = await browser.client.get("/operator/audit", headers={"HX-Request": "true"})
+    assert "<html" not in ended.text
+    assert ">Sound<" in ended.text
+    assert "30,067" in ended.text
+    assert "hx-get" not in ended.text
+    assert (await browser.get("/operator/audit")).headers["location"] == "/operator"
+
+
+async def test_differences_of_an_audit_are_shown(served: Served, browser: Browser) -> None:
+    await browser.sign_in("operator")
+    served.world.audit = audit_of("aud_bad", 30_000, accounts_match_entries=2, forged=1)
+    served.world.audit.checks[-1].differences[:] = ['{"reason": "<script>alert(1)</script>"}']
+    page = (await browser.get("/operator")).text
+    assert "2 of 5 checks found differences" in page
+    assert "<strong>accounts_match_entries</strong>: 2 differences" in page
+    assert "&#34;off_by&#34;: 1" in page
+    assert "<script>alert" not in page
+    served.world.audit = None
+    assert "Not audited yet" in (await browser.get("/operator")).text
+    served.world.failing["GetLatestAudit"] = Unavailable("the ledger is busy")
+    assert "did not answer" in (await browser.get("/operator")).text
+    polled = await browser.client.get("/operator/audit", headers={"HX-Request": "true"})
+    assert polled.status_code == 503
+
+
+async def test_an_audit_that_cannot_begin_says_why(served: Served, browser: Browser) -> None:
+    await browser.sign_in("operator")
+    served.world.failing["StartAudit"] = ResourceExhausted("an audit runs", reason="AUDIT_IN_PROGRESS")
+    answer = await browser.submit("/operator", "/operator/audit")
+    assert answer.headers["location"] == "/operator#audit"
+    served.world.failing["StartAudit"] = Unavailable("the ledger is away")
+    answer = await browser.submit("/operator", "/operator/audit")
+    assert "No audit was begun" in answer.text
+
+
+async def test_only_operators_audit_and_only_from_here(served: Served, browser: Browser) -> None:
+    await browser.sign_in("owner")
+    token = hidden_fields((await browser.get(f"/organizations/{SIERRA}")).text, "/sign-out")["csrf"]
+    assert (await browser.post("/operator/audit", {"csrf": token})).status_code == 403
+    assert (await browser.get("/operator/audit")).status_code == 403
+    await browser.sign_in("operator")
+    assert (await browser.post("/operator/audit", {"csrf": "forged"})).status_code in (400, 403)
+    assert "StartAudit" not in [name for name, *_ in served.world.asked]

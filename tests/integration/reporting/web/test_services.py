@@ -17,7 +17,7 @@ from services.kit.keys import LedgerKeys
 from services.reporting.web.app import make_dashboard
 from services.reporting.web.backend import Channels
 from tallystick.common.v1 import access_pb2
-from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
+from tallystick.ledger.v1 import audit_service_pb2, directory_service_pb2, ledger_service_pb2
 from tests.integration.metering.world import World, run
 from tests.integration.reporting.web.conftest import Browser
 from tests.support.dashboard_world import PUBLIC_URL, SESSION_SECRET
@@ -166,6 +166,23 @@ async def test_onboarding_and_refusals_come_through(suite: Suite) -> None:
     await suite.sign_in("operator")
     compared = await suite.browser.submit("/operator", "/operator/reconciliation")
     assert "differences" in compared.text.lower()
+
+
+async def test_an_operator_audits_the_ledger(suite: Suite) -> None:
+    await suite.sign_in("operator")
+    assert "Not audited yet" in (await suite.browser.get("/operator")).text
+    begun = await suite.browser.submit("/operator", "/operator/audit")
+    assert begun.headers["location"] == "/operator#audit"
+
+    async def audited() -> bool:
+        return ">Sound<" in (await suite.browser.get("/operator")).text
+
+    await eventually(audited)
+    found = await suite.ledger.operator.audits.GetLatestAudit(audit_service_pb2.GetLatestAuditRequest())
+    # Whoever pressed the button did it, with a key of their own.
+    keys = await suite.ledger.operator.directory.ListApiKeys(directory_service_pb2.ListApiKeysRequest())
+    mine = {one.api_key_id for one in keys.api_keys if one.role == access_pb2.ROLE_OPERATOR}
+    assert found.audit.actor_api_key_id in mine
 
 
 async def test_a_revoked_key_ends_its_session_everywhere(suite: Suite) -> None:

@@ -155,8 +155,8 @@ async def _platform_keys(database_url: str) -> dict[str, str]:
 async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[LedgerServer]:
     """Serve a ledger on this database until the end of the `async with`, with its workers.
 
-    `settings` are fields of its configuration. Adjustments need no approval unless they say so: most tests are
-    about something else.
+    `settings` are fields of its configuration. Adjustments need no approval unless they say so: most tests
+    are about something else.
     """
     defaults = {"sequence_interval": timedelta(milliseconds=50), "adjustment_approval": "none"}
     config = LedgerConfig(database_url=database_url, **{**defaults, **settings})

@@ -56,9 +56,9 @@ WRITE_OFF_CHECKS = (
            OR t.forgiven_kinds <> ARRAY[CASE w.kind
                WHEN 'unpaid' THEN 'customer_unpaid' WHEN 'receivable' THEN 'customer_receivable'
                WHEN 'chargebacks' THEN 'customer_chargebacks' ELSE 'organization_payable' END]
-           OR (coalesce(t.lost, 0), coalesce(t.earned, 0)) <> CASE w.kind
-               WHEN 'unpaid' THEN (0, 0) WHEN 'receivable' THEN (0, -w.amount)
-               WHEN 'chargebacks' THEN (-w.amount, 0) ELSE (-w.amount, w.amount) END
+           OR coalesce(t.lost, 0) <> CASE WHEN w.kind IN ('chargebacks', 'clawback') THEN -w.amount ELSE 0 END
+           OR coalesce(t.earned, 0) <> CASE w.kind
+               WHEN 'receivable' THEN -w.amount WHEN 'clawback' THEN w.amount ELSE 0 END
            OR w.amount <> (SELECT sum(leg) FROM unnest(w.legs) AS leg)
         """,
     ),

@@ -126,7 +126,7 @@ class Play:
     async def carry_out(self, line: str) -> None:
         for pattern, step in (
             (
-                r"organization (\S+): platform (\d+) bps, processing (\d+) bps, hold (\d+) days(?:, window (\d+))?",
+                r"organization (\S+): platform (\d+) bps, processing (\d+) bps, hold (\d+) days(, .+)?",
                 self._organization,
             ),
             (r"customer (\S+?)(?:, may owe ([\d,]+))?", self._customer),
@@ -156,7 +156,7 @@ class Play:
         self, owner_id: str, platform: str, processing: str, hold: str, window: str | None
     ) -> None:
         await self.server.create_organization(
-            owner_id, int(platform), int(processing), int(hold), int(window or 0)
+            owner_id, int(platform), int(processing), int(hold), int((window or "0").split()[-1])
         )
         self.owners.append(owner_id)
 

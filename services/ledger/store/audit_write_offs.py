@@ -111,6 +111,10 @@ WRITE_OFF_CHECKS = (
         ) AS k USING (adjustment_id)
         WHERE proposer_api_key_id IS NULL OR k.keys IS DISTINCT FROM 1
         UNION ALL
+        SELECT adjustment_id, d.transaction_id, 0
+        FROM ledger.decided_adjustment d LEFT JOIN ledger.adjustment a USING (adjustment_id)
+        WHERE a.adjustment_id IS NULL
+        UNION ALL
         SELECT min(adjustment_id), transaction_id, count(*) FROM ledger.decided_adjustment
         WHERE transaction_id <> '' GROUP BY transaction_id HAVING count(*) > 1
         """,

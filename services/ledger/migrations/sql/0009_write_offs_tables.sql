@@ -64,7 +64,7 @@ CREATE TYPE ledger.adjustment_decision AS ENUM ('posted', 'rejected');
 
 CREATE TABLE ledger.decided_adjustment (
     -- One decision each.
-    adjustment_id text COLLATE "C" PRIMARY KEY REFERENCES ledger.adjustment,
+    adjustment_id text COLLATE "C" PRIMARY KEY,
     decision ledger.adjustment_decision NOT NULL,
     -- Whether it had to be somebody else than who proposed it.
     approval boolean NOT NULL,

@@ -81,8 +81,7 @@ def _refused(admin: psycopg.Connection, statement: str) -> bool:
         "INSERT INTO ledger.write_off SELECT * FROM ledger.write_off",
         "INSERT INTO ledger.decided_adjustment SELECT * FROM ledger.decided_adjustment",
         # Past whoever has to approve it.
-        "SELECT ledger.adjust('{cus_a,platform}', '{customer_credits,adjustments}', '{USD,USD}', '{5,-5}', 'r',"
-        " 'k', 'a/1', '')",
+        "SELECT ledger.adjust('{platform}', '{promotions}', '{USD}', '{0}', 'r', 'k', 'a/1', '')",
         "SELECT ledger.post_adjustment('adj_a', 'k', false)",
         "SELECT ledger.claim_key('cus_a', 'k', '', 'x')",
         "SELECT ledger.insert_collection('cus_a', 1, 'ch_a', true, '{}', 1, 1, 1, 'k')",
@@ -94,8 +93,8 @@ def test_the_writer_writes_no_journal(admin: psycopg.Connection, statement: str)
 
 UNBALANCED = {
     "one-sided adjustment": (
-        "SELECT ledger.propose_adjustment('{cus_a}', '{customer_credits}', '{USD}', '{1000}', 'r', 'k', '1', '',"
-        " '7 days', false)"
+        "SELECT ledger.propose_adjustment('{cus_a}', '{customer_credits}', '{USD}', '{1000}', 'r', 'k', '1',"
+        " '', '7 days', false)"
     ),
     "adjustment of a receivable": (
         "SELECT ledger.propose_adjustment('{cus_a,platform}', '{customer_receivable,adjustments}',"

@@ -204,7 +204,7 @@ class World:
     platform_book: str = ""
 
     def propose(self, adjustment_id: str) -> str:
-        """A proposal of somebody else than anybody here: this ledger posts at once what its operator asks for."""
+        """A proposal of nobody here: this ledger posts at once what its operator asks for."""
         self._admin.execute(
             "INSERT INTO ledger.adjustment VALUES (%s, %s, '{customer_credits,adjustments}', '{USD,USD}',"
             " '{1,-1}', 'A test of tenants.', 'key_elsewhere', now(), now() + interval '7 days')",

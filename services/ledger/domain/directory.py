@@ -63,9 +63,9 @@ class RevenueShareAgreement:
     platform_fee_bps: int
     processing_fee_bps: int
     settlement_hold_days: int
-    dispute_window_days: int
     effective_time: datetime | None
     create_time: datetime
+    dispute_window_days: int = 0
 
 
 @dataclass(frozen=True, slots=True)

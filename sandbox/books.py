@@ -36,6 +36,7 @@ from tallystick.ledger.v1.transaction_pb2 import (
     TRANSACTION_TYPE_PAYOUT_RETURN,
     TRANSACTION_TYPE_PAYOUT_REVERSAL,
     TRANSACTION_TYPE_PURCHASE,
+    TRANSACTION_TYPE_WRITE_OFF,
     Transaction,
 )
 from tallystick.metering.v1.metering_service_pb2 import GetBalanceRequest
@@ -170,6 +171,8 @@ class Journal:
                 self._unpaid[customer_id].append(_Unpaid(transaction.charge_id, unpaid))
         elif transaction.type == TRANSACTION_TYPE_COLLECTION:
             self._add_collection(transaction)
+        elif transaction.type == TRANSACTION_TYPE_WRITE_OFF:
+            self._add_write_off(transaction)
         if transaction.type == TRANSACTION_TYPE_PURCHASE:
             self.granted[customer_id] += credits
         elif transaction.type in (TRANSACTION_TYPE_CHARGE, TRANSACTION_TYPE_COLLECTION):
@@ -238,7 +241,7 @@ class Journal:
             self.sums[account.owner_id, account.kind] += amount
             if account.kind == ACCOUNT_KIND_ORGANIZATION_PAYABLE:
                 self.uncollected[account.owner_id] += 0 if entry.bucket.collected else amount
-                self.earned[account.owner_id] += 0 if transaction.type in _OF_PAYOUTS else amount
+                self.earned[account.owner_id] += 0 if _is_not_of_work(transaction) else amount
         self.entry_count += len(transaction.entries)
         # There is one currency here: another one would be somebody else's money in these sums.
         self.balanced &= not any(balance.values()) and balance.keys() <= {CURRENCY}
@@ -254,6 +257,20 @@ class Journal:
         waiting[0].unpaid -= amount
         if waiting[0].unpaid == 0:
             waiting.popleft()
+
+    def _add_write_off(self, transaction: Transaction) -> None:
+        """Whatever waits for a collection, in whatever place, waits for that much less."""
+        waiting = self._unpaid[transaction.partition_id]
+        for one in waiting:
+            if one.charge_id == transaction.charge_id:
+                one.unpaid -= _moved(transaction, ACCOUNT_KIND_CUSTOMER_UNPAID)
+        self._unpaid[transaction.partition_id] = deque(one for one in waiting if one.unpaid)
+
+
+def _is_not_of_work(transaction: Transaction) -> bool:
+    """Whether it moves earnings that were earned before: to a payout or back, or up from below zero."""
+    given_up = transaction.type == TRANSACTION_TYPE_WRITE_OFF and not transaction.charge_id
+    return given_up or transaction.type in _OF_PAYOUTS
 
 
 class Books:

@@ -312,6 +312,8 @@ class Stack:
             "REDIS_URL": self.endpoints.redis_url,
             "LEDGER_LISTEN_ADDRESS": self.endpoints.ledger,
             "LEDGER_METRICS_ADDRESS": self.endpoints.ledger_metrics,
+            # One person is at this machine: nobody else could approve.
+            "LEDGER_ADJUSTMENT_APPROVAL": os.environ.get("LEDGER_ADJUSTMENT_APPROVAL", "none"),
             "METERING_LISTEN_ADDRESS": self.endpoints.metering,
             "METERING_METRICS_ADDRESS": self.endpoints.metering_metrics,
             "METERING_LEDGER_ADDRESS": self.endpoints.ledger,

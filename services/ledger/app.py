@@ -10,9 +10,9 @@ from services.kit.db import Database
 from services.kit.health import SchemaHealth
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
-from services.ledger import background, reaper
+from services.ledger import aging, background, reaper
 from services.ledger.auditing import Auditor
-from services.ledger.config import LedgerConfig
+from services.ledger.config import APPROVAL_REQUIRED, LedgerConfig
 from services.ledger.migrations import SCRIPTS
 from services.ledger.rpc.audits import AuditService
 from services.ledger.rpc.credits import CreditService
@@ -63,7 +63,12 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
     clock = SystemClock()
     auditor = Auditor(config.database_url, writer, reader, clock, interval=config.audit_interval)
     try:
-        ledger = LedgerService(writer, reader, clock)
+        ledger = LedgerService(
+            writer,
+            reader,
+            clock,
+            adjustments_need_approval=config.adjustment_approval == APPROVAL_REQUIRED,
+        )
         credits = CreditService(
             writer, reader, clock, lease_duration=config.lease_duration, lease_drain=config.lease_drain
         )
@@ -106,6 +111,7 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
             workers=[
                 *background.workers(config, writer, reader),
                 *reaper.workers(config, writer, reader),
+                *aging.workers(config, writer, reader),
                 auditor,
             ],
         )

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 from services.kit.config import DatabaseConfig, ServerConfig, setting
 
 ENV_PREFIX = "LEDGER"
+APPROVAL_REQUIRED: Final = "required"
+APPROVALS: Final = (APPROVAL_REQUIRED, "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +54,21 @@ class LedgerConfig(ServerConfig, DatabaseConfig):
             "how old the last audit may be before another one begins, in seconds; 0: none does", minimum=0
         ),
     )
+    adjustment_approval: str = field(
+        default="required",
+        metadata=setting(f"{' or '.join(APPROVALS)}: whether another operator must approve an adjustment"),
+    )
+    write_off_after_days: int = field(
+        default=0,
+        metadata=setting("age in days at which an open charge is written off; 0 for never", minimum=0),
+    )
+    write_off_interval: timedelta = field(
+        default=timedelta(seconds=60),
+        metadata=setting("pause between two searches for charges that are too old, in seconds"),
+    )
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.adjustment_approval not in APPROVALS:
+            found.append(f"adjustment_approval: must be {' or '.join(APPROVALS)}")
+        return found

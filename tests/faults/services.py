@@ -67,6 +67,7 @@ class Services:
             "LEDGER_LEASE_DRAIN": _seconds(DRAIN),
             "LEDGER_REAP_INTERVAL": _seconds(REAP),
             "LEDGER_COLLECT_INTERVAL": "0.2",
+            "LEDGER_ADJUSTMENT_APPROVAL": "none",
             "METERING_LISTEN_ADDRESS": self.metering,
             "METERING_METRICS_ADDRESS": f"127.0.0.1:{ports.metering_metrics}",
             "METERING_LEDGER_ADDRESS": self.ledger,

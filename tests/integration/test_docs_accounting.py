@@ -16,11 +16,20 @@ import pytest
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_service_pb2, transaction_pb2
+from services.ledger.audit import audit
+from tallystick.common.v1 import access_pb2, money_pb2
+from tallystick.ledger.v1 import (
+    account_pb2,
+    charge_pb2,
+    credit_service_pb2,
+    transaction_pb2,
+    write_off_pb2,
+)
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
+from tallystick.ledger.v1 import funding_service_pb2 as funding
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
+from tests.support.ledger_corrections import Corrections
 from tests.support.ledger_credits import hold_request, of_hold
 from tests.support.ledger_funding import CHARGEBACK, REFUND, Funding
 from tests.support.ledger_server import LedgerServer, running_ledger
@@ -41,6 +50,7 @@ TRANSACTION_TYPES = (
     "purchase_chargeback",
     "purchase_reinstatement",
     "processor_fee",
+    "write_off",
 )
 # Work and its charge are on different days in the examples.
 WORK_TO_CHARGE = timedelta(days=3)
@@ -109,12 +119,14 @@ class Play:
     server: LedgerServer
     owners: list[str] = field(default_factory=lambda: ["platform"])
     charges: dict[str, charge_pb2.Charge] = field(default_factory=dict)
+    # By the name that the story gives them.
+    adjustments: dict[str, str] = field(default_factory=dict)
     _keys: Iterator[int] = field(default_factory=itertools.count)
 
     async def carry_out(self, line: str) -> None:
         for pattern, step in (
             (
-                r"organization (\S+): platform (\d+) bps, processing (\d+) bps, hold (\d+) days",
+                r"organization (\S+): platform (\d+) bps, processing (\d+) bps, hold (\d+) days(, .+)?",
                 self._organization,
             ),
             (r"customer (\S+?)(?:, may owe ([\d,]+))?", self._customer),
@@ -124,8 +136,12 @@ class Play:
             (r"reinstatement (\S+) of (\S+) of (\S+)", self._reinstate),
             (r"processor fee (\S+) of (-?[\d,]+)", self._fee),
             (r"hold (\S+) of ([\d,]+) for (\S+)", self._hold),
-            (r"charge (\S+) of ([\d,]+) to (\S+)(?: from (\S+))? for (.+)", self._charge),
-            (r"adjustment of (.+)", self._adjust),
+            (r"(outcome )?charge (\S+) of ([\d,]+) to (\S+)(?: from (\S+))? for (.+)", self._charge),
+            (r"adjustment (\S+) proposed of (.+)", self._propose),
+            (r"adjustment (\S+) approved", self._approve),
+            (r"write-off (\S+) of (all|[\d,]+) (unpaid|receivable) of (\S+)", self._write_off_charge),
+            (r"write-off (\S+) of (all|[\d,]+) (chargebacks|clawback) of (\S+)", self._write_off),
+            (r"(\d+) days? pass(?:es)?", self._pass),
             (r"payout (\S+) of ([\d,]+) to (\S+)", self._pay_out),
             (r"payout (\S+) (completed|returned) to (\S+)", self._end_payout),
             (r"reversal (\S+) of ([\d,]+) from payout (\S+) to (\S+)", self._reverse),
@@ -136,8 +152,12 @@ class Play:
                 return
         pytest.fail(f"the story says nothing that can be done: {line}")
 
-    async def _organization(self, owner_id: str, platform: str, processing: str, days: str) -> None:
-        await self.server.create_organization(owner_id, int(platform), int(processing), int(days))
+    async def _organization(
+        self, owner_id: str, platform: str, processing: str, hold: str, window: str | None
+    ) -> None:
+        await self.server.create_organization(
+            owner_id, int(platform), int(processing), int(hold), int((window or "0").split()[-1])
+        )
         self.owners.append(owner_id)
 
     async def _customer(self, owner_id: str, limit: str | None) -> None:
@@ -186,14 +206,20 @@ class Play:
         assert answer.verdicts[0].HasField("placed")
 
     async def _charge(
-        self, workflow_id: str, gross: str, customer_id: str, hold_id: str | None, payees: str
+        self,
+        outcome: str | None,
+        workflow_id: str,
+        gross: str,
+        customer_id: str,
+        hold_id: str | None,
+        payees: str,
     ) -> None:
         occur_time = Timestamp()
         occur_time.FromDatetime(datetime.now(UTC) - WORK_TO_CHARGE)
         intent = charge_pb2.ChargeIntent(
             customer_id=customer_id,
             workflow_id=workflow_id,
-            component=charge_pb2.CHARGE_COMPONENT_BASE,
+            component=charge_pb2.CHARGE_COMPONENT_OUTCOME if outcome else charge_pb2.CHARGE_COMPONENT_BASE,
             gross=usd(number(gross)),
             payees=[payee(text) for text in payees.split(", ")],
             occur_time=occur_time,
@@ -203,14 +229,46 @@ class Play:
         posted = await self.server.service.ledger.PostCharge(ledger.PostChargeRequest(intent=intent))
         self.charges[posted.posted.charge.charge_id] = posted.posted.charge
 
-    async def _adjust(self, postings: str) -> None:
-        await self.server.operator.ledger.AdjustBalances(
+    async def _propose(self, name: str, postings: str) -> None:
+        answer = await self.server.operator.ledger.AdjustBalances(
             ledger.AdjustBalancesRequest(
                 postings=[posting(*text.split()) for text in postings.split("; ")],
                 reason="as docs/accounting.md tells it",
-                idempotency_key=f"story-{next(self._keys)}",
+                idempotency_key=name,
             )
         )
+        assert answer.adjustment.state == ledger.ADJUSTMENT_STATE_PROPOSED
+        self.adjustments[name] = answer.adjustment.adjustment_id
+
+    async def _approve(self, name: str) -> None:
+        another = await self.server.create_caller(access_pb2.ROLE_OPERATOR, "another")
+        answer = await another.ledger.ApproveAdjustment(
+            ledger.ApproveAdjustmentRequest(adjustment_id=self.adjustments[name])
+        )
+        assert answer.adjustment.state == ledger.ADJUSTMENT_STATE_POSTED
+
+    async def _write_off_charge(self, key: str, amount: str, kind: str, workflow_id: str) -> None:
+        (charge_id,) = (one for one, charge in self.charges.items() if charge.workflow_id == workflow_id)
+        await self._write_off(key, amount, kind, "", charge_id)
+
+    async def _write_off(self, key: str, amount: str, kind: str, owner_id: str, charge_id: str = "") -> None:
+        await self.server.operator.funding.WriteOff(
+            funding.WriteOffRequest(
+                kind=write_off_pb2.WriteOffKind.Value(f"WRITE_OFF_KIND_{kind.upper()}"),
+                charge_id=charge_id,
+                owner_id=owner_id,
+                amount=None if amount == "all" else usd(number(amount)),
+                reason="as docs/accounting.md tells it",
+                idempotency_key=key,
+            )
+        )
+
+    async def _pass(self, days: str) -> None:
+        """What has been posted was posted so many days earlier."""
+        books = Corrections(self.server)
+        for _ in range(int(days)):
+            await books.let_a_day_pass()
+        self.charges = {charge_id: await books.get(charge_id=charge_id) for charge_id in self.charges}
 
     async def _pay_out(self, payout_id: str, amount: str, organization_id: str) -> None:
         await self.server.service.earnings.DebitPayout(
@@ -252,8 +310,8 @@ class Play:
         )
 
     def charge_of(self, transaction: transaction_pb2.Transaction) -> charge_pb2.Charge | None:
-        """The charge whose money a transaction moves: of a payout in a story, the only one there is."""
-        if transaction.payout_id:
+        """The charge whose money a transaction moves: of payouts and clawbacks, the only one of the story."""
+        if transaction.payout_id or is_of_clawback(transaction):
             (charge,) = self.charges.values()
             return charge
         return self.charges.get(transaction.charge_id)
@@ -275,6 +333,12 @@ class Play:
                 return journal
             await asyncio.sleep(PAUSE_SECONDS)
         pytest.fail("what was posted did not come into the journal")
+
+
+def is_of_clawback(transaction: transaction_pb2.Transaction) -> bool:
+    """Whether it writes off what was taken back of earnings."""
+    kinds = {entry.account.kind for entry in transaction.entries}
+    return account_pb2.ACCOUNT_KIND_CLAWBACK_LOSSES in kinds
 
 
 def payee(text: str) -> charge_pb2.Payee:
@@ -334,6 +398,7 @@ def shown_bucket(
         transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE
         or transaction.payout_id
         or transaction.correction_id
+        or is_of_clawback(transaction)
     )
     posted_on = "P" if of_charge or not bucket.collected else "T"
     earned_on = "W" if charge is not None else "T"
@@ -385,7 +450,7 @@ async def play(server: LedgerServer, lines: Sequence[str], stage: Play) -> list[
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.title)
 async def test_the_ledger_posts_what_the_document_shows(example: Example, database_url: str) -> None:
-    async with running_ledger(database_url) as server:
+    async with running_ledger(database_url, adjustment_approval="required") as server:
         stage = Play(server)
         before = await play(server, example.given, stage)
         after = await play(server, example.when, stage)
@@ -394,6 +459,7 @@ async def test_the_ledger_posts_what_the_document_shows(example: Example, databa
         for table in example.tables:
             if table.subject in ("customer", "organization"):
                 await agree(server, table)
+        assert not await audit(database_url)
 
 
 async def agree(server: LedgerServer, table: Table) -> None:
@@ -414,6 +480,30 @@ def test_every_transaction_type_has_an_example() -> None:
     types = names(transaction_pb2.TransactionType.DESCRIPTOR, "TRANSACTION_TYPE_")
     assert types == set(TRANSACTION_TYPES)
     assert types == {table.subject for example in EXAMPLES for table in example.transactions}
+
+
+def test_everything_that_happens_to_money_has_an_example() -> None:
+    """Also what is no type of its own: parts of charges, dates that come, and what follows from others."""
+    assert {
+        "Charge of an outcome",
+        "Charge paid from credits",
+        "Charge partly receivable",
+        "Charge partly unpaid",
+        "Clawback that later earnings make up",
+        "Collection of a receivable, for two payees in two payments",
+        "Collection of an unpaid charge",
+        "Collection within the dispute window",
+        "Correction in two parts",
+        "Correction of a part",
+        "Correction of a paid charge",
+        "Correction of what a write-off left",
+        "Maturity, the day before",
+        "Maturity",
+        "Write-off of a chargeback",
+        "Write-off of a clawback",
+        "Write-off of a receivable",
+        "Write-off of an unpaid charge",
+    } <= {example.title for example in EXAMPLES}
 
 
 def test_the_chart_of_accounts_is_complete() -> None:

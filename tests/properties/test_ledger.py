@@ -17,10 +17,10 @@ from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support import ledger_machine
 from tests.support.correction_oracle import largest_remainder
 from tests.support.ledger_credits import usd
-from tests.support.ledger_funding_machine import FundingMachine
 from tests.support.ledger_machine import Running, audit, intent, numbers
 from tests.support.ledger_oracle import Item
 from tests.support.ledger_server import calling_ledger, running_ledger
+from tests.support.ledger_write_off_machine import WriteOffMachine
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def running(database_url: str) -> Iterator[Running]:
 
 
 def test_every_answer_and_balance_is_the_oracles(running: Running) -> None:
-    machine = type("Machine", (FundingMachine,), {"running": running})
+    machine = type("Machine", (WriteOffMachine,), {"running": running})
     run_state_machine_as_test(
         machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None)
     )
@@ -52,7 +52,7 @@ def _client(number: int, address: str, database_url: str, keys: dict[str, str]) 
         running = Running(runner, runner.run(context.__aenter__()))
         try:
             run_state_machine_as_test(
-                type("Client", (FundingMachine,), {"running": running}),
+                type("Client", (WriteOffMachine,), {"running": running}),
                 settings=settings(max_examples=4, stateful_step_count=15, deadline=None, database=None),
             )
         finally:

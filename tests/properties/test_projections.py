@@ -35,6 +35,7 @@ OPERATIONS = (
     "decide",
     "collect",
     "correct",
+    "write_off",
     "pay_out",
     "grant",
     "adjust",
@@ -153,6 +154,9 @@ def happen(world: FeedWorld, data: st.DataObject) -> None:
         case "correct" if world.charges:
             charge = data.draw(st.sampled_from(world.charges))
             world.correct(charge, data.draw(st.one_of(st.integers(1, 5000), st.just(charge.gross))))
+        case "write_off" if world.charges:
+            charge = data.draw(st.sampled_from(world.charges))
+            world.write_off(charge, data.draw(st.integers(0, 1)), data.draw(st.integers(1, 8)))
         case "pay_out":
             organization_id = data.draw(st.sampled_from(("org_x", "org_y", "org_z")))
             world.pay_out(

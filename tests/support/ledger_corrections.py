@@ -1,4 +1,4 @@
-"""What tests do with charges that are corrected."""
+"""What tests do with charges that are corrected or written off."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import psycopg
 
-from tallystick.ledger.v1 import account_pb2, charge_pb2, correction_pb2
+from tallystick.ledger.v1 import account_pb2, charge_pb2, correction_pb2, write_off_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
+from tallystick.ledger.v1 import funding_service_pb2 as funding
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tests.support.ledger_credits import intent, usd
 from tests.support.ledger_server import Caller, LedgerServer
@@ -37,27 +38,42 @@ class Corrections:
 
     server: LedgerServer
     charge_id: str = ""
+    payer: str = "cus_a"
+    payee: str = "org_x"
 
-    async def grant(self, amount: int, key: str = "first", customer: str = "cus_a") -> None:
+    async def grant(
+        self,
+        amount: int,
+        key: str = "first",
+        customer: str = "",
+        source: pb.CreditSource.ValueType = pb.CREDIT_SOURCE_PURCHASE,
+    ) -> None:
         await self.server.operator.ledger.GrantCredits(
             pb.GrantCreditsRequest(
-                customer_id=customer,
+                customer_id=customer or self.payer,
                 amount=usd(amount),
-                source=pb.CREDIT_SOURCE_PURCHASE,
+                source=source,
                 idempotency_key=key,
             )
         )
 
     async def limit(self, amount: int) -> None:
         await self.server.operator.directory.SetCreditLimit(
-            directory.SetCreditLimitRequest(customer_id="cus_a", credit_limit=usd(amount))
+            directory.SetCreditLimitRequest(customer_id=self.payer, credit_limit=usd(amount))
         )
 
     async def charge(
-        self, gross: int, workflow: str = "run-1", customer: str = "cus_a", *organizations: str
+        self,
+        gross: int,
+        workflow: str = "run-1",
+        customer: str = "",
+        *organizations: str,
+        now: bool = False,
     ) -> str:
         """The id of the charge, which is the one that is corrected from now on."""
-        message = intent(workflow, gross, customer=customer)
+        message = intent(workflow, gross, customer=customer or self.payer, organization=self.payee)
+        if now:
+            message.occur_time.GetCurrentTime()
         for organization in organizations:
             message.payees.add(
                 organization_id=organization, agent_id=organization.replace("org_", "agt_"), weight=1
@@ -78,6 +94,27 @@ class Corrections:
             )
         )
 
+    async def write_off(
+        self,
+        kind: write_off_pb2.WriteOffKind.ValueType,
+        amount: int | None = None,
+        key: str = "given up",
+        *,
+        owner: str = "",
+        charge_id: str = "",
+    ) -> funding.WriteOffResponse:
+        """Of the charge, unless an owner is named; all that is owed unless an amount is."""
+        return await self.server.operator.funding.WriteOff(
+            funding.WriteOffRequest(
+                kind=kind,
+                charge_id="" if owner else charge_id or self.charge_id,
+                owner_id=owner,
+                amount=None if amount is None else usd(amount),
+                reason="will not be paid any more",
+                idempotency_key=key,
+            )
+        )
+
     async def get(self, caller: Caller | None = None, charge_id: str = "") -> charge_pb2.Charge:
         ledger = (caller or self.server.operator).ledger
         return (await ledger.GetCharge(pb.GetChargeRequest(charge_id=charge_id or self.charge_id))).charge
@@ -88,10 +125,10 @@ class Corrections:
             (await ledger.ListCorrections(pb.ListCorrectionsRequest(charge_id=self.charge_id))).corrections
         )
 
-    async def customer(self, customer_id: str = "cus_a") -> tuple[int, int, int]:
+    async def customer(self, customer_id: str = "") -> tuple[int, int, int]:
         """(available, receivable, unpaid)."""
         answer = await self.server.operator.ledger.GetCustomerBalance(
-            pb.GetCustomerBalanceRequest(customer_id=customer_id)
+            pb.GetCustomerBalanceRequest(customer_id=customer_id or self.payer)
         )
         balance = answer.balance
         return (
@@ -100,13 +137,13 @@ class Corrections:
             balance.unpaid.amount_micros,
         )
 
-    async def earned(self, organization_id: str = "org_x") -> account_pb2.EarningsBalance:
+    async def earned(self, organization_id: str = "") -> account_pb2.EarningsBalance:
         answer = await self.server.operator.ledger.GetEarningsBalance(
-            pb.GetEarningsBalanceRequest(organization_id=organization_id)
+            pb.GetEarningsBalanceRequest(organization_id=organization_id or self.payee)
         )
         return answer.balance
 
-    async def legs(self, organization_id: str = "org_x") -> tuple[int, int, int]:
+    async def legs(self, organization_id: str = "") -> tuple[int, int, int]:
         """What an organization has earned, and both fees on it, folded or not."""
         balance = await self.earned(organization_id)
         return (
@@ -128,10 +165,10 @@ class Corrections:
             for entry in answer.transaction.entries
         ]
 
-    async def debit(self, payout_id: str, amount: int, organization_id: str = "org_x") -> Any:
+    async def debit(self, payout_id: str, amount: int, organization_id: str = "") -> Any:
         return await self.server.service.earnings.DebitPayout(
             earnings.DebitPayoutRequest(
-                organization_id=organization_id, payout_id=payout_id, amount=usd(amount)
+                organization_id=organization_id or self.payee, payout_id=payout_id, amount=usd(amount)
             )
         )
 
@@ -140,12 +177,18 @@ class Corrections:
         assert (await refusal(self.debit(payout_id, amount))).reason == "INSUFFICIENT_EARNINGS"
 
     async def available(self) -> int:
-        """What org_x may be paid, once it is folded."""
+        """What the payee may be paid, once it is folded."""
+        async with await psycopg.AsyncConnection.connect(
+            self.server.database_url, autocommit=True
+        ) as superuser:
 
-        async def folded() -> bool:
-            return (await self.earned()).pending == (await self.earned()).uncollected
+            async def folded() -> bool:
+                waiting = await superuser.execute(
+                    "SELECT FROM ledger.balance_delta WHERE owner_id = %s", (self.payee,)
+                )
+                return await waiting.fetchone() is None
 
-        await eventually(folded)
+            await eventually(folded)
         return (await self.earned()).available.amount_micros
 
     async def let_a_day_pass(self) -> None:

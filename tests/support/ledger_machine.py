@@ -551,7 +551,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         key = data.draw(st.sampled_from(correctable))
         charge = self.oracle.charges[key]
-        left = charge.item.gross - charge.corrected
+        left = charge.item.gross - charge.corrected - charge.written_off
         if not isinstance(amount, int):
             amount = max(1, {"third": left // 3, "all": left, "too much": left + 1}[amount])
             amount = min(amount, MAX_AMOUNT_MICROS)
@@ -589,8 +589,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert answer.payment.from_credits.amount_micros == charge.paid
         assert answer.payment.from_receivable.amount_micros == sum(charge.uncollected)
         assert answer.payment.unpaid.amount_micros == sum(charge.unearned)
-        # What is left of each leg, paid or not.
-        left = [sum(leg) for leg in zip(charge.collected, charge.uncollected, charge.unearned, strict=True)]
+        assert answer.written_off.amount_micros == charge.written_off
+        # What is left of each leg, paid or not, or was given up.
+        parts = [charge.collected, charge.uncollected, charge.unearned]
+        if charge.given_up:
+            parts.append(charge.given_up)
+        left = [sum(leg) for leg in zip(*parts, strict=True)]
         assert [one.net.amount_micros - one.corrected_net.amount_micros for one in answer.earnings] == left[
             ::3
         ]
@@ -628,7 +632,7 @@ class LedgerMachine(RuleBasedStateMachine):
         # Nothing is lost, and nothing comes from nowhere: what went back was paid for, or is owed.
         free, held = balance.available.amount_micros, balance.held.amount_micros
         funded = oracle.granted(customer) - oracle.gone(customer) + oracle.chargebacks[customer]
-        assert funded == oracle.spent(customer) + held + free
+        assert funded + oracle.lost[customer] == oracle.spent(customer) + held + free
         self._compare_held(customer, balance)
         leases = await operator.credits.ListLeases(credit.ListLeasesRequest(customer_id=customer))
         newest = oracle.newest(customer)

@@ -70,6 +70,8 @@ class Charge:
     unearned: list[int] = field(default_factory=list)
     # By id: how much, why, and of each leg.
     corrections: dict[str, tuple[int, str, list[int]]] = field(default_factory=dict)
+    # Of each leg, what was given up; empty for nothing.
+    given_up: list[int] = field(default_factory=list)
     # While it is being paid.
     ended: Ended | None = None
     kept_room: int = 0
@@ -85,9 +87,14 @@ class Charge:
         return sum(amount for amount, _, _ in self.corrections.values())
 
     @property
+    def written_off(self) -> int:
+        return sum(self.given_up)
+
+    @property
     def paid(self) -> int:
         """From credits, at once or later, and not given back."""
-        return self.item.gross - self.corrected - sum(self.uncollected) - sum(self.unearned)
+        gone = self.corrected + self.written_off
+        return self.item.gross - gone - sum(self.uncollected) - sum(self.unearned)
 
     @property
     def organizations(self) -> list[str]:
@@ -166,6 +173,10 @@ class LedgerOracle:
     chargebacks: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     reversals: dict[tuple[str, str], Reversal] = field(default_factory=dict)
     fees: dict[str, int] = field(default_factory=dict)
+    # By owner and key: what of, and how much if that was said.
+    write_offs: dict[tuple[str, str], tuple[object, int | None]] = field(default_factory=dict)
+    # What the platform lost by them, by who did not pay.
+    lost: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     # Customers, and organizations whose payouts are.
     frozen: set[str] = field(default_factory=set)
 
@@ -408,9 +419,9 @@ class LedgerOracle:
         known = charge.corrections.get(correction_id)
         if known is not None:
             return "duplicate" if known[:2] == (amount, reason) else "reused"
-        if amount > charge.item.gross - charge.corrected:
+        if amount > charge.item.gross - charge.corrected - charge.written_off:
             return "too much"
-        left = charge.item.gross - charge.corrected - amount
+        left = charge.item.gross - charge.corrected - charge.written_off - amount
         agreements = [self.shares[organization] for organization in charge.organizations]
         gross = [sum(charge.legs[start : start + 3]) for start in range(0, len(charge.legs), 3)]
         parts = charge.unearned, charge.uncollected, charge.collected
@@ -424,6 +435,53 @@ class LedgerOracle:
         self.credits[charge.item.customer] += sum(collected)
         self._collect(charge.item.customer)
         return "corrected"
+
+    # Write-offs. Each answers 'written', 'duplicate', 'reused' or 'too much'; None is for all that is owed.
+
+    def write_off_charge(self, key: tuple[str, str], part: str, amount: int | None, request: str) -> str:
+        charge = self.charges[key]
+        # What credits could pay is collected before, whatever becomes of this.
+        self._collect(charge.item.customer)
+        known = self.write_offs.get((charge.item.customer, request))
+        if known is not None:
+            return "duplicate" if known == ((key, part), amount) else "reused"
+        legs = charge.unearned if part == "unpaid" else charge.uncollected
+        written = sum(legs) if amount is None else amount
+        if not 0 < written <= sum(legs):
+            return "too much"
+        self.write_offs[charge.item.customer, request] = ((key, part), amount)
+        lost = largest_remainder(written, legs)
+        legs[:] = minus(legs, lost)
+        charge.given_up = minus(charge.given_up or [0] * len(legs), [-leg for leg in lost])
+        if part == "receivable":
+            self._earn(charge, [-leg for leg in lost], collected=False)
+        return "written"
+
+    def write_off_chargebacks(self, customer: str, amount: int | None, request: str) -> str:
+        self._collect(customer)
+        known = self.write_offs.get((customer, request))
+        if known is not None:
+            return "duplicate" if known == ("chargebacks", amount) else "reused"
+        written = self.chargebacks[customer] if amount is None else amount
+        if not 0 < written <= self.chargebacks[customer]:
+            return "too much"
+        self.write_offs[customer, request] = ("chargebacks", amount)
+        self.chargebacks[customer] -= written
+        self.lost[customer] += written
+        return "written"
+
+    def write_off_clawback(self, organization: str, amount: int | None, request: str) -> str:
+        known = self.write_offs.get((organization, request))
+        if known is not None:
+            return "duplicate" if known == ("clawback", amount) else "reused"
+        below = max(0, -self.collected[organization])
+        written = below if amount is None else amount
+        if not 0 < written <= below:
+            return "too much"
+        self.write_offs[organization, request] = ("clawback", amount)
+        self.collected[organization] += written
+        self.lost[organization] += written
+        return "written"
 
     # Leases.
 

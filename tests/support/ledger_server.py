@@ -100,6 +100,7 @@ class LedgerServer:
         platform_fee_bps: int = 1500,
         processing_fee_bps: int = 290,
         hold_days: int = 0,
+        window_days: int = 0,
     ) -> str:
         """An organization with one agent of the same name; answers the agent's id."""
         await self.operator.directory.CreateOrganization(
@@ -109,6 +110,7 @@ class LedgerServer:
                 platform_fee_bps=platform_fee_bps,
                 processing_fee_bps=processing_fee_bps,
                 settlement_hold_days=hold_days,
+                dispute_window_days=window_days,
             )
         )
         agent_id = organization_id.replace("org_", "agt_")
@@ -157,9 +159,14 @@ async def _platform_keys(database_url: str) -> dict[str, str]:
 async def running_ledger(database_url: str, **settings: Any) -> AsyncIterator[LedgerServer]:
     """Serve a ledger on this database until the end of the `async with`, with its workers.
 
-    `settings` are fields of its configuration. It audits when it is asked to.
+    `settings` are fields of its configuration. It audits when it is asked to; adjustments need no approval
+    unless they say so: most tests are about something else.
     """
-    usual = {"sequence_interval": timedelta(milliseconds=50), "audit_interval": timedelta(0)}
+    usual = {
+        "sequence_interval": timedelta(milliseconds=50),
+        "audit_interval": timedelta(0),
+        "adjustment_approval": "none",
+    }
     config = LedgerConfig(database_url=database_url, **{**usual, **settings})
     async with open_app(config) as app:
         server = build_server(services=app.services, authenticator=app.authenticator, schema=app.schema)

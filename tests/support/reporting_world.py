@@ -45,10 +45,11 @@ class ModelCharge:
     shares: list[int]
     parts: list[list[int]]
     corrected: int = 0
+    written_off: int = 0
 
     @property
     def left(self) -> int:
-        return self.gross - self.corrected
+        return self.gross - self.corrected - self.written_off
 
 
 @dataclass
@@ -183,6 +184,29 @@ class FeedWorld:
         sequenced = self._post("collection", entries, charge.currency_code, charge_id=charge.charge_id)
         if part == 0:
             self._earn(sequenced, charge, "collection", [0] * len(charge.payees), moved)
+
+    def write_off(self, charge: ModelCharge, part: int, eighths: int) -> None:
+        """So much of what is unearned (0) or uncollected (1) will not be paid."""
+        amount = -(-sum(charge.parts[part]) * eighths // 8)
+        if amount == 0:
+            return
+        lost = largest_remainder(amount, charge.parts[part])
+        charge.parts[part] = minus(charge.parts[part], lost)
+        charge.written_off += amount
+        customer_id = charge.customer_id
+        entries: list[EntryLine] = [(customer_id, "customer_receivable", amount, None)]
+        if part == 1:
+            entries += self._legs(charge, [-leg for leg in lost], collected_bucket=False)
+        else:
+            entries = [
+                (customer_id, "customer_unpaid", amount, None),
+                (customer_id, "unpaid_offset", -amount, None),
+            ]
+        sequenced = self._post(
+            "write_off", entries, charge.currency_code, charge_id=charge.charge_id, reason="gone"
+        )
+        if part == 1:
+            self._earn(sequenced, charge, "write_off", [0] * len(charge.payees), [-leg for leg in lost])
 
     def correct(self, charge: ModelCharge, amount: int) -> None:
         """So much of a charge is taken back."""

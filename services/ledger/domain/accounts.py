@@ -24,6 +24,8 @@ class AccountKind(StrEnum):
     PAYOUTS_IN_TRANSIT = "payouts_in_transit"
     CUSTOMER_CHARGEBACKS = "customer_chargebacks"
     STRIPE_FEES = "stripe_fees"
+    WRITE_OFFS = "write_offs"
+    CLAWBACK_LOSSES = "clawback_losses"
 
 
 # Who may own an account of each kind, by the prefix of the id.
@@ -41,6 +43,8 @@ OWNER_PREFIX = {
     AccountKind.PAYOUTS_IN_TRANSIT: "org",
     AccountKind.CUSTOMER_CHARGEBACKS: "cus",
     AccountKind.STRIPE_FEES: PLATFORM_OWNER,
+    AccountKind.WRITE_OFFS: PLATFORM_OWNER,
+    AccountKind.CLAWBACK_LOSSES: PLATFORM_OWNER,
 }
 
 
@@ -61,6 +65,7 @@ class TransactionType(StrEnum):
     PURCHASE_REINSTATEMENT = "purchase_reinstatement"
     PROCESSOR_FEE = "processor_fee"
     CORRECTION = "correction"
+    WRITE_OFF = "write_off"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
 
 from services.kit.money import check_amount, check_currency
 from services.ledger.domain.accounts import OWNER_PREFIX, PLATFORM_OWNER, AccountKind, AccountRef
@@ -9,6 +12,8 @@ from services.ledger.domain.violations import Violations
 
 MAX_POSTINGS = 100
 MIN_REASON_LENGTH = 10
+# How long a proposal waits for somebody else.
+PROPOSAL_LASTS = timedelta(days=7)
 
 # These follow from open charges, payouts and reversals, row by row; moving their total alone would
 # contradict the rows.
@@ -49,3 +54,30 @@ def check(postings: Sequence[tuple[AccountRef, int]]) -> None:
 def _may_own(owner_id: str, kind: AccountKind) -> bool:
     prefix = OWNER_PREFIX[kind]
     return owner_id == PLATFORM_OWNER if prefix == PLATFORM_OWNER else owner_id.startswith(f"{prefix}_")
+
+
+class AdjustmentState(StrEnum):
+    """How an adjustment stands."""
+
+    PROPOSED = "proposed"
+    POSTED = "posted"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What an operator wants to be adjusted, and what became of it."""
+
+    adjustment_id: str
+    state: AdjustmentState
+    postings: tuple[tuple[AccountRef, int], ...]
+    reason: str
+    proposer_api_key_id: str
+    create_time: datetime
+    expire_time: datetime
+    # Empty, and None, while nobody has decided.
+    decider_api_key_id: str
+    decide_time: datetime | None
+    decision_reason: str
+    transaction_id: str

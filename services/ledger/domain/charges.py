@@ -158,7 +158,7 @@ class Earning:
 
 @dataclass(frozen=True, slots=True)
 class ChargePayment:
-    """How a charge stands; the amounts add up to its gross without what is corrected."""
+    """How a charge stands; the amounts add up to its gross without what is corrected or written off."""
 
     from_credits: int
     receivable: int
@@ -188,6 +188,8 @@ class Charge:
     captured: int = 0
     # Of the gross that the reader sees, what corrections took back.
     corrected: int = 0
+    # What was given up of it; as the payment, not for every reader.
+    written_off: int = 0
 
 
 @dataclass(frozen=True, slots=True)

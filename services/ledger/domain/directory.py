@@ -16,7 +16,7 @@ MAX_REASON_LENGTH = 500
 MAX_AGENT_VERSION_LENGTH = 64
 MAX_IDEMPOTENCY_KEY_LENGTH = 128
 MAX_FEE_BPS = 10_000
-MAX_SETTLEMENT_HOLD_DAYS = 365
+MAX_HOLD_DAYS = 365
 # Bounds what one key makes every service keep in memory.
 MAX_KEY_RESTRICTIONS = 1000
 # Bounds one LookupParties, of customers and agents each.
@@ -65,6 +65,7 @@ class RevenueShareAgreement:
     settlement_hold_days: int
     effective_time: datetime | None
     create_time: datetime
+    dispute_window_days: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,11 @@ def check_reason(violations: Violations, reason: str) -> None:
 
 
 def check_terms(
-    violations: Violations, platform_fee_bps: int, processing_fee_bps: int, settlement_hold_days: int
+    violations: Violations,
+    platform_fee_bps: int,
+    processing_fee_bps: int,
+    settlement_hold_days: int,
+    dispute_window_days: int = 0,
 ) -> None:
     """What an agreement says must be possible: no organization pays more than it earns."""
     fees = {"platform_fee_bps": platform_fee_bps, "processing_fee_bps": processing_fee_bps}
@@ -201,11 +206,11 @@ def check_terms(
             "processing_fee_bps",
             f"must not exceed {MAX_FEE_BPS} together with platform_fee_bps",
         )
-    violations.require(
-        0 <= settlement_hold_days <= MAX_SETTLEMENT_HOLD_DAYS,
-        "settlement_hold_days",
-        f"must be from 0 to {MAX_SETTLEMENT_HOLD_DAYS}",
-    )
+    for field, days in (
+        ("settlement_hold_days", settlement_hold_days),
+        ("dispute_window_days", dispute_window_days),
+    ):
+        violations.require(0 <= days <= MAX_HOLD_DAYS, field, f"must be from 0 to {MAX_HOLD_DAYS}")
 
 
 def check_not_past(violations: Violations, time: datetime | None, now: datetime, field: str) -> None:

@@ -17,6 +17,8 @@ _FILES: Final = (
     "movements",
     "payouts",
     "corrections",
+    "write_offs",
+    "adjustments",
     "background",
     "expiry",
     "rights",

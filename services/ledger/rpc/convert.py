@@ -132,6 +132,7 @@ def charge_to_proto(charge: Charge) -> charge_pb2.Charge:
         reservation_id=charge.reservation_id,
         captured=money(charge.captured) if charge.reservation_id else None,
         corrected=money(charge.corrected),
+        written_off=None if charge.payment is None else money(charge.written_off),
     )
 
 

@@ -83,6 +83,7 @@ def agreement_to_proto(agreement: RevenueShareAgreement) -> directory_pb2.Revenu
         platform_fee_bps=agreement.platform_fee_bps,
         processing_fee_bps=agreement.processing_fee_bps,
         settlement_hold_days=agreement.settlement_hold_days,
+        dispute_window_days=agreement.dispute_window_days,
         effective_time=_timestamp(agreement.effective_time),
         create_time=_timestamp(agreement.create_time),
     )

@@ -23,7 +23,11 @@ class OrganizationRpcs(DirectoryBase):
         rules.check_optional_id(violations, request.organization_id, ids.ORGANIZATION, "organization_id")
         rules.check_text(violations, request.display_name, "display_name", longest=rules.MAX_TEXT_LENGTH)
         rules.check_terms(
-            violations, request.platform_fee_bps, request.processing_fee_bps, request.settlement_hold_days
+            violations,
+            request.platform_fee_bps,
+            request.processing_fee_bps,
+            request.settlement_hold_days,
+            request.dispute_window_days,
         )
         violations.raise_if_any()
         now = self._clock.now()
@@ -34,6 +38,7 @@ class OrganizationRpcs(DirectoryBase):
             platform_fee_bps=request.platform_fee_bps,
             processing_fee_bps=request.processing_fee_bps,
             settlement_hold_days=request.settlement_hold_days,
+            dispute_window_days=request.dispute_window_days,
             effective_time=None,
             create_time=now,
         )
@@ -104,7 +109,11 @@ class OrganizationRpcs(DirectoryBase):
         violations = Violations()
         rules.check_id(violations, request.organization_id, ids.ORGANIZATION, "organization_id")
         rules.check_terms(
-            violations, request.platform_fee_bps, request.processing_fee_bps, request.settlement_hold_days
+            violations,
+            request.platform_fee_bps,
+            request.processing_fee_bps,
+            request.settlement_hold_days,
+            request.dispute_window_days,
         )
         rules.check_idempotency_key(violations, request.idempotency_key)
         wanted_time = None
@@ -142,6 +151,7 @@ class OrganizationRpcs(DirectoryBase):
                 platform_fee_bps=request.platform_fee_bps,
                 processing_fee_bps=request.processing_fee_bps,
                 settlement_hold_days=request.settlement_hold_days,
+                dispute_window_days=request.dispute_window_days,
                 effective_time=wanted_time or now,
                 create_time=now,
             )

@@ -1,4 +1,7 @@
-"""FundingService: money at the processor that moves by itself, over gRPC. One transaction per call."""
+"""FundingService: money at the processor that moves by itself, over gRPC. One transaction per call.
+
+What is given up is in write_offs.py.
+"""
 
 import hashlib
 from datetime import UTC, datetime
@@ -8,7 +11,7 @@ import grpc
 
 from services.kit import ids
 from services.kit.auth import current_principal
-from services.kit.db import Database, retry_transaction
+from services.kit.db import retry_transaction
 from services.kit.errors import InvalidArgument
 from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
@@ -18,6 +21,7 @@ from services.kit.times import optional_time_from_proto, time_from_page_key, tim
 from services.ledger.domain.funding import ClearingMovement, PurchaseReversal, ReversalKind
 from services.ledger.rpc.convert import type_to_proto
 from services.ledger.rpc.credits_convert import customer_balance_to_proto
+from services.ledger.rpc.write_offs import WriteOffRpcs
 from services.ledger.store import balances, funding, movements
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, funding_service_pb2_grpc, purchase_reversal_pb2
@@ -36,12 +40,8 @@ _KIND_TO_PROTO: Final = {
 _KIND_FROM_PROTO: Final[dict[int, ReversalKind]] = {number: kind for kind, number in _KIND_TO_PROTO.items()}
 
 
-class FundingService(funding_service_pb2_grpc.FundingServiceServicer):
+class FundingService(WriteOffRpcs, funding_service_pb2_grpc.FundingServiceServicer):
     """Reversals, reinstatements and fees. All of it is idempotent, so lost connections are retried."""
-
-    def __init__(self, writer: Database, reader: Database) -> None:
-        self._writer = writer
-        self._reader = reader
 
     async def ReversePurchase(
         self, request: pb.ReversePurchaseRequest, context: Context

@@ -8,29 +8,23 @@ from services.kit.auth import Principal, current_principal
 from services.kit.clock import Clock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
-from services.kit.errors import Aborted, FailedPrecondition, InvalidArgument, TallystickError
+from services.kit.errors import Aborted, InvalidArgument, TallystickError
 from services.kit.money import check_amount, check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
 from services.kit.tenancy import PLATFORM, Tenants, scope, tenants_of
 from services.kit.text import check_text
-from services.ledger.domain import adjustments
-from services.ledger.domain.accounts import (
-    DEFAULT_CURRENCY,
-    PLATFORM_OWNER,
-    AccountKind,
-    AccountRef,
-    TransactionType,
-)
+from services.ledger.domain.accounts import DEFAULT_CURRENCY, PLATFORM_OWNER, TransactionType
 from services.ledger.domain.charges import MAX_CHARGES_PER_CALL, ChargeIntent, PostedCharge, check
 from services.ledger.rpc import convert
+from services.ledger.rpc.adjustments import AdjustmentRpcs
 from services.ledger.rpc.corrections import CorrectionRpcs
 from services.ledger.rpc.credits_convert import customer_balance_to_proto
 from services.ledger.rpc.journal import JournalRpcs
 from services.ledger.rpc.ledger_base import Context, check_owner, content_hash
-from services.ledger.store import balances, charges, credits, movements, transactions
+from services.ledger.store import balances, charges, movements, transactions
 from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc, transaction_pb2
+from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 
 _CREDIT_SOURCES = {
     ledger_service_pb2.CREDIT_SOURCE_PURCHASE: TransactionType.PURCHASE,
@@ -44,11 +38,16 @@ _MAX_ROUNDS = 3
 Verdict = PostedCharge | TallystickError
 
 
-class LedgerService(CorrectionRpcs, JournalRpcs, ledger_service_pb2_grpc.LedgerServiceServicer):
+class LedgerService(
+    AdjustmentRpcs, CorrectionRpcs, JournalRpcs, ledger_service_pb2_grpc.LedgerServiceServicer
+):
     """The journal and the balances, over gRPC."""
 
-    def __init__(self, writer: Database, reader: Database, clock: Clock) -> None:
+    def __init__(
+        self, writer: Database, reader: Database, clock: Clock, *, adjustments_need_approval: bool
+    ) -> None:
         super().__init__(writer, reader)
+        self._adjustments_need_approval = adjustments_need_approval
         self._clock = clock
         # What a statement costs PostgreSQL beside its charges is a quarter less per charge when they gather.
         self._coalescer = Coalescer[tuple[ChargeIntent, str], PostedCharge](self._post_gathered, patience=1.0)
@@ -191,75 +190,6 @@ class LedgerService(CorrectionRpcs, JournalRpcs, ledger_service_pb2_grpc.LedgerS
             balance=customer_balance_to_proto(await self._customer_balance(PLATFORM, customer_id, currency)),
         )
 
-    async def AdjustBalances(
-        self, request: ledger_service_pb2.AdjustBalancesRequest, context: Context
-    ) -> ledger_service_pb2.AdjustBalancesResponse:
-        principal = current_principal()
-        key = check_text(request.idempotency_key, "idempotency_key", shortest=1, longest=_MAX_KEY_LENGTH)
-        reason = check_text(
-            request.reason, "reason", shortest=adjustments.MIN_REASON_LENGTH, longest=_MAX_REASON_LENGTH
-        )
-        if not 2 <= len(request.postings) <= adjustments.MAX_POSTINGS:
-            raise InvalidArgument.of("postings", f"must be two to {adjustments.MAX_POSTINGS}")
-        postings = [
-            (
-                AccountRef(
-                    check_owner(posting.account.owner_id, f"postings[{number}].account.owner_id"),
-                    convert.kind_from_proto(posting.account.kind, f"postings[{number}].account.kind"),
-                    posting.account.currency_code,
-                ),
-                posting.amount.amount_micros,
-            )
-            for number, posting in enumerate(request.postings)
-        ]
-        for number, posting in enumerate(request.postings):
-            if posting.amount.currency_code != posting.account.currency_code:
-                raise InvalidArgument.of(
-                    f"postings[{number}].amount.currency_code", "must be the account's currency"
-                )
-        adjustments.check(postings)
-
-        async def adjust() -> movements.Posted:
-            async with self._writer.hot() as connection:
-                posted = await movements.adjust(
-                    connection,
-                    postings=postings,
-                    reason=reason,
-                    actor_api_key_id=principal.api_key_id,
-                    key=key,
-                    request_hash=content_hash(request),
-                )
-                for account, amount in postings:
-                    if account.kind is AccountKind.CUSTOMER_CREDITS and amount > 0 and not posted.duplicate:
-                        # What the customer owes comes first, as with a grant; the worker collects the rest.
-                        await movements.collect(
-                            connection,
-                            account.owner_id,
-                            account.currency_code,
-                            movements.COLLECT_LIMIT,
-                            principal.api_key_id,
-                        )
-                return posted
-
-        try:
-            posted = await retry_transaction(adjust, idempotent=True)
-        except FailedPrecondition as refused:
-            if "recall" in refused.metadata:
-                await self._recall(refused.metadata["owner_id"], refused.metadata["currency_code"])
-            raise
-        return ledger_service_pb2.AdjustBalancesResponse(
-            transaction=await self._transaction(posted.transaction_id, principal)
-        )
-
-    async def _recall(self, customer_id: str, currency: str) -> None:
-        """Ask for what a lease keeps; in a transaction of its own, since that of the refusal is undone."""
-
-        async def recall() -> None:
-            async with self._writer.hot() as connection:
-                await credits.recall_lease(connection, customer_id, currency)
-
-        await retry_transaction(recall, idempotent=True)
-
     async def GetCustomerBalance(
         self, request: ledger_service_pb2.GetCustomerBalanceRequest, context: Context
     ) -> ledger_service_pb2.GetCustomerBalanceResponse:
@@ -304,12 +234,6 @@ class LedgerService(CorrectionRpcs, JournalRpcs, ledger_service_pb2_grpc.LedgerS
         transaction_id = ids.check_id(request.transaction_id, ids.TRANSACTION, field="transaction_id")
         transaction = await self._transaction(transaction_id, current_principal())
         return ledger_service_pb2.GetTransactionResponse(transaction=transaction)
-
-    async def _transaction(self, transaction_id: str, principal: Principal) -> transaction_pb2.Transaction:
-        async with self._reader.begin() as connection:
-            await scope(connection, tenants_of(principal))
-            transaction = await transactions.get_transaction(connection, transaction_id)
-        return convert.transaction_to_proto(transaction, show_actor=principal.is_platform)
 
     async def ListTransactions(
         self, request: ledger_service_pb2.ListTransactionsRequest, context: Context

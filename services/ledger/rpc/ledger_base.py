@@ -7,11 +7,14 @@ import grpc
 from google.protobuf.message import Message
 
 from services.kit import ids
+from services.kit.auth import Principal
 from services.kit.db import Database, retry_transaction
 from services.kit.errors import InvalidArgument
-from services.kit.tenancy import Tenants, scope
+from services.kit.tenancy import Tenants, scope, tenants_of
 from services.ledger.domain.accounts import PLATFORM_OWNER, CustomerBalance
-from services.ledger.store import balances, movements
+from services.ledger.rpc import convert
+from services.ledger.store import balances, movements, transactions
+from tallystick.ledger.v1 import transaction_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -49,6 +52,13 @@ class LedgerBase:
         async with self._reader.begin() as connection:
             await scope(connection, tenants)
             return await balances.customer_balance(connection, customer_id, currency)
+
+    async def _transaction(self, transaction_id: str, principal: Principal) -> transaction_pb2.Transaction:
+        """A transaction as this caller may see it."""
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(principal))
+            transaction = await transactions.get_transaction(connection, transaction_id)
+        return convert.transaction_to_proto(transaction, show_actor=principal.is_platform)
 
 
 def content_hash(request: Message) -> bytes:

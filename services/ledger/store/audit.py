@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.store import audit_across, audit_funding, audit_walls
 from services.ledger.store.audit_check import SHOWN, Check, Finding, run_check
 from services.ledger.store.audit_corrections import CORRECTION_CHECKS
+from services.ledger.store.audit_write_offs import WRITE_OFF_CHECKS
 
 __all__ = ["CHECKS", "SHOWN", "Finding", "prepare", "run_check", "run_checks"]
 
@@ -233,7 +234,7 @@ CHECKS: Final = (
     ),
     Check(
         "collected_charges_pay_their_legs",
-        "a charge of which nothing is open has paid each payee its net amount and each fee, less corrections",
+        "a charge of which nothing is open paid each payee and fee what is not corrected or written off",
         """
         SELECT c.charge_id, p.organization_id, p.net, e.net AS posted_net,
                p.platform_fee, e.platform_fee AS posted_platform_fee,
@@ -242,9 +243,12 @@ CHECKS: Final = (
         LEFT JOIN ledger.corrected_charge x USING (charge_id, customer_id)
         CROSS JOIN LATERAL (
             SELECT u.organization_id,
-                   u.gross - u.platform_fee - u.processing_fee - coalesce(x.legs[u.number * 3 - 2], 0) AS net,
-                   u.platform_fee - coalesce(x.legs[u.number * 3 - 1], 0) AS platform_fee,
-                   u.processing_fee - coalesce(x.legs[u.number * 3], 0) AS processing_fee
+                   u.gross - u.platform_fee - u.processing_fee - coalesce(x.legs[u.number * 3 - 2], 0)
+                       - coalesce(x.written_off_legs[u.number * 3 - 2], 0) AS net,
+                   u.platform_fee - coalesce(x.legs[u.number * 3 - 1], 0)
+                       - coalesce(x.written_off_legs[u.number * 3 - 1], 0) AS platform_fee,
+                   u.processing_fee - coalesce(x.legs[u.number * 3], 0)
+                       - coalesce(x.written_off_legs[u.number * 3], 0) AS processing_fee
             FROM unnest(c.organization_ids, c.payee_gross, c.platform_fees, c.processing_fees)
                 WITH ORDINALITY AS u (organization_id, gross, platform_fee, processing_fee, number)
         ) AS p
@@ -266,7 +270,7 @@ CHECKS: Final = (
     ),
     Check(
         "open_charges_match_entries",
-        "what is open of a charge is what the entries of it, its collections and its corrections leave open",
+        "what is open of a charge is what the entries of it, and of all that was done to it, leave open",
         """
         SELECT charge_id, o.receivable AS kept_receivable, e.receivable AS posted_receivable,
                o.unpaid AS kept_unpaid, e.unpaid AS posted_unpaid
@@ -288,14 +292,21 @@ CHECKS: Final = (
     ),
     Check(
         "open_legs_match_entries",
-        "what is open of each payee's net amount and fees is what entries and corrections leave of them",
+        "what is open of each payee's net amount and fees is what entries, corrections and write-offs leave",
         """
         SELECT o.charge_id, p.organization_id, o.unearned_legs, o.uncollected_legs,
                e.net AS posted_net, e.platform_fee AS posted_platform_fee,
                e.processing_fee AS posted_processing_fee, e.uncollected AS posted_uncollected
         FROM ledger.open_charge o
         JOIN ledger.charge c USING (charge_id, customer_id)
-        LEFT JOIN ledger.corrected_charge x USING (charge_id, customer_id)
+        LEFT JOIN (
+            SELECT charge_id, customer_id,
+                   CASE WHEN written_off_legs IS NULL THEN legs ELSE ARRAY(
+                       SELECT coalesce(u.leg, 0) + coalesce(u.written_off, 0)
+                       FROM unnest(legs, written_off_legs) WITH ORDINALITY AS u (leg, written_off, number)
+                       ORDER BY u.number) END AS legs
+            FROM ledger.corrected_charge
+        ) AS x USING (charge_id, customer_id)
         CROSS JOIN LATERAL unnest(c.organization_ids, c.payee_gross, c.platform_fees, c.processing_fees)
             WITH ORDINALITY AS p (organization_id, gross, platform_fee, processing_fee, payee_number)
         LEFT JOIN (
@@ -327,27 +338,30 @@ CHECKS: Final = (
     ),
     Check(
         "customers_pay_their_own",
-        "a charge, its collections and corrections move the accounts of no other customer than who pays",
+        "a charge, and what is done to it, moves the accounts of no other customer than who pays",
         """
         SELECT n.transaction_id, n.entry_number, n.owner_id, t.partition_id
         FROM ledger.entry n JOIN ledger.transaction t USING (transaction_id, partition_id)
-        WHERE t.type IN ('charge', 'collection', 'correction') AND n.owner_id <> t.partition_id
+        WHERE t.type IN ('charge', 'collection', 'correction', 'write_off') AND n.owner_id <> t.partition_id
           AND n.kind IN ('customer_credits', 'customer_receivable', 'customer_unpaid', 'unpaid_offset',
                          'customer_chargebacks')
         """,
     ),
     Check(
         "earnings_are_held_as_agreed",
-        "earnings of a charge become available after the hold of the agreement that was pinned on it",
+        "earnings of a charge become available after the hold and the dispute window pinned on it",
         """
         SELECT n.transaction_id, n.owner_id, n.available_on
         FROM ledger.entry n
         JOIN ledger.transaction t USING (transaction_id, partition_id)
         JOIN ledger.charge c ON c.charge_id = t.charge_id AND c.customer_id = t.partition_id
         WHERE n.kind = 'organization_payable' AND t.type <> 'correction'
-          AND n.available_on IS DISTINCT FROM
+          AND n.available_on IS DISTINCT FROM greatest(
               (CASE WHEN n.collected THEN t.create_time ELSE c.create_time END AT TIME ZONE 'UTC')::date
-              + c.settlement_hold_days[array_position(c.organization_ids, n.owner_id)]
+                  + c.settlement_hold_days[array_position(c.organization_ids, n.owner_id)],
+              -- NULL, and so nothing, for a charge of before there were such windows.
+              (c.create_time AT TIME ZONE 'UTC')::date
+                  + c.dispute_window_days[array_position(c.organization_ids, n.owner_id)])
         """,
     ),
     Check(
@@ -412,14 +426,14 @@ CHECKS: Final = (
     ),
     Check(
         "idempotency_matches_journal",
-        "every charge, grant, adjustment, reversal, correction and fee has one key, every key one of these",
+        "every transaction that somebody asked for has one key, and every such key its transaction",
         """
         SELECT k.owner_id, k.key, k.outcome, t.transaction_id, t.type
         FROM (
             SELECT owner_id, key, outcome FROM ledger.idempotency
             WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
                OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
-               OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%'
+               OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%' OR key LIKE 'write-off%'
         ) AS k
         -- Collections are what was open, and payouts are known by their debits.
         FULL JOIN (
@@ -435,7 +449,7 @@ CHECKS: Final = (
         FROM ledger.idempotency
         WHERE key LIKE 'ch\\_%' OR key LIKE 'grant/%' OR key LIKE 'adjustment/%'
                OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
-               OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%'
+               OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%' OR key LIKE 'write-off%'
         GROUP BY owner_id, outcome HAVING count(*) > 1
         """,
     ),
@@ -475,6 +489,7 @@ CHECKS: Final = (
     *CORRECTION_CHECKS,
     *audit_across.CHECKS,
     *audit_walls.CHECKS,
+    *WRITE_OFF_CHECKS,
 )
 
 

@@ -26,15 +26,20 @@ CORRECTION_CHECKS = (
             GROUP BY charge_id, customer_id
         ) AS l USING (charge_id, customer_id)
         LEFT JOIN ledger.charge c USING (charge_id, customer_id)
+        -- A charge of which only something was written off has no corrections.
         WHERE (x.gross, x.amount, x.corrections, x.corrections, x.legs)
-            IS DISTINCT FROM (c.gross, r.amount, r.corrections, r.last_number, l.legs)
+            IS DISTINCT FROM (
+                c.gross, coalesce(r.amount, 0), coalesce(r.corrections, 0), coalesce(r.last_number, 0),
+                coalesce(l.legs, array_fill(0::bigint, ARRAY[3 * cardinality(c.organization_ids)])))
+           OR (r.charge_id IS NULL AND x.written_off = 0)
         """,
     ),
     Check(
         "corrections_stay_within_charges",
-        "nothing that is corrected of a leg is negative, or more than the leg",
+        "nothing that is corrected or written off of a leg is negative, nor both together more than the leg",
         """
-        SELECT x.charge_id, p.organization_id, x.legs, p.gross, p.platform_fee, p.processing_fee
+        SELECT x.charge_id, p.organization_id, x.legs, x.written_off_legs, p.gross, p.platform_fee,
+               p.processing_fee
         FROM ledger.corrected_charge x
         JOIN ledger.charge c USING (charge_id, customer_id)
         CROSS JOIN LATERAL unnest(c.organization_ids, c.payee_gross, c.platform_fees, c.processing_fees)
@@ -42,7 +47,12 @@ CORRECTION_CHECKS = (
         CROSS JOIN LATERAL (VALUES
             (2, p.gross - p.platform_fee - p.processing_fee), (1, p.platform_fee), (0, p.processing_fee)
         ) AS v (before_last, leg)
-        WHERE (x.legs[p.payee_number::integer * 3 - v.before_last] BETWEEN 0 AND v.leg) IS NOT TRUE
+        CROSS JOIN LATERAL (
+            SELECT x.legs[p.payee_number::integer * 3 - v.before_last] AS corrected,
+                   coalesce(x.written_off_legs[p.payee_number::integer * 3 - v.before_last], 0) AS written_off
+        ) AS gone
+        WHERE (gone.corrected >= 0 AND gone.written_off >= 0
+               AND gone.corrected + gone.written_off <= v.leg) IS NOT TRUE
         """,
     ),
     Check(
@@ -71,7 +81,7 @@ CORRECTION_CHECKS = (
     ),
     Check(
         "corrections_take_from_their_charges_buckets",
-        "a charge, its collections and its corrections together leave no earnings bucket less than it had",
+        "a charge and all that was done to it together leave no earnings bucket less than it had",
         """
         SELECT t.charge_id, n.owner_id, n.collected, n.earned_on, n.available_on, sum(n.amount) AS left_over
         FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)

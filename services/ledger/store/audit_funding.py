@@ -60,13 +60,13 @@ CHECKS = (
     ),
     Check(
         "debts_come_from_reversals",
-        "what customers owe for chargebacks comes from reversals, and goes by reinstatements and collections",
+        "debts for chargebacks come from reversals, and are reinstated, collected or written off",
         """
         SELECT n.transaction_id, n.owner_id, n.amount, t.type
         FROM ledger.entry n JOIN ledger.transaction t USING (transaction_id, partition_id)
         WHERE n.kind = 'customer_chargebacks'
           AND NOT CASE WHEN n.amount < 0 THEN t.type IN ('purchase_refund', 'purchase_chargeback')
-                       ELSE t.type IN ('purchase_reinstatement', 'collection') END
+                       ELSE t.type IN ('purchase_reinstatement', 'collection', 'write_off') END
         """,
     ),
     Check(

@@ -145,7 +145,7 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
             )
         ),
         payment=ChargePayment(
-            from_credits=intent.gross - sum(corrected) - row.receivable - row.unpaid,
+            from_credits=intent.gross - sum(corrected) - row.written_off - row.receivable - row.unpaid,
             receivable=row.receivable,
             unpaid=row.unpaid,
         ),
@@ -157,6 +157,7 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
         reservation_id=row.reservation_id,
         captured=row.captured_credits + row.captured_receivable,
         corrected=sum(corrected),
+        written_off=row.written_off,
     )
     return PostedCharge(
         charge=charge,
@@ -278,7 +279,11 @@ async def get_charge(connection: Connection, charge_id: str) -> Charge:
         payment=None
         if paid is None
         else ChargePayment(
-            from_credits=paid["gross"] - paid["corrected"] - paid["receivable"] - paid["unpaid"],
+            from_credits=paid["gross"]
+            - paid["corrected"]
+            - paid["written_off"]
+            - paid["receivable"]
+            - paid["unpaid"],
             receivable=paid["receivable"],
             unpaid=paid["unpaid"],
         ),
@@ -290,4 +295,5 @@ async def get_charge(connection: Connection, charge_id: str) -> Charge:
         reservation_id="" if paid is None else paid["reservation_id"],
         captured=0 if paid is None else paid["captured_credits"] + paid["captured_receivable"],
         corrected=sum(one.corrected for one in earnings) if paid is None else paid["corrected"],
+        written_off=0 if paid is None else paid["written_off"],
     )

@@ -24,6 +24,7 @@ revenue_share_agreement = Table(
     Column("platform_fee_bps", Integer, nullable=False),
     Column("processing_fee_bps", Integer, nullable=False),
     Column("settlement_hold_days", Integer, nullable=False),
+    Column("dispute_window_days", Integer, nullable=False),
     Column("agreement_id", Text, nullable=False),
     Column("create_time", DateTime(timezone=True), nullable=False),
     # An INSERT would answer the key, and psycopg has no datetime for its -infinity.

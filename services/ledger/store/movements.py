@@ -1,16 +1,15 @@
-"""Movements of money that are not charges: grants, collections and adjustments.
+"""Movements of money that are not charges: grants and collections.
 
 Each is one call of a database function, which says its locks and their order.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from services.kit.db import single
-from services.ledger.domain.accounts import AccountRef, TransactionType
+from services.ledger.domain.accounts import TransactionType
 from services.ledger.store.refusals import refusals
 
 # Charges collected in one database transaction: it holds the customer's lock, so it is kept short.
@@ -76,31 +75,3 @@ async def collect(
         (customer_id, currency_code, limit, actor_api_key_id),
     )
     return Collected(*await single(cursor))
-
-
-async def adjust(
-    connection: AsyncConnection[TupleRow],
-    *,
-    postings: Sequence[tuple[AccountRef, int]],
-    reason: str,
-    actor_api_key_id: str,
-    key: str,
-    request_hash: bytes,
-) -> Posted:
-    """Post an operator's adjustment, once per key."""
-    with refusals(key):
-        cursor = await connection.execute(
-            "SELECT transaction_id, duplicate FROM"
-            " ledger.adjust(%s::text[], %s::ledger.account_kind[], %s::text[], %s::bigint[], %s, %s, %s, %s)",
-            (
-                [account.owner_id for account, _ in postings],
-                [str(account.kind) for account, _ in postings],
-                [account.currency_code for account, _ in postings],
-                [amount for _, amount in postings],
-                reason,
-                actor_api_key_id,
-                f"adjustment/{key}",
-                request_hash,
-            ),
-        )
-        return Posted(*await single(cursor))

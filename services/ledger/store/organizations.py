@@ -108,6 +108,7 @@ async def insert_agreement(connection: Connection, new: RevenueShareAgreement) -
             platform_fee_bps=new.platform_fee_bps,
             processing_fee_bps=new.processing_fee_bps,
             settlement_hold_days=new.settlement_hold_days,
+            dispute_window_days=new.dispute_window_days,
             agreement_id=new.agreement_id,
             create_time=new.create_time,
         )
@@ -153,6 +154,7 @@ def _agreement(row: RowMapping) -> RevenueShareAgreement:
         platform_fee_bps=row["platform_fee_bps"],
         processing_fee_bps=row["processing_fee_bps"],
         settlement_hold_days=row["settlement_hold_days"],
+        dispute_window_days=row["dispute_window_days"],
         effective_time=row["effective_time"],
         create_time=row["create_time"],
     )

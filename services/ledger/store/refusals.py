@@ -22,6 +22,10 @@ _REVERSAL_EXCEEDS_PURCHASE = "TL008"
 _ALREADY_REINSTATED = "TL009"
 _UNKNOWN_CHARGE = "TL020"
 _CORRECTION_TOO_LARGE = "TL021"
+_WRITE_OFF_TOO_LARGE = "TL030"
+_UNKNOWN_ADJUSTMENT = "TL031"
+_APPROVED_BY_PROPOSER = "TL032"
+_ADJUSTMENT_STATE = "TL033"
 # How long metering needs to see that a lease is recalled, and to return it.
 _RECALL_TIME = timedelta(seconds=5)
 
@@ -79,7 +83,34 @@ def refusals(key: str = "") -> Iterator[None]:
                 reason="CORRECTION_EXCEEDS_CHARGE",
                 metadata=json.loads(detail),
             ) from None
+        if error.sqlstate == _WRITE_OFF_TOO_LARGE:
+            raise FailedPrecondition(
+                "more would be written off than is owed",
+                reason="WRITE_OFF_EXCEEDS_DEBT",
+                metadata=json.loads(detail),
+            ) from None
+        if error.sqlstate == _UNKNOWN_ADJUSTMENT:
+            raise unknown_adjustment(detail) from None
+        if error.sqlstate == _APPROVED_BY_PROPOSER:
+            raise FailedPrecondition(
+                "whoever proposed an adjustment cannot approve it",
+                reason="ADJUSTMENT_NEEDS_ANOTHER_APPROVER",
+                metadata={"adjustment_id": detail},
+            ) from None
+        if error.sqlstate == _ADJUSTMENT_STATE:
+            raise FailedPrecondition(
+                "the adjustment is not proposed any more",
+                reason="ADJUSTMENT_STATE_CONFLICT",
+                metadata=json.loads(detail),
+            ) from None
         raise
+
+
+def unknown_adjustment(adjustment_id: str) -> NotFound:
+    """The error for an adjustment that is not there."""
+    return NotFound(
+        "no such adjustment", reason="ADJUSTMENT_NOT_FOUND", metadata={"adjustment_id": adjustment_id}
+    )
 
 
 def unknown_payout(payout_id: str) -> NotFound:

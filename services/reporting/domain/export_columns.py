@@ -19,11 +19,13 @@ class RowKind(StrEnum):
     COLLECTION = "collection"
     # What had been charged was taken back.
     CORRECTION = "correction"
+    # What had been earned and not collected will not be paid.
+    WRITE_OFF = "write_off"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A charge, a collection or a correction, as one payee or as the customer sees it.
+    """A charge, or what was done to one, as one payee or as the customer sees it.
 
     A correction's amounts are negative, and what describes the work is that of its charge. "" is for what is
     not known or not for the reader's eyes, None for amounts that are not. Times are UTC.

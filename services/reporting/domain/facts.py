@@ -36,11 +36,11 @@ class PostedCharge(NamedTuple):
 
 
 class Revenue(NamedTuple):
-    """What a payee got by a charge or a collection, or gave back by a correction."""
+    """What a payee got by a charge or a collection, or gave back by a correction or a write-off."""
 
     position: int
     organization_id: str
-    # Empty in a collection or a correction: it is that of the charge.
+    # Empty in what is done to a charge: it is that of the charge.
     agent_id: str
     currency_code: str
     billed: int

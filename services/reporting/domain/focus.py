@@ -57,6 +57,8 @@ def _description(row: ExportRow) -> str:
             return f"Correction of {what}"
         case RowKind.COLLECTION:
             return f"Collection of {what}"
+        case RowKind.WRITE_OFF:
+            return f"Write-off of {what}"
         case _:
             return f"Outcome of {what}" if row.component == "outcome" else what
 

@@ -103,8 +103,12 @@ def _add_transaction(batch: JournalBatch, sequenced: pb.SequencedTransaction) ->
         )
     if transaction.type == posted.TRANSACTION_TYPE_CHARGE:
         _add_charge(batch, sequenced, earned)
-    elif transaction.type == posted.TRANSACTION_TYPE_COLLECTION:
-        # Of what the customer owed it moves earnings between buckets; what was unpaid is earned now.
+    elif transaction.type == posted.TRANSACTION_TYPE_COLLECTION or (
+        transaction.type == posted.TRANSACTION_TYPE_WRITE_OFF and transaction.charge_id
+    ):
+        # Of what was owed a collection moves earnings between buckets; what was unpaid is earned now.
+        # A write-off of what was owed takes them back, though it stays billed. (What is given up of earnings
+        # below zero is of no charge, and no revenue.)
         batch.revenue += [
             Revenue(position, organization_id, "", currency_code, 0, *legs)
             for organization_id, legs in earned.items()

@@ -193,6 +193,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_AUDIT_IN_PROGRESS: _ErrorReason.ValueType  # 75
     """RESOURCE_EXHAUSTED. An audit of the ledger runs, and one runs at a time."""
+    ERROR_REASON_WRITE_OFF_EXCEEDS_DEBT: _ErrorReason.ValueType  # 69
+    """FAILED_PRECONDITION. More would be written off than is owed. Nothing was changed. Metadata: `owner_id`, `kind`,
+    `owed_micros`, `requested_micros`, and `charge_id` of a charge.
+    """
+    ERROR_REASON_ADJUSTMENT_NOT_FOUND: _ErrorReason.ValueType  # 70
+    """NOT_FOUND. Metadata: `adjustment_id`."""
+    ERROR_REASON_ADJUSTMENT_NEEDS_ANOTHER_APPROVER: _ErrorReason.ValueType  # 71
+    """FAILED_PRECONDITION. Whoever proposed an adjustment cannot approve it. Nothing was changed. Metadata:
+    `adjustment_id`.
+    """
+    ERROR_REASON_ADJUSTMENT_STATE_CONFLICT: _ErrorReason.ValueType  # 72
+    """FAILED_PRECONDITION. The adjustment is not proposed any more. Nothing was changed. Metadata: `adjustment_id`,
+    `state`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -373,6 +387,20 @@ ERROR_REASON_TOO_MANY_PAYMENT_METHODS: ErrorReason.ValueType  # 57
 """
 ERROR_REASON_AUDIT_IN_PROGRESS: ErrorReason.ValueType  # 75
 """RESOURCE_EXHAUSTED. An audit of the ledger runs, and one runs at a time."""
+ERROR_REASON_WRITE_OFF_EXCEEDS_DEBT: ErrorReason.ValueType  # 69
+"""FAILED_PRECONDITION. More would be written off than is owed. Nothing was changed. Metadata: `owner_id`, `kind`,
+`owed_micros`, `requested_micros`, and `charge_id` of a charge.
+"""
+ERROR_REASON_ADJUSTMENT_NOT_FOUND: ErrorReason.ValueType  # 70
+"""NOT_FOUND. Metadata: `adjustment_id`."""
+ERROR_REASON_ADJUSTMENT_NEEDS_ANOTHER_APPROVER: ErrorReason.ValueType  # 71
+"""FAILED_PRECONDITION. Whoever proposed an adjustment cannot approve it. Nothing was changed. Metadata:
+`adjustment_id`.
+"""
+ERROR_REASON_ADJUSTMENT_STATE_CONFLICT: ErrorReason.ValueType  # 72
+"""FAILED_PRECONDITION. The adjustment is not proposed any more. Nothing was changed. Metadata: `adjustment_id`,
+`state`.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

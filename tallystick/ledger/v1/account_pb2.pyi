@@ -60,6 +60,12 @@ class _AccountKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountKi
     """
     ACCOUNT_KIND_STRIPE_FEES: _AccountKind.ValueType  # 13
     """What the payment processor takes for its service. Owner: the platform."""
+    ACCOUNT_KIND_WRITE_OFFS: _AccountKind.ValueType  # 15
+    """What the platform lost because customers did not pay what they owed for chargebacks. Owner: the platform."""
+    ACCOUNT_KIND_CLAWBACK_LOSSES: _AccountKind.ValueType  # 16
+    """What the platform lost because organizations did not make up what was taken back of their earnings. Owner: the
+    platform.
+    """
 
 class AccountKind(_AccountKind, metaclass=_AccountKindEnumTypeWrapper):
     """AccountKind is the position of an account in the chart of accounts (docs/accounting.md). A positive
@@ -102,6 +108,12 @@ zero or negative.
 """
 ACCOUNT_KIND_STRIPE_FEES: AccountKind.ValueType  # 13
 """What the payment processor takes for its service. Owner: the platform."""
+ACCOUNT_KIND_WRITE_OFFS: AccountKind.ValueType  # 15
+"""What the platform lost because customers did not pay what they owed for chargebacks. Owner: the platform."""
+ACCOUNT_KIND_CLAWBACK_LOSSES: AccountKind.ValueType  # 16
+"""What the platform lost because organizations did not make up what was taken back of their earnings. Owner: the
+platform.
+"""
 Global___AccountKind: _TypeAlias = AccountKind  # noqa: Y015
 
 @_typing.final

@@ -229,7 +229,9 @@ Global___OutcomeHold: _TypeAlias = OutcomeHold  # noqa: Y015
 
 @_typing.final
 class ChargePayment(_message.Message):
-    """ChargePayment says how a charge stands. The three amounts add up to its gross amount without what is corrected."""
+    """ChargePayment says how a charge stands. The three amounts add up to its gross amount without what is
+    corrected or written off.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -357,6 +359,7 @@ class Charge(_message.Message):
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     CAPTURED_FIELD_NUMBER: _builtins.int
     CORRECTED_FIELD_NUMBER: _builtins.int
+    WRITTEN_OFF_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     """"ch_…", derived from the identity of the charge."""
     customer_id: _builtins.str
@@ -405,6 +408,12 @@ class Charge(_message.Message):
     def corrected(self) -> _money_pb2.Money:
         """How much of `gross` corrections took back so far; for a caller that belongs to an organization, of its own share."""
 
+    @_builtins.property
+    def written_off(self) -> _money_pb2.Money:
+        """How much of `gross` was written off: nobody owes it any more, and nobody earned it. Unset for callers that belong to
+        an organization.
+        """
+
     def __init__(
         self,
         *,
@@ -424,10 +433,11 @@ class Charge(_message.Message):
         reservation_id: _builtins.str = ...,
         captured: _money_pb2.Money | None = ...,
         corrected: _money_pb2.Money | None = ...,
+        written_off: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "corrected", b"corrected", "create_time", b"create_time", "gross", b"gross", "occur_time", b"occur_time", "payment", b"payment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "corrected", b"corrected", "create_time", b"create_time", "gross", b"gross", "occur_time", b"occur_time", "payment", b"payment", "written_off", b"written_off"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "charge_id", b"charge_id", "component", b"component", "corrected", b"corrected", "create_time", b"create_time", "customer_id", b"customer_id", "earnings", b"earnings", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "payment", b"payment", "price_version_id", b"price_version_id", "reservation_id", b"reservation_id", "transaction_id", b"transaction_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "charge_id", b"charge_id", "component", b"component", "corrected", b"corrected", "create_time", b"create_time", "customer_id", b"customer_id", "earnings", b"earnings", "evidence_hash", b"evidence_hash", "gross", b"gross", "occur_time", b"occur_time", "ordinal", b"ordinal", "payment", b"payment", "price_version_id", b"price_version_id", "reservation_id", b"reservation_id", "transaction_id", b"transaction_id", "workflow_id", b"workflow_id", "written_off", b"written_off"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

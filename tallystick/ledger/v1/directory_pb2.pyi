@@ -81,6 +81,7 @@ class RevenueShareAgreement(_message.Message):
     SETTLEMENT_HOLD_DAYS_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DISPUTE_WINDOW_DAYS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization."""
     platform_fee_bps: _builtins.int
@@ -90,7 +91,11 @@ class RevenueShareAgreement(_message.Message):
     most 10,000.
     """
     settlement_hold_days: _builtins.int
-    """Days between posting and the first day of payout."""
+    """Days between posting, or collection, and the first day of payout."""
+    dispute_window_days: _builtins.int
+    """Days from the posting of a charge in which its customer may dispute it: nothing of it is paid out before, whenever
+    it is collected.
+    """
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """From when it applies, until the next agreement does."""
@@ -108,10 +113,11 @@ class RevenueShareAgreement(_message.Message):
         settlement_hold_days: _builtins.int = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        dispute_window_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "organization_id", b"organization_id", "platform_fee_bps", b"platform_fee_bps", "processing_fee_bps", b"processing_fee_bps", "settlement_hold_days", b"settlement_hold_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dispute_window_days", b"dispute_window_days", "effective_time", b"effective_time", "organization_id", b"organization_id", "platform_fee_bps", b"platform_fee_bps", "processing_fee_bps", b"processing_fee_bps", "settlement_hold_days", b"settlement_hold_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,6 +33,7 @@ class CreateOrganizationRequest(_message.Message):
     PLATFORM_FEE_BPS_FIELD_NUMBER: _builtins.int
     PROCESSING_FEE_BPS_FIELD_NUMBER: _builtins.int
     SETTLEMENT_HOLD_DAYS_FIELD_NUMBER: _builtins.int
+    DISPUTE_WINDOW_DAYS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """"org_…" as chosen by the caller, or empty to have one made."""
     display_name: _builtins.str
@@ -43,6 +44,8 @@ class CreateOrganizationRequest(_message.Message):
     """Processing fee of the first agreement, in basis points."""
     settlement_hold_days: _builtins.int
     """Settlement hold of the first agreement, in days, up to 365."""
+    dispute_window_days: _builtins.int
+    """Dispute window of the first agreement, in days, up to 365."""
     def __init__(
         self,
         *,
@@ -51,10 +54,11 @@ class CreateOrganizationRequest(_message.Message):
         platform_fee_bps: _builtins.int = ...,
         processing_fee_bps: _builtins.int = ...,
         settlement_hold_days: _builtins.int = ...,
+        dispute_window_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "organization_id", b"organization_id", "platform_fee_bps", b"platform_fee_bps", "processing_fee_bps", b"processing_fee_bps", "settlement_hold_days", b"settlement_hold_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "dispute_window_days", b"dispute_window_days", "organization_id", b"organization_id", "platform_fee_bps", b"platform_fee_bps", "processing_fee_bps", b"processing_fee_bps", "settlement_hold_days", b"settlement_hold_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,6 +306,7 @@ class CreateRevenueShareAgreementRequest(_message.Message):
     SETTLEMENT_HOLD_DAYS_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DISPUTE_WINDOW_DAYS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization."""
     platform_fee_bps: _builtins.int
@@ -309,11 +314,13 @@ class CreateRevenueShareAgreementRequest(_message.Message):
     processing_fee_bps: _builtins.int
     """Processing fee, in basis points of gross."""
     settlement_hold_days: _builtins.int
-    """Days between posting and the first day of payout, up to 365."""
+    """Days between posting, or collection, and the first day of payout, up to 365."""
     idempotency_key: _builtins.str
     """Required, up to 128 characters: sending the same request with the same key again changes nothing and
     answers the same.
     """
+    dispute_window_days: _builtins.int
+    """Days from the posting of a charge in which its customer may dispute it, up to 365. Nothing of it is paid out before."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """From when it applies; now when unset."""
@@ -327,10 +334,11 @@ class CreateRevenueShareAgreementRequest(_message.Message):
         settlement_hold_days: _builtins.int = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         idempotency_key: _builtins.str = ...,
+        dispute_window_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "idempotency_key", b"idempotency_key", "organization_id", b"organization_id", "platform_fee_bps", b"platform_fee_bps", "processing_fee_bps", b"processing_fee_bps", "settlement_hold_days", b"settlement_hold_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispute_window_days", b"dispute_window_days", "effective_time", b"effective_time", "idempotency_key", b"idempotency_key", "organization_id", b"organization_id", "platform_fee_bps", b"platform_fee_bps", "processing_fee_bps", b"processing_fee_bps", "settlement_hold_days", b"settlement_hold_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

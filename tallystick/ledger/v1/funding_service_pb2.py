@@ -28,9 +28,10 @@ from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_m
 from tallystick.ledger.v1 import account_pb2 as tallystick_dot_ledger_dot_v1_dot_account__pb2
 from tallystick.ledger.v1 import purchase_reversal_pb2 as tallystick_dot_ledger_dot_v1_dot_purchase__reversal__pb2
 from tallystick.ledger.v1 import transaction_pb2 as tallystick_dot_ledger_dot_v1_dot_transaction__pb2
+from tallystick.ledger.v1 import write_off_pb2 as tallystick_dot_ledger_dot_v1_dot_write__off__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tallystick/ledger/v1/funding_service.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\x1a,tallystick/ledger/v1/purchase_reversal.proto\x1a&tallystick/ledger/v1/transaction.proto\"\xcf\x01\n\x16ReversePurchaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x14\n\x0cpurchase_key\x18\x02 \x01(\t\x12\x13\n\x0breversal_id\x18\x03 \x01(\t\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x38\n\x04kind\x18\x05 \x01(\x0e\x32*.tallystick.ledger.v1.PurchaseReversalKind\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x9e\x01\n\x17ReversePurchaseResponse\x12\x38\n\x08reversal\x18\x01 \x01(\x0b\x32&.tallystick.ledger.v1.PurchaseReversal\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\x9b\x01\n\x18ReinstatePurchaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0breversal_id\x18\x02 \x01(\t\x12\x18\n\x10reinstatement_id\x18\x03 \x01(\t\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xa0\x01\n\x19ReinstatePurchaseResponse\x12\x38\n\x08reversal\x18\x01 \x01(\x0b\x32&.tallystick.ledger.v1.PurchaseReversal\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"h\n\x19RecordProcessorFeeRequest\x12\x0e\n\x06\x66\x65\x65_id\x18\x01 \x01(\t\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0e\n\x06reason\x18\x03 \x01(\t\"G\n\x1aRecordProcessorFeeResponse\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"\xb2\x01\n\x1cListClearingMovementsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x63reate_time_until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\x1dListClearingMovementsResponse\x12\x39\n\tmovements\x18\x01 \x03(\x0b\x32&.tallystick.ledger.v1.ClearingMovement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf7\x01\n\x10\x43learingMovement\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x33\n\x04type\x18\x02 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x04 \x01(\t\x12\x11\n\tpayout_id\x18\x05 \x01(\t\x12+\n\x06\x61mount\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x98\x04\n\x0e\x46undingService\x12w\n\x0fReversePurchase\x12,.tallystick.ledger.v1.ReversePurchaseRequest\x1a-.tallystick.ledger.v1.ReversePurchaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12}\n\x11ReinstatePurchase\x12..tallystick.ledger.v1.ReinstatePurchaseRequest\x1a/.tallystick.ledger.v1.ReinstatePurchaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12\x80\x01\n\x12RecordProcessorFee\x12/.tallystick.ledger.v1.RecordProcessorFeeRequest\x1a\x30.tallystick.ledger.v1.RecordProcessorFeeResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12\x8a\x01\n\x15ListClearingMovements\x12\x32.tallystick.ledger.v1.ListClearingMovementsRequest\x1a\x33.tallystick.ledger.v1.ListClearingMovementsResponse\"\x08\xea\xe0\x18\x04\n\x02\x06\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tallystick/ledger/v1/funding_service.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\x1a,tallystick/ledger/v1/purchase_reversal.proto\x1a&tallystick/ledger/v1/transaction.proto\x1a$tallystick/ledger/v1/write_off.proto\"\xcf\x01\n\x16ReversePurchaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x14\n\x0cpurchase_key\x18\x02 \x01(\t\x12\x13\n\x0breversal_id\x18\x03 \x01(\t\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x38\n\x04kind\x18\x05 \x01(\x0e\x32*.tallystick.ledger.v1.PurchaseReversalKind\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x9e\x01\n\x17ReversePurchaseResponse\x12\x38\n\x08reversal\x18\x01 \x01(\x0b\x32&.tallystick.ledger.v1.PurchaseReversal\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\x9b\x01\n\x18ReinstatePurchaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0breversal_id\x18\x02 \x01(\t\x12\x18\n\x10reinstatement_id\x18\x03 \x01(\t\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xa0\x01\n\x19ReinstatePurchaseResponse\x12\x38\n\x08reversal\x18\x01 \x01(\x0b\x32&.tallystick.ledger.v1.PurchaseReversal\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"h\n\x19RecordProcessorFeeRequest\x12\x0e\n\x06\x66\x65\x65_id\x18\x01 \x01(\t\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x0e\n\x06reason\x18\x03 \x01(\t\"G\n\x1aRecordProcessorFeeResponse\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"\xb2\x01\n\x1cListClearingMovementsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x63reate_time_until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\x1dListClearingMovementsResponse\x12\x39\n\tmovements\x18\x01 \x03(\x0b\x32&.tallystick.ledger.v1.ClearingMovement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf7\x01\n\x10\x43learingMovement\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\x33\n\x04type\x18\x02 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x04 \x01(\t\x12\x11\n\tpayout_id\x18\x05 \x01(\t\x12+\n\x06\x61mount\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x0fWriteOffRequest\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".tallystick.ledger.v1.WriteOffKind\x12\x11\n\tcharge_id\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x15\n\rcurrency_code\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\t\"X\n\x10WriteOffResponse\x12\x31\n\twrite_off\x18\x01 \x01(\x0b\x32\x1e.tallystick.ledger.v1.WriteOff\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"b\n\x14ListWriteOffsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12\x11\n\tcharge_id\x18\x04 \x01(\t\"d\n\x15ListWriteOffsResponse\x12\x32\n\nwrite_offs\x18\x01 \x03(\x0b\x32\x1e.tallystick.ledger.v1.WriteOff\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf0\x05\n\x0e\x46undingService\x12w\n\x0fReversePurchase\x12,.tallystick.ledger.v1.ReversePurchaseRequest\x1a-.tallystick.ledger.v1.ReversePurchaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12}\n\x11ReinstatePurchase\x12..tallystick.ledger.v1.ReinstatePurchaseRequest\x1a/.tallystick.ledger.v1.ReinstatePurchaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12\x80\x01\n\x12RecordProcessorFee\x12/.tallystick.ledger.v1.RecordProcessorFeeRequest\x1a\x30.tallystick.ledger.v1.RecordProcessorFeeResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12\x8a\x01\n\x15ListClearingMovements\x12\x32.tallystick.ledger.v1.ListClearingMovementsRequest\x1a\x33.tallystick.ledger.v1.ListClearingMovementsResponse\"\x08\xea\xe0\x18\x04\n\x02\x06\x07\x12\x62\n\x08WriteOff\x12%.tallystick.ledger.v1.WriteOffRequest\x1a&.tallystick.ledger.v1.WriteOffResponse\"\x07\xea\xe0\x18\x03\n\x01\x06\x12r\n\rListWriteOffs\x12*.tallystick.ledger.v1.ListWriteOffsRequest\x1a+.tallystick.ledger.v1.ListWriteOffsResponse\"\x08\xea\xe0\x18\x04\n\x02\x06\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,24 +46,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FUNDINGSERVICE'].methods_by_name['RecordProcessorFee']._serialized_options = b'\352\340\030\003\n\001\007'
   _globals['_FUNDINGSERVICE'].methods_by_name['ListClearingMovements']._loaded_options = None
   _globals['_FUNDINGSERVICE'].methods_by_name['ListClearingMovements']._serialized_options = b'\352\340\030\004\n\002\006\007'
-  _globals['_REVERSEPURCHASEREQUEST']._serialized_start=293
-  _globals['_REVERSEPURCHASEREQUEST']._serialized_end=500
-  _globals['_REVERSEPURCHASERESPONSE']._serialized_start=503
-  _globals['_REVERSEPURCHASERESPONSE']._serialized_end=661
-  _globals['_REINSTATEPURCHASEREQUEST']._serialized_start=664
-  _globals['_REINSTATEPURCHASEREQUEST']._serialized_end=819
-  _globals['_REINSTATEPURCHASERESPONSE']._serialized_start=822
-  _globals['_REINSTATEPURCHASERESPONSE']._serialized_end=982
-  _globals['_RECORDPROCESSORFEEREQUEST']._serialized_start=984
-  _globals['_RECORDPROCESSORFEEREQUEST']._serialized_end=1088
-  _globals['_RECORDPROCESSORFEERESPONSE']._serialized_start=1090
-  _globals['_RECORDPROCESSORFEERESPONSE']._serialized_end=1161
-  _globals['_LISTCLEARINGMOVEMENTSREQUEST']._serialized_start=1164
-  _globals['_LISTCLEARINGMOVEMENTSREQUEST']._serialized_end=1342
-  _globals['_LISTCLEARINGMOVEMENTSRESPONSE']._serialized_start=1344
-  _globals['_LISTCLEARINGMOVEMENTSRESPONSE']._serialized_end=1459
-  _globals['_CLEARINGMOVEMENT']._serialized_start=1462
-  _globals['_CLEARINGMOVEMENT']._serialized_end=1709
-  _globals['_FUNDINGSERVICE']._serialized_start=1712
-  _globals['_FUNDINGSERVICE']._serialized_end=2248
+  _globals['_FUNDINGSERVICE'].methods_by_name['WriteOff']._loaded_options = None
+  _globals['_FUNDINGSERVICE'].methods_by_name['WriteOff']._serialized_options = b'\352\340\030\003\n\001\006'
+  _globals['_FUNDINGSERVICE'].methods_by_name['ListWriteOffs']._loaded_options = None
+  _globals['_FUNDINGSERVICE'].methods_by_name['ListWriteOffs']._serialized_options = b'\352\340\030\004\n\002\006\007'
+  _globals['_REVERSEPURCHASEREQUEST']._serialized_start=331
+  _globals['_REVERSEPURCHASEREQUEST']._serialized_end=538
+  _globals['_REVERSEPURCHASERESPONSE']._serialized_start=541
+  _globals['_REVERSEPURCHASERESPONSE']._serialized_end=699
+  _globals['_REINSTATEPURCHASEREQUEST']._serialized_start=702
+  _globals['_REINSTATEPURCHASEREQUEST']._serialized_end=857
+  _globals['_REINSTATEPURCHASERESPONSE']._serialized_start=860
+  _globals['_REINSTATEPURCHASERESPONSE']._serialized_end=1020
+  _globals['_RECORDPROCESSORFEEREQUEST']._serialized_start=1022
+  _globals['_RECORDPROCESSORFEEREQUEST']._serialized_end=1126
+  _globals['_RECORDPROCESSORFEERESPONSE']._serialized_start=1128
+  _globals['_RECORDPROCESSORFEERESPONSE']._serialized_end=1199
+  _globals['_LISTCLEARINGMOVEMENTSREQUEST']._serialized_start=1202
+  _globals['_LISTCLEARINGMOVEMENTSREQUEST']._serialized_end=1380
+  _globals['_LISTCLEARINGMOVEMENTSRESPONSE']._serialized_start=1382
+  _globals['_LISTCLEARINGMOVEMENTSRESPONSE']._serialized_end=1497
+  _globals['_CLEARINGMOVEMENT']._serialized_start=1500
+  _globals['_CLEARINGMOVEMENT']._serialized_end=1747
+  _globals['_WRITEOFFREQUEST']._serialized_start=1750
+  _globals['_WRITEOFFREQUEST']._serialized_end=1963
+  _globals['_WRITEOFFRESPONSE']._serialized_start=1965
+  _globals['_WRITEOFFRESPONSE']._serialized_end=2053
+  _globals['_LISTWRITEOFFSREQUEST']._serialized_start=2055
+  _globals['_LISTWRITEOFFSREQUEST']._serialized_end=2153
+  _globals['_LISTWRITEOFFSRESPONSE']._serialized_start=2155
+  _globals['_LISTWRITEOFFSRESPONSE']._serialized_end=2255
+  _globals['_FUNDINGSERVICE']._serialized_start=2258
+  _globals['_FUNDINGSERVICE']._serialized_end=3010
 # @@protoc_insertion_point(module_scope)

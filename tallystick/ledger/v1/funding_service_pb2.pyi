@@ -12,6 +12,7 @@ from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.ledger.v1 import account_pb2 as _account_pb2
 from tallystick.ledger.v1 import purchase_reversal_pb2 as _purchase_reversal_pb2
 from tallystick.ledger.v1 import transaction_pb2 as _transaction_pb2
+from tallystick.ledger.v1 import write_off_pb2 as _write_off_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -356,3 +357,143 @@ class ClearingMovement(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClearingMovement: _TypeAlias = ClearingMovement  # noqa: Y015
+
+@_typing.final
+class WriteOffRequest(_message.Message):
+    """WriteOffRequest is the request of WriteOff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    CHARGE_ID_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    kind: _write_off_pb2.WriteOffKind.ValueType
+    """What to give up."""
+    charge_id: _builtins.str
+    """Of UNPAID and RECEIVABLE: the charge."""
+    owner_id: _builtins.str
+    """Of CHARGEBACKS the customer, of CLAWBACK the organization. Empty for a charge, which knows who pays."""
+    currency_code: _builtins.str
+    """ISO 4217 code of what is given up of CHARGEBACKS and CLAWBACK when `amount` is unset; "USD" when empty."""
+    reason: _builtins.str
+    """Why, in words, 10 to 500 characters. No personal data."""
+    idempotency_key: _builtins.str
+    """Required, up to 128 characters: sending the same request with the same key again changes nothing and answers the
+    same. Of each customer and organization there may be one of the same key.
+    """
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much, above zero and at most what is owed; for a charge in its currency. All of it when unset."""
+
+    def __init__(
+        self,
+        *,
+        kind: _write_off_pb2.WriteOffKind.ValueType = ...,
+        charge_id: _builtins.str = ...,
+        owner_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        currency_code: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "charge_id", b"charge_id", "currency_code", b"currency_code", "idempotency_key", b"idempotency_key", "kind", b"kind", "owner_id", b"owner_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteOffRequest: _TypeAlias = WriteOffRequest  # noqa: Y015
+
+@_typing.final
+class WriteOffResponse(_message.Message):
+    """WriteOffResponse is the response of WriteOff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITE_OFF_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """Whether it had been posted before, so that this call changed nothing."""
+    @_builtins.property
+    def write_off(self) -> _write_off_pb2.WriteOff:
+        """What was written off."""
+
+    def __init__(
+        self,
+        *,
+        write_off: _write_off_pb2.WriteOff | None = ...,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["write_off", b"write_off"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "write_off", b"write_off"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteOffResponse: _TypeAlias = WriteOffResponse  # noqa: Y015
+
+@_typing.final
+class ListWriteOffsRequest(_message.Message):
+    """ListWriteOffsRequest is the request of ListWriteOffs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    CHARGE_ID_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 50 when zero, never more than 1,000."""
+    page_token: _builtins.str
+    """From `next_page_token` of the page before; the other fields must stay the same."""
+    owner_id: _builtins.str
+    """Only those of this customer or organization, unless empty."""
+    charge_id: _builtins.str
+    """Only those of this charge, unless empty."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        owner_id: _builtins.str = ...,
+        charge_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "owner_id", b"owner_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWriteOffsRequest: _TypeAlias = ListWriteOffsRequest  # noqa: Y015
+
+@_typing.final
+class ListWriteOffsResponse(_message.Message):
+    """ListWriteOffsResponse is the response of ListWriteOffs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITE_OFFS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def write_offs(self) -> _containers.RepeatedCompositeFieldContainer[_write_off_pb2.WriteOff]:
+        """One page."""
+
+    def __init__(
+        self,
+        *,
+        write_offs: _abc.Iterable[_write_off_pb2.WriteOff] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "write_offs", b"write_offs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWriteOffsResponse: _TypeAlias = ListWriteOffsResponse  # noqa: Y015

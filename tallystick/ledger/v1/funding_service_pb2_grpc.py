@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class FundingServiceStub(object):
     """FundingService keeps account of the platform's money at the payment processor where that moves by itself: purchases
-    that come back, and fees. It says what has happened already, so it is posted whatever a customer has. Purchases are
+    that come back, and fees; and of what the platform gives up to be paid. Of the first it says what has happened already, so it is posted whatever a customer has. Purchases are
     granted by LedgerService, payouts are debited by EarningsService; ListClearingMovements shows all of them together.
     """
 
@@ -57,11 +57,21 @@ class FundingServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListClearingMovementsRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListClearingMovementsResponse.FromString,
                 _registered_method=True)
+        self.WriteOff = channel.unary_unary(
+                '/tallystick.ledger.v1.FundingService/WriteOff',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.WriteOffRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.WriteOffResponse.FromString,
+                _registered_method=True)
+        self.ListWriteOffs = channel.unary_unary(
+                '/tallystick.ledger.v1.FundingService/ListWriteOffs',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListWriteOffsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListWriteOffsResponse.FromString,
+                _registered_method=True)
 
 
 class FundingServiceServicer(object):
     """FundingService keeps account of the platform's money at the payment processor where that moves by itself: purchases
-    that come back, and fees. It says what has happened already, so it is posted whatever a customer has. Purchases are
+    that come back, and fees; and of what the platform gives up to be paid. Of the first it says what has happened already, so it is posted whatever a customer has. Purchases are
     granted by LedgerService, payouts are debited by EarningsService; ListClearingMovements shows all of them together.
     """
 
@@ -97,6 +107,22 @@ class FundingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteOff(self, request, context):
+        """Gives up what will not be paid, with a reason, once per idempotency key: of a charge what is unpaid or owed as
+        receivable, of a customer its debt for chargebacks, of an organization what its available earnings are below zero.
+        What comes in later does not pay what was written off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWriteOffs(self, request, context):
+        """Lists what was written off, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FundingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +146,16 @@ def add_FundingServiceServicer_to_server(servicer, server):
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListClearingMovementsRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListClearingMovementsResponse.SerializeToString,
             ),
+            'WriteOff': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteOff,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.WriteOffRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.WriteOffResponse.SerializeToString,
+            ),
+            'ListWriteOffs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWriteOffs,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListWriteOffsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListWriteOffsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tallystick.ledger.v1.FundingService', rpc_method_handlers)
@@ -130,7 +166,7 @@ def add_FundingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class FundingService(object):
     """FundingService keeps account of the platform's money at the payment processor where that moves by itself: purchases
-    that come back, and fees. It says what has happened already, so it is posted whatever a customer has. Purchases are
+    that come back, and fees; and of what the platform gives up to be paid. Of the first it says what has happened already, so it is posted whatever a customer has. Purchases are
     granted by LedgerService, payouts are debited by EarningsService; ListClearingMovements shows all of them together.
     """
 
@@ -232,6 +268,60 @@ class FundingService(object):
             '/tallystick.ledger.v1.FundingService/ListClearingMovements',
             tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListClearingMovementsRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListClearingMovementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteOff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.FundingService/WriteOff',
+            tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.WriteOffRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.WriteOffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWriteOffs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.FundingService/ListWriteOffs',
+            tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListWriteOffsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_funding__service__pb2.ListWriteOffsResponse.FromString,
             options,
             channel_credentials,
             insecure,

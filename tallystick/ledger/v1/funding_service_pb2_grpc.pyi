@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class FundingServiceStub:
     """FundingService keeps account of the platform's money at the payment processor where that moves by itself: purchases
-    that come back, and fees. It says what has happened already, so it is posted whatever a customer has. Purchases are
+    that come back, and fees; and of what the platform gives up to be paid. Of the first it says what has happened already, so it is posted whatever a customer has. Purchases are
     granted by LedgerService, payouts are debited by EarningsService; ListClearingMovements shows all of them together.
     """
 
@@ -51,11 +51,18 @@ class FundingServiceStub:
     """Lists what moved the platform's money at the payment processor (STRIPE_CLEARING), oldest first: what is compared
     with the processor's own records.
     """
+    WriteOff: _grpc.UnaryUnaryMultiCallable[_funding_service_pb2.WriteOffRequest, _funding_service_pb2.WriteOffResponse]
+    """Gives up what will not be paid, with a reason, once per idempotency key: of a charge what is unpaid or owed as
+    receivable, of a customer its debt for chargebacks, of an organization what its available earnings are below zero.
+    What comes in later does not pay what was written off.
+    """
+    ListWriteOffs: _grpc.UnaryUnaryMultiCallable[_funding_service_pb2.ListWriteOffsRequest, _funding_service_pb2.ListWriteOffsResponse]
+    """Lists what was written off, newest first."""
 
 @_typing.type_check_only
 class FundingServiceAsyncStub(FundingServiceStub):
     """FundingService keeps account of the platform's money at the payment processor where that moves by itself: purchases
-    that come back, and fees. It says what has happened already, so it is posted whatever a customer has. Purchases are
+    that come back, and fees; and of what the platform gives up to be paid. Of the first it says what has happened already, so it is posted whatever a customer has. Purchases are
     granted by LedgerService, payouts are debited by EarningsService; ListClearingMovements shows all of them together.
     """
 
@@ -75,10 +82,17 @@ class FundingServiceAsyncStub(FundingServiceStub):
     """Lists what moved the platform's money at the payment processor (STRIPE_CLEARING), oldest first: what is compared
     with the processor's own records.
     """
+    WriteOff: _aio.UnaryUnaryMultiCallable[_funding_service_pb2.WriteOffRequest, _funding_service_pb2.WriteOffResponse]  # type: ignore[assignment]
+    """Gives up what will not be paid, with a reason, once per idempotency key: of a charge what is unpaid or owed as
+    receivable, of a customer its debt for chargebacks, of an organization what its available earnings are below zero.
+    What comes in later does not pay what was written off.
+    """
+    ListWriteOffs: _aio.UnaryUnaryMultiCallable[_funding_service_pb2.ListWriteOffsRequest, _funding_service_pb2.ListWriteOffsResponse]  # type: ignore[assignment]
+    """Lists what was written off, newest first."""
 
 class FundingServiceServicer(metaclass=_abc_1.ABCMeta):
     """FundingService keeps account of the platform's money at the payment processor where that moves by itself: purchases
-    that come back, and fees. It says what has happened already, so it is posted whatever a customer has. Purchases are
+    that come back, and fees; and of what the platform gives up to be paid. Of the first it says what has happened already, so it is posted whatever a customer has. Purchases are
     granted by LedgerService, payouts are debited by EarningsService; ListClearingMovements shows all of them together.
     """
 
@@ -120,5 +134,24 @@ class FundingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists what moved the platform's money at the payment processor (STRIPE_CLEARING), oldest first: what is compared
         with the processor's own records.
         """
+
+    @_abc_1.abstractmethod
+    def WriteOff(
+        self,
+        request: _funding_service_pb2.WriteOffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_funding_service_pb2.WriteOffResponse, _abc.Awaitable[_funding_service_pb2.WriteOffResponse]]:
+        """Gives up what will not be paid, with a reason, once per idempotency key: of a charge what is unpaid or owed as
+        receivable, of a customer its debt for chargebacks, of an organization what its available earnings are below zero.
+        What comes in later does not pay what was written off.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWriteOffs(
+        self,
+        request: _funding_service_pb2.ListWriteOffsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_funding_service_pb2.ListWriteOffsResponse, _abc.Awaitable[_funding_service_pb2.ListWriteOffsResponse]]:
+        """Lists what was written off, newest first."""
 
 def add_FundingServiceServicer_to_server(servicer: FundingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

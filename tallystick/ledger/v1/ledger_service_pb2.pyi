@@ -51,6 +51,38 @@ CREDIT_SOURCE_PLATFORM_PROMOTION: CreditSource.ValueType  # 2
 """The platform gives them and pays for what they buy."""
 Global___CreditSource: _TypeAlias = CreditSource  # noqa: Y015
 
+class _AdjustmentState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdjustmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdjustmentState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADJUSTMENT_STATE_UNSPECIFIED: _AdjustmentState.ValueType  # 0
+    """Never valid."""
+    ADJUSTMENT_STATE_PROPOSED: _AdjustmentState.ValueType  # 1
+    """It waits for another operator."""
+    ADJUSTMENT_STATE_POSTED: _AdjustmentState.ValueType  # 2
+    """It was approved, or needed no approval, and is posted."""
+    ADJUSTMENT_STATE_REJECTED: _AdjustmentState.ValueType  # 3
+    """It was rejected and will not be posted."""
+    ADJUSTMENT_STATE_EXPIRED: _AdjustmentState.ValueType  # 4
+    """Nobody approved it within seven days. It will not be posted."""
+
+class AdjustmentState(_AdjustmentState, metaclass=_AdjustmentStateEnumTypeWrapper):
+    """AdjustmentState says how an adjustment stands."""
+
+ADJUSTMENT_STATE_UNSPECIFIED: AdjustmentState.ValueType  # 0
+"""Never valid."""
+ADJUSTMENT_STATE_PROPOSED: AdjustmentState.ValueType  # 1
+"""It waits for another operator."""
+ADJUSTMENT_STATE_POSTED: AdjustmentState.ValueType  # 2
+"""It was approved, or needed no approval, and is posted."""
+ADJUSTMENT_STATE_REJECTED: AdjustmentState.ValueType  # 3
+"""It was rejected and will not be posted."""
+ADJUSTMENT_STATE_EXPIRED: AdjustmentState.ValueType  # 4
+"""Nobody approved it within seven days. It will not be posted."""
+Global___AdjustmentState: _TypeAlias = AdjustmentState  # noqa: Y015
+
 @_typing.final
 class PostChargeRequest(_message.Message):
     """PostChargeRequest is the request of PostCharge."""
@@ -528,7 +560,7 @@ class AdjustBalancesRequest(_message.Message):
     """Why, in words, 10 to 500 characters. No personal data."""
     idempotency_key: _builtins.str
     """Required, up to 128 characters: sending the same request with the same key again changes nothing and
-    answers the same.
+    answers how the adjustment stands.
     """
     @_builtins.property
     def postings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Posting]:
@@ -556,6 +588,136 @@ class AdjustBalancesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transaction(self) -> _transaction_pb2.Transaction:
+        """The transaction. Unset until it is posted."""
+
+    @_builtins.property
+    def adjustment(self) -> Global___Adjustment:
+        """The adjustment as it stands."""
+
+    def __init__(
+        self,
+        *,
+        transaction: _transaction_pb2.Transaction | None = ...,
+        adjustment: Global___Adjustment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment", "transaction", b"transaction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment", "transaction", b"transaction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustBalancesResponse: _TypeAlias = AdjustBalancesResponse  # noqa: Y015
+
+@_typing.final
+class Adjustment(_message.Message):
+    """Adjustment is what an operator wants to be adjusted, and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJUSTMENT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    POSTINGS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROPOSER_API_KEY_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DECIDER_API_KEY_ID_FIELD_NUMBER: _builtins.int
+    DECIDE_TIME_FIELD_NUMBER: _builtins.int
+    DECISION_REASON_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    adjustment_id: _builtins.str
+    """"adj_…"."""
+    state: Global___AdjustmentState.ValueType
+    """How it stands."""
+    reason: _builtins.str
+    """Why, in words."""
+    proposer_api_key_id: _builtins.str
+    """The API key that proposed it."""
+    decider_api_key_id: _builtins.str
+    """The API key that approved or rejected it, or empty. The proposer's if it needed no approval."""
+    decision_reason: _builtins.str
+    """Why it was rejected, in words, or empty."""
+    transaction_id: _builtins.str
+    """The transaction that posted it, or empty."""
+    @_builtins.property
+    def postings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Posting]:
+        """What it moves."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was proposed."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it may be approved."""
+
+    @_builtins.property
+    def decide_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was. Unset while it is proposed, and when it expired."""
+
+    def __init__(
+        self,
+        *,
+        adjustment_id: _builtins.str = ...,
+        state: Global___AdjustmentState.ValueType = ...,
+        postings: _abc.Iterable[Global___Posting] | None = ...,
+        reason: _builtins.str = ...,
+        proposer_api_key_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        decider_api_key_id: _builtins.str = ...,
+        decide_time: _timestamp_pb2.Timestamp | None = ...,
+        decision_reason: _builtins.str = ...,
+        transaction_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "decide_time", b"decide_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment_id", b"adjustment_id", "create_time", b"create_time", "decide_time", b"decide_time", "decider_api_key_id", b"decider_api_key_id", "decision_reason", b"decision_reason", "expire_time", b"expire_time", "postings", b"postings", "proposer_api_key_id", b"proposer_api_key_id", "reason", b"reason", "state", b"state", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adjustment: _TypeAlias = Adjustment  # noqa: Y015
+
+@_typing.final
+class ApproveAdjustmentRequest(_message.Message):
+    """ApproveAdjustmentRequest is the request of ApproveAdjustment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJUSTMENT_ID_FIELD_NUMBER: _builtins.int
+    adjustment_id: _builtins.str
+    """The adjustment."""
+    def __init__(
+        self,
+        *,
+        adjustment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment_id", b"adjustment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveAdjustmentRequest: _TypeAlias = ApproveAdjustmentRequest  # noqa: Y015
+
+@_typing.final
+class ApproveAdjustmentResponse(_message.Message):
+    """ApproveAdjustmentResponse is the response of ApproveAdjustment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJUSTMENT_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """Whether it had been approved before, so that this call changed nothing."""
+    @_builtins.property
+    def adjustment(self) -> Global___Adjustment:
+        """The adjustment, which is posted."""
+
     @_builtins.property
     def transaction(self) -> _transaction_pb2.Transaction:
         """The transaction."""
@@ -563,15 +725,125 @@ class AdjustBalancesResponse(_message.Message):
     def __init__(
         self,
         *,
+        adjustment: Global___Adjustment | None = ...,
         transaction: _transaction_pb2.Transaction | None = ...,
+        duplicate: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment", "duplicate", b"duplicate", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AdjustBalancesResponse: _TypeAlias = AdjustBalancesResponse  # noqa: Y015
+Global___ApproveAdjustmentResponse: _TypeAlias = ApproveAdjustmentResponse  # noqa: Y015
+
+@_typing.final
+class RejectAdjustmentRequest(_message.Message):
+    """RejectAdjustmentRequest is the request of RejectAdjustment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJUSTMENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    adjustment_id: _builtins.str
+    """The adjustment."""
+    reason: _builtins.str
+    """Why, in words, 1 to 500 characters. No personal data."""
+    def __init__(
+        self,
+        *,
+        adjustment_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment_id", b"adjustment_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectAdjustmentRequest: _TypeAlias = RejectAdjustmentRequest  # noqa: Y015
+
+@_typing.final
+class RejectAdjustmentResponse(_message.Message):
+    """RejectAdjustmentResponse is the response of RejectAdjustment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJUSTMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adjustment(self) -> Global___Adjustment:
+        """The adjustment, which is rejected. One that was rejected before stays as it is."""
+
+    def __init__(
+        self,
+        *,
+        adjustment: Global___Adjustment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustment", b"adjustment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectAdjustmentResponse: _TypeAlias = RejectAdjustmentResponse  # noqa: Y015
+
+@_typing.final
+class ListAdjustmentsRequest(_message.Message):
+    """ListAdjustmentsRequest is the request of ListAdjustments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 50 when zero, never more than 1,000."""
+    page_token: _builtins.str
+    """From `next_page_token` of the page before; the other fields must stay the same."""
+    state: Global___AdjustmentState.ValueType
+    """Only those that stand so, unless unspecified."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        state: Global___AdjustmentState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdjustmentsRequest: _TypeAlias = ListAdjustmentsRequest  # noqa: Y015
+
+@_typing.final
+class ListAdjustmentsResponse(_message.Message):
+    """ListAdjustmentsResponse is the response of ListAdjustments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adjustment]:
+        """One page."""
+
+    def __init__(
+        self,
+        *,
+        adjustments: _abc.Iterable[Global___Adjustment] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdjustmentsResponse: _TypeAlias = ListAdjustmentsResponse  # noqa: Y015
 
 @_typing.final
 class GetCustomerBalanceRequest(_message.Message):

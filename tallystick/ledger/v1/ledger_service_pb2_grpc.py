@@ -70,6 +70,21 @@ class LedgerServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.AdjustBalancesRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.AdjustBalancesResponse.FromString,
                 _registered_method=True)
+        self.ApproveAdjustment = channel.unary_unary(
+                '/tallystick.ledger.v1.LedgerService/ApproveAdjustment',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ApproveAdjustmentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ApproveAdjustmentResponse.FromString,
+                _registered_method=True)
+        self.RejectAdjustment = channel.unary_unary(
+                '/tallystick.ledger.v1.LedgerService/RejectAdjustment',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.RejectAdjustmentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.RejectAdjustmentResponse.FromString,
+                _registered_method=True)
+        self.ListAdjustments = channel.unary_unary(
+                '/tallystick.ledger.v1.LedgerService/ListAdjustments',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAdjustmentsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAdjustmentsResponse.FromString,
+                _registered_method=True)
         self.GetCustomerBalance = channel.unary_unary(
                 '/tallystick.ledger.v1.LedgerService/GetCustomerBalance',
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.GetCustomerBalanceRequest.SerializeToString,
@@ -161,8 +176,32 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AdjustBalances(self, request, context):
-        """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
-        chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
+        """Proposes a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts
+        or chargebacks. Nothing moves before another operator approves it. Where the ledger is told that adjustments need no
+        approval, it is posted at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveAdjustment(self, request, context):
+        """Posts a proposed adjustment, once, whoever asks for it twice; with another API key than it was proposed with. It
+        never takes a debit-limited account, or the available earnings of an organization, below zero: then it is refused,
+        changes nothing, and may be approved later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectAdjustment(self, request, context):
+        """Ends a proposed adjustment without posting it; whoever proposed it may do that too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdjustments(self, request, context):
+        """Lists adjustments as they stand, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,6 +295,21 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.AdjustBalances,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.AdjustBalancesRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.AdjustBalancesResponse.SerializeToString,
+            ),
+            'ApproveAdjustment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveAdjustment,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ApproveAdjustmentRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ApproveAdjustmentResponse.SerializeToString,
+            ),
+            'RejectAdjustment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectAdjustment,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.RejectAdjustmentRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.RejectAdjustmentResponse.SerializeToString,
+            ),
+            'ListAdjustments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdjustments,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAdjustmentsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAdjustmentsResponse.SerializeToString,
             ),
             'GetCustomerBalance': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCustomerBalance,
@@ -483,6 +537,87 @@ class LedgerService(object):
             '/tallystick.ledger.v1.LedgerService/AdjustBalances',
             tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.AdjustBalancesRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.AdjustBalancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveAdjustment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.LedgerService/ApproveAdjustment',
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ApproveAdjustmentRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ApproveAdjustmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectAdjustment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.LedgerService/RejectAdjustment',
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.RejectAdjustmentRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.RejectAdjustmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdjustments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.LedgerService/ListAdjustments',
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAdjustmentsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAdjustmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

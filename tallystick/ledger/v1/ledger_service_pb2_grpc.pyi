@@ -57,9 +57,19 @@ class LedgerServiceStub:
     charges, oldest first; the rest is available.
     """
     AdjustBalances: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalancesRequest, _ledger_service_pb2.AdjustBalancesResponse]
-    """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
-    chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
+    """Proposes a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts
+    or chargebacks. Nothing moves before another operator approves it. Where the ledger is told that adjustments need no
+    approval, it is posted at once.
     """
+    ApproveAdjustment: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ApproveAdjustmentRequest, _ledger_service_pb2.ApproveAdjustmentResponse]
+    """Posts a proposed adjustment, once, whoever asks for it twice; with another API key than it was proposed with. It
+    never takes a debit-limited account, or the available earnings of an organization, below zero: then it is refused,
+    changes nothing, and may be approved later.
+    """
+    RejectAdjustment: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.RejectAdjustmentRequest, _ledger_service_pb2.RejectAdjustmentResponse]
+    """Ends a proposed adjustment without posting it; whoever proposed it may do that too."""
+    ListAdjustments: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAdjustmentsRequest, _ledger_service_pb2.ListAdjustmentsResponse]
+    """Lists adjustments as they stand, newest first."""
     GetCustomerBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetCustomerBalanceRequest, _ledger_service_pb2.GetCustomerBalanceResponse]
     """Answers the balance of a customer in one currency."""
     GetEarningsBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetEarningsBalanceRequest, _ledger_service_pb2.GetEarningsBalanceResponse]
@@ -107,9 +117,19 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     charges, oldest first; the rest is available.
     """
     AdjustBalances: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.AdjustBalancesRequest, _ledger_service_pb2.AdjustBalancesResponse]  # type: ignore[assignment]
-    """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
-    chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
+    """Proposes a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts
+    or chargebacks. Nothing moves before another operator approves it. Where the ledger is told that adjustments need no
+    approval, it is posted at once.
     """
+    ApproveAdjustment: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ApproveAdjustmentRequest, _ledger_service_pb2.ApproveAdjustmentResponse]  # type: ignore[assignment]
+    """Posts a proposed adjustment, once, whoever asks for it twice; with another API key than it was proposed with. It
+    never takes a debit-limited account, or the available earnings of an organization, below zero: then it is refused,
+    changes nothing, and may be approved later.
+    """
+    RejectAdjustment: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.RejectAdjustmentRequest, _ledger_service_pb2.RejectAdjustmentResponse]  # type: ignore[assignment]
+    """Ends a proposed adjustment without posting it; whoever proposed it may do that too."""
+    ListAdjustments: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAdjustmentsRequest, _ledger_service_pb2.ListAdjustmentsResponse]  # type: ignore[assignment]
+    """Lists adjustments as they stand, newest first."""
     GetCustomerBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetCustomerBalanceRequest, _ledger_service_pb2.GetCustomerBalanceResponse]  # type: ignore[assignment]
     """Answers the balance of a customer in one currency."""
     GetEarningsBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetEarningsBalanceRequest, _ledger_service_pb2.GetEarningsBalanceResponse]  # type: ignore[assignment]
@@ -196,9 +216,37 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.AdjustBalancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.AdjustBalancesResponse, _abc.Awaitable[_ledger_service_pb2.AdjustBalancesResponse]]:
-        """Posts a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts or
-        chargebacks. It never takes a debit-limited account, or the available earnings of an organization, below zero.
+        """Proposes a balanced adjustment between accounts, with a reason; not of those that follow from open charges, payouts
+        or chargebacks. Nothing moves before another operator approves it. Where the ledger is told that adjustments need no
+        approval, it is posted at once.
         """
+
+    @_abc_1.abstractmethod
+    def ApproveAdjustment(
+        self,
+        request: _ledger_service_pb2.ApproveAdjustmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.ApproveAdjustmentResponse, _abc.Awaitable[_ledger_service_pb2.ApproveAdjustmentResponse]]:
+        """Posts a proposed adjustment, once, whoever asks for it twice; with another API key than it was proposed with. It
+        never takes a debit-limited account, or the available earnings of an organization, below zero: then it is refused,
+        changes nothing, and may be approved later.
+        """
+
+    @_abc_1.abstractmethod
+    def RejectAdjustment(
+        self,
+        request: _ledger_service_pb2.RejectAdjustmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.RejectAdjustmentResponse, _abc.Awaitable[_ledger_service_pb2.RejectAdjustmentResponse]]:
+        """Ends a proposed adjustment without posting it; whoever proposed it may do that too."""
+
+    @_abc_1.abstractmethod
+    def ListAdjustments(
+        self,
+        request: _ledger_service_pb2.ListAdjustmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.ListAdjustmentsResponse, _abc.Awaitable[_ledger_service_pb2.ListAdjustmentsResponse]]:
+        """Lists adjustments as they stand, newest first."""
 
     @_abc_1.abstractmethod
     def GetCustomerBalance(

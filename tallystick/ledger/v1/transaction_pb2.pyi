@@ -60,6 +60,8 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """The payment processor took a fee, or gave one back."""
     TRANSACTION_TYPE_CORRECTION: _TransactionType.ValueType  # 20
     """A part of a charge was taken back, or all of it."""
+    TRANSACTION_TYPE_WRITE_OFF: _TransactionType.ValueType  # 23
+    """What will not be paid any more was given up: a part of a charge, a debt for chargebacks, or earnings below zero."""
 
 class TransactionType(_TransactionType, metaclass=_TransactionTypeEnumTypeWrapper):
     """TransactionType says what happened. Each has a worked example in docs/accounting.md."""
@@ -96,6 +98,8 @@ TRANSACTION_TYPE_PROCESSOR_FEE: TransactionType.ValueType  # 13
 """The payment processor took a fee, or gave one back."""
 TRANSACTION_TYPE_CORRECTION: TransactionType.ValueType  # 20
 """A part of a charge was taken back, or all of it."""
+TRANSACTION_TYPE_WRITE_OFF: TransactionType.ValueType  # 23
+"""What will not be paid any more was given up: a part of a charge, a debt for chargebacks, or earnings below zero."""
 Global___TransactionType: _TypeAlias = TransactionType  # noqa: Y015
 
 @_typing.final
@@ -197,11 +201,11 @@ class Transaction(_message.Message):
     type: Global___TransactionType.ValueType
     """What happened."""
     charge_id: _builtins.str
-    """The charge that it posts, collects or corrects, or empty."""
+    """The charge that it posts, collects, corrects or writes off, or empty."""
     partition_id: _builtins.str
     """The customer or organization in whose partition it was written, or "platform"."""
     reason: _builtins.str
-    """Why, in words, for grants, adjustments, corrections, and what came back. Nobody may put personal data here."""
+    """Why, in words, for grants, adjustments, corrections, write-offs, and what came back. Nobody may put personal data here."""
     actor_api_key_id: _builtins.str
     """The API key that asked for it."""
     payout_id: _builtins.str

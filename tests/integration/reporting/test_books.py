@@ -13,6 +13,7 @@ from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import account_pb2
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger_pb
+from tallystick.ledger.v1.write_off_pb2 import WRITE_OFF_KIND_RECEIVABLE, WRITE_OFF_KIND_UNPAID
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
 from tallystick.reporting.v1 import period_pb2, statement_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
@@ -100,6 +101,9 @@ async def work(suite: Suite) -> None:
     # Two payees, credits, the limit, and a rest that nobody pays, until somebody does.
     await books.charge(2_000_001, "shared", "cus_a", "org_y")
     await books.correct("first", 333_333)
+    # Of what is owed and of what is unpaid, some will never be paid.
+    await books.write_off(WRITE_OFF_KIND_RECEIVABLE, 345, "owed")
+    await books.write_off(WRITE_OFF_KIND_UNPAID, 12_345, "unpaid")
     await books.grant(100_000, "second")
     await books.correct("second", 1_000_000)
     await books.charge(99, "free-of-usage", "cus_b")
@@ -163,7 +167,7 @@ async def test_sums_are_the_ledgers_and_meterings(suite: Suite) -> None:
     assert query(
         "SELECT type, sum(billed_micros) FROM reporting.revenue r JOIN reporting.charge c USING (charge_id)"
         " WHERE c.workflow_id = 'shared' GROUP BY type ORDER BY type"
-    ) == [("charge", 2_000_001), ("collection", 0), ("correction", -1_333_333)]
+    ) == [("charge", 2_000_001), ("collection", 0), ("correction", -1_333_333), ("write_off", 0)]
 
 
 async def test_usage_and_what_it_earned_know_of_each_other(suite: Suite) -> None:

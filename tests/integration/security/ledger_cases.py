@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.kit.auth import hash_api_key
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import audit_service_pb2 as audit
-from tallystick.ledger.v1 import credit_pb2
+from tallystick.ledger.v1 import credit_pb2, write_off_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as credit
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
@@ -67,6 +67,17 @@ def _(world: World) -> Iterator[Case]:
 
 one(LEDGER, "GrantCredits", lambda w: grant_request(w.bravo))
 one(LEDGER, "AdjustBalances", lambda w: adjust_request("matrix", w.bravo))
+one(
+    LEDGER,
+    "ApproveAdjustment",
+    lambda w: ledger.ApproveAdjustmentRequest(adjustment_id=w.proposals[0]),
+)
+one(
+    LEDGER,
+    "RejectAdjustment",
+    lambda w: ledger.RejectAdjustmentRequest(adjustment_id=w.proposals[1], reason="A test of tenants."),
+)
+one(LEDGER, "ListAdjustments", lambda w: ledger.ListAdjustmentsRequest())
 one(
     LEDGER,
     "GetCustomerBalance",
@@ -440,6 +451,17 @@ one(
     lambda w: funding.RecordProcessorFeeRequest(fee_id="fee_of_bravo", amount=usd(1)),
 )
 one(FUNDING, "ListClearingMovements", lambda w: funding.ListClearingMovementsRequest())
+one(
+    FUNDING,
+    "WriteOff",
+    lambda w: funding.WriteOffRequest(
+        kind=write_off_pb2.WRITE_OFF_KIND_UNPAID,
+        charge_id=w.unpaid_charge,
+        reason="A test of tenants.",
+        idempotency_key="matrix",
+    ),
+)
+one(FUNDING, "ListWriteOffs", lambda w: funding.ListWriteOffsRequest(owner_id=w.bravo.customer))
 
 
 # AuditService

@@ -236,6 +236,12 @@ async def _share(world: World) -> None:
     await world.ledger.operator.ledger.CorrectCharge(correct_request(world.shared_charge, "shared"))
     adjusted = await world.ledger.operator.ledger.AdjustBalances(adjust_request("both", alpha, bravo))
     world.adjustment = adjusted.transaction.transaction_id
+    # In a currency that it has nothing in.
+    unpaid = charge_intent(bravo.customer, "wf-unpaid", 5, bravo)
+    unpaid.gross.currency_code = "EUR"
+    posted = await world.ledger.service.ledger.PostCharge(ledger_service_pb2.PostChargeRequest(intent=unpaid))
+    world.unpaid_charge = posted.posted.charge.charge_id
+    world.proposals = (world.propose("adj_one"), world.propose("adj_two"))
 
 
 async def _audit(world: World) -> None:

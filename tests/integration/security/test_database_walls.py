@@ -78,6 +78,11 @@ def _refused(admin: psycopg.Connection, statement: str) -> bool:
         "TRUNCATE ledger.charge",
         "INSERT INTO ledger.correction SELECT * FROM ledger.correction",
         "UPDATE ledger.corrected_charge SET amount = 0",
+        "INSERT INTO ledger.write_off SELECT * FROM ledger.write_off",
+        "INSERT INTO ledger.decided_adjustment SELECT * FROM ledger.decided_adjustment",
+        # Past whoever has to approve it.
+        "SELECT ledger.adjust('{platform}', '{promotions}', '{USD}', '{0}', 'r', 'k', 'a/1', '')",
+        "SELECT ledger.post_adjustment('adj_a', 'k', false)",
         "SELECT ledger.claim_key('cus_a', 'k', '', 'x')",
         "SELECT ledger.insert_collection('cus_a', 1, 'ch_a', true, '{}', 1, 1, 1, 'k')",
     ],
@@ -88,15 +93,17 @@ def test_the_writer_writes_no_journal(admin: psycopg.Connection, statement: str)
 
 UNBALANCED = {
     "one-sided adjustment": (
-        "SELECT ledger.adjust('{cus_a}', '{customer_credits}', '{USD}', '{1000}', 'r', 'k', 'a/1', '')"
+        "SELECT ledger.propose_adjustment('{cus_a}', '{customer_credits}', '{USD}', '{1000}', 'r', 'k', '1',"
+        " '', '7 days', false)"
     ),
     "adjustment of a receivable": (
-        "SELECT ledger.adjust('{cus_a,platform}', '{customer_receivable,adjustments}', '{USD,USD}',"
-        " '{-5,5}', 'r', 'k', 'a/2', '')"
+        "SELECT ledger.propose_adjustment('{cus_a,platform}', '{customer_receivable,adjustments}',"
+        " '{USD,USD}', '{-5,5}', 'r', 'k', '2', '', '7 days', false)"
     ),
     "account twice": (
-        "SELECT ledger.adjust('{cus_a,cus_a,platform}', '{customer_credits,customer_credits,adjustments}',"
-        " '{USD,USD,USD}', '{5,5,-10}', 'r', 'k', 'a/3', '')"
+        "SELECT ledger.propose_adjustment('{cus_a,cus_a,platform}',"
+        " '{customer_credits,customer_credits,adjustments}', '{USD,USD,USD}', '{5,5,-10}', 'r', 'k', '3', '',"
+        " '7 days', false)"
     ),
     "charge without payee": (
         "SELECT ledger.post_charges('{ch_a}', '{cus_a}', '{w}', '{1}', '{0}', '{USD}', '{500}',"

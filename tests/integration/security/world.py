@@ -200,7 +200,23 @@ class World:
     shared_charge: str = ""
     shared_transaction: str = ""
     adjustment: str = ""
+    # A charge of cus_bravo that is unpaid, and adjustments that wait for somebody to decide.
+    unpaid_charge: str = ""
+    proposals: tuple[str, str] = ("", "")
     platform_book: str = ""
+
+    def propose(self, adjustment_id: str) -> str:
+        """A proposal of nobody here: this ledger posts at once what its operator asks for."""
+        self._admin.execute(
+            "INSERT INTO ledger.adjustment VALUES (%s, %s, '{customer_credits,adjustments}', '{USD,USD}',"
+            " '{1,-1}', 'A test of tenants.', 'key_elsewhere', now(), now() + interval '7 days')",
+            (adjustment_id, [self.bravo.customer, "platform"]),
+        )
+        self._admin.execute(
+            "INSERT INTO ledger.idempotency VALUES ('platform', %s, '', %s)",
+            (f"adjustment-proposal/{adjustment_id}", adjustment_id),
+        )
+        return adjustment_id
 
     @property
     def markers(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandbox.books import CustomerStanding, EarningsStanding, Funds, Journal
 from tallystick.common.v1.money_pb2 import Money
 from tallystick.ledger.v1.account_pb2 import (
+    ACCOUNT_KIND_CLAWBACK_LOSSES,
     ACCOUNT_KIND_CUSTOMER_CREDITS,
     ACCOUNT_KIND_CUSTOMER_RECEIVABLE,
     ACCOUNT_KIND_CUSTOMER_UNPAID,
@@ -26,6 +27,7 @@ from tallystick.ledger.v1.transaction_pb2 import (
     TRANSACTION_TYPE_PAYOUT_RETURN,
     TRANSACTION_TYPE_PAYOUT_REVERSAL,
     TRANSACTION_TYPE_PURCHASE,
+    TRANSACTION_TYPE_WRITE_OFF,
     EarningsBucket,
     Entry,
     Transaction,
@@ -208,6 +210,42 @@ def test_collecting_a_younger_charge_first_is_noticed() -> None:
     writer.collection("ch_2", 10)
 
     assert not writer.journal.collected_oldest_first
+
+
+def test_what_was_written_off_waits_for_no_collection() -> None:
+    writer = Writer()
+    writer.unpaid("ch_1", 10)
+    writer.unpaid("ch_2", 10)
+
+    for charge_id, micros in (("ch_2", 4), ("ch_1", 10)):
+        writer.write(
+            TRANSACTION_TYPE_WRITE_OFF,
+            charge_id,
+            entry(CUSTOMER, ACCOUNT_KIND_CUSTOMER_UNPAID, micros),
+            entry(CUSTOMER, ACCOUNT_KIND_UNPAID_OFFSET, -micros),
+        )
+    writer.collection("ch_2", 6)
+    assert writer.journal.collected_oldest_first
+
+    writer.collection("ch_2", 1)
+    assert not writer.journal.collected_oldest_first
+
+
+def test_what_nobody_paid_is_not_earned_and_what_is_given_up_of_a_clawback_is_no_earning() -> None:
+    writer = Writer()
+    writer.write(TRANSACTION_TYPE_CHARGE, "ch_1", *earned(100, 15, 3))
+    writer.write(
+        TRANSACTION_TYPE_WRITE_OFF,
+        "ch_1",
+        entry(CUSTOMER, ACCOUNT_KIND_CUSTOMER_RECEIVABLE, 118),
+        *earned(-100, -15, -3),
+    )
+    writer.move(
+        TRANSACTION_TYPE_WRITE_OFF, 40, ACCOUNT_KIND_CLAWBACK_LOSSES, ACCOUNT_KIND_ORGANIZATION_PAYABLE
+    )
+
+    assert writer.journal.earned == {ORGANIZATION: 0}
+    assert writer.journal.standing([], [ORGANIZATION]).organizations[ORGANIZATION].payable == 40
 
 
 def test_collecting_more_than_is_unpaid_is_noticed() -> None:

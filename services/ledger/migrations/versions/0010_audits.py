@@ -1,7 +1,7 @@
-"""Audits: what each found, and how far the one is that runs; and the functions that move money.
+"""Audits: what each found, and how far the one is that runs.
 
 Revision ID: 0010
-Revises: 0006
+Revises: 0009
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from services.kit.migrations import execute_sql_file
 from services.ledger.migrations.functions import replace_functions
 
 revision = "0010"
-down_revision = "0006"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

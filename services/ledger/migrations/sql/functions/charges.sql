@@ -54,6 +54,7 @@ CREATE FUNCTION ledger.post_charges(
     platform_fee_bps integer[],
     processing_fee_bps integer[],
     corrected_legs bigint[],
+    written_off bigint,
     reservation_id text,
     captured_credits bigint,
     captured_receivable bigint,
@@ -295,6 +296,7 @@ BEGIN
            i.unknown_id, c.transaction_id, c.create_time, c.evidence_hash,
            coalesce(o.receivable, 0), coalesce(o.unpaid, 0),
            c.payee_gross, c.platform_fees, c.processing_fees, c.platform_fee_bps, c.processing_fee_bps, x.legs,
+           coalesce(x.written_off, 0),
            c.reservation_id, c.captured_credits, c.captured_receivable, i.reservation_state,
            l.epoch, l.remaining, l.version, l.expire_time, l.recall, l.create_time,
            h.state::text, h.purpose::text, h.credits, h.receivable, h.captured_credits, h.captured_receivable,
@@ -397,7 +399,7 @@ BEGIN
         SELECT p.number, p.payee_number, p.organization_id, p.agent_id, p.gross,
                p.gross * s.platform_fee_bps / 10000 AS platform_fee,
                p.gross * s.processing_fee_bps / 10000 AS processing_fee,
-               s.platform_fee_bps, s.processing_fee_bps, s.settlement_hold_days
+               s.platform_fee_bps, s.processing_fee_bps, s.settlement_hold_days, s.dispute_window_days
         FROM (
             SELECT i.number, i.occur_time, t.organization_id, t.agent_id, t.payee_number,
                    CASE WHEN w.weights IS NULL THEN i.gross
@@ -426,7 +428,8 @@ BEGIN
                array_agg(processing_fee ORDER BY payee_number) AS processing_fees,
                array_agg(platform_fee_bps ORDER BY payee_number) AS platform_fee_bps,
                array_agg(processing_fee_bps ORDER BY payee_number) AS processing_fee_bps,
-               array_agg(settlement_hold_days ORDER BY payee_number) AS settlement_hold_days
+               array_agg(settlement_hold_days ORDER BY payee_number) AS settlement_hold_days,
+               array_agg(dispute_window_days ORDER BY payee_number) AS dispute_window_days
         FROM payee
         GROUP BY number
     ),
@@ -453,7 +456,7 @@ BEGIN
     ),
     leg AS (
         SELECT p.number, (p.payee_number - 1) * 3 + v.leg_number AS leg_number, p.organization_id, v.kind,
-               v.amount, p.settlement_hold_days
+               v.amount, greatest(p.settlement_hold_days, p.dispute_window_days) AS hold_days
         FROM payee p
         CROSS JOIN LATERAL (VALUES
             (1, 'organization_payable'::ledger.account_kind, p.gross - p.platform_fee - p.processing_fee),
@@ -475,11 +478,11 @@ BEGIN
         UNION ALL
         SELECT l.number, 4 + l.leg_number, l.organization_id, l.kind,
                CASE WHEN d.number IS NULL THEN l.amount ELSE d.collected[l.leg_number] END,
-               CASE WHEN l.kind = 'organization_payable' THEN true END, l.settlement_hold_days, NULL
+               CASE WHEN l.kind = 'organization_payable' THEN true END, l.hold_days, NULL
         FROM leg l LEFT JOIN divided d USING (number)
         UNION ALL
         SELECT l.number, 100 + l.leg_number, l.organization_id, l.kind, d.uncollected[l.leg_number],
-               CASE WHEN l.kind = 'organization_payable' THEN false END, l.settlement_hold_days, NULL
+               CASE WHEN l.kind = 'organization_payable' THEN false END, l.hold_days, NULL
         FROM leg l JOIN divided d USING (number)
     ),
     posted AS MATERIALIZED (
@@ -499,7 +502,8 @@ BEGIN
                s.platform_fee_bps, s.processing_fee_bps, s.settlement_hold_days,
                i.from_credits, i.from_receivable, i.unpaid, i.occur_time, now(), i.price_version_id,
                i.evidence_hash, i.transaction_id,
-               coalesce(i.reservation_id, ''), coalesce(i.captured_credits, 0), coalesce(i.captured_receivable, 0)
+               coalesce(i.reservation_id, ''), coalesce(i.captured_credits, 0), coalesce(i.captured_receivable, 0),
+               s.dispute_window_days
         FROM item i JOIN split s USING (number)
     ),
     into_transaction AS (

@@ -1,5 +1,6 @@
 -- What is taken back of charges: for the customer, from the payees and the fees. The legs are those of the charge, in
--- their fixed order, and at any time in three parts: unearned (unpaid), uncollected (receivable) and collected.
+-- their fixed order. What is neither taken back nor written off of them is at any time in three parts: unearned
+-- (unpaid), uncollected (receivable) and collected.
 
 
 -- Takes back an amount of a charge, once per correction id. The customer gets it in the opposite order of how it pays:
@@ -60,7 +61,12 @@ BEGIN
     PERFORM ledger.lock_customers(ARRAY[charge.customer_id], ARRAY[charge.currency_code]);
 
     corrected := ledger.raise_corrected(charge, p_amount);
-    legs := ledger.legs(charge.payee_gross, charge.platform_fees, charge.processing_fees);
+    -- Of the legs, what corrections and write-offs have left.
+    legs := ledger.subtract(
+        ledger.legs(charge.payee_gross, charge.platform_fees, charge.processing_fees), corrected.legs);
+    IF corrected.written_off > 0 THEN
+        legs := ledger.subtract(legs, corrected.written_off_legs);
+    END IF;
     SELECT * INTO open FROM ledger.open_charge o
     WHERE o.customer_id = charge.customer_id AND o.charge_id = p_charge_id;
     IF NOT FOUND THEN
@@ -74,20 +80,20 @@ BEGIN
     correction.receivable := least(p_amount - correction.unpaid, open.receivable);
     correction.credits := p_amount - correction.unpaid - correction.receivable;
 
-    -- What each leg has beyond what the split leaves it of a charge that is smaller by all corrections. Each part gives
-    -- of that what it has; the collected part is what the other two and earlier corrections left of the charge.
+    -- What each leg has beyond what the split leaves it of a charge that is smaller by all corrections and write-offs.
+    -- Each part gives of that what it has; the collected part is what the other two left of the legs.
     surplus := ledger.subtract(
-        ledger.subtract(legs, corrected.legs),
+        legs,
         ledger.split(
-            charge.gross - corrected.amount, charge.payee_gross, charge.platform_fee_bps, charge.processing_fee_bps));
+            charge.gross - corrected.amount - corrected.written_off, charge.payee_gross, charge.platform_fee_bps,
+            charge.processing_fee_bps));
     unearned := ledger.take_legs(correction.unpaid, open.unearned_legs, surplus);
     surplus := ledger.subtract(surplus, unearned);
     uncollected := ledger.take_legs(correction.receivable, open.uncollected_legs, surplus);
     surplus := ledger.subtract(surplus, uncollected);
     collected := ledger.take_legs(
         correction.credits,
-        ledger.subtract(
-            ledger.subtract(ledger.subtract(legs, corrected.legs), open.unearned_legs), open.uncollected_legs),
+        ledger.subtract(ledger.subtract(legs, open.unearned_legs), open.uncollected_legs),
         surplus);
 
     correction.charge_id := p_charge_id;
@@ -101,15 +107,7 @@ BEGIN
 
     UPDATE ledger.corrected_charge c SET legs = ledger.add(c.legs, correction.legs)
     WHERE c.charge_id = p_charge_id AND c.customer_id = charge.customer_id;
-    IF open.unpaid + open.receivable > correction.unpaid + correction.receivable THEN
-        UPDATE ledger.open_charge o
-        SET unearned_legs = ledger.subtract(o.unearned_legs, unearned), unpaid = o.unpaid - correction.unpaid,
-            uncollected_legs = ledger.subtract(o.uncollected_legs, uncollected),
-            receivable = o.receivable - correction.receivable
-        WHERE o.customer_id = charge.customer_id AND o.charge_id = p_charge_id;
-    ELSE
-        DELETE FROM ledger.open_charge o WHERE o.customer_id = charge.customer_id AND o.charge_id = p_charge_id;
-    END IF;
+    PERFORM ledger.lower_open(open, unearned, uncollected);
     UPDATE ledger.account a
     SET credits = a.credits + m.credits, debits = a.debits + m.debits, version = a.version + m.entries
     FROM (VALUES
@@ -136,6 +134,23 @@ END
 $$;
 
 
+-- Takes from what is open of a charge; its row ends when nothing is. `open` may be of a charge of which nothing was.
+CREATE FUNCTION ledger.lower_open(open ledger.open_charge, p_unearned bigint[], p_uncollected bigint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF open.unpaid + open.receivable > ledger.total(p_unearned) + ledger.total(p_uncollected) THEN
+        UPDATE ledger.open_charge o
+        SET unearned_legs = ledger.subtract(o.unearned_legs, p_unearned), unpaid = o.unpaid - ledger.total(p_unearned),
+            uncollected_legs = ledger.subtract(o.uncollected_legs, p_uncollected),
+            receivable = o.receivable - ledger.total(p_uncollected)
+        WHERE o.customer_id = open.customer_id AND o.charge_id = open.charge_id;
+    ELSE
+        DELETE FROM ledger.open_charge o WHERE o.customer_id = open.customer_id AND o.charge_id = open.charge_id;
+    END IF;
+END
+$$;
+
+
 -- Raises how much of a charge is corrected, and answers the row with the legs as they were before. The caller holds the
 -- customer's lock. SQLSTATE TL021 if that is more than the charge.
 CREATE FUNCTION ledger.raise_corrected(charge ledger.charge, p_amount bigint) RETURNS ledger.corrected_charge
@@ -143,21 +158,30 @@ LANGUAGE plpgsql AS $$
 DECLARE
     corrected ledger.corrected_charge;
 BEGIN
-    INSERT INTO ledger.corrected_charge (charge_id, customer_id, gross, amount, legs, corrections)
-    VALUES (charge.charge_id, charge.customer_id, charge.gross, 0,
-            array_fill(0::bigint, ARRAY[3 * cardinality(charge.organization_ids)]), 0)
-    ON CONFLICT DO NOTHING;
+    PERFORM ledger.begin_corrected(charge);
     UPDATE ledger.corrected_charge c SET amount = c.amount + p_amount, corrections = c.corrections + 1
-    WHERE c.charge_id = charge.charge_id AND c.customer_id = charge.customer_id AND p_amount <= c.gross - c.amount
+    WHERE c.charge_id = charge.charge_id AND c.customer_id = charge.customer_id
+      AND p_amount <= c.gross - c.amount - c.written_off
     RETURNING * INTO corrected;
     IF NOT FOUND THEN
         SELECT * INTO corrected FROM ledger.corrected_charge c
         WHERE c.charge_id = charge.charge_id AND c.customer_id = charge.customer_id;
-        RAISE EXCEPTION 'more than is left of the charge' USING ERRCODE = 'TL021', DETAIL = json_build_object(
+        RAISE EXCEPTION 'more than is left of the charge' USING ERRCODE = 'TL021', DETAIL = json_strip_nulls(json_build_object(
             'charge_id', charge.charge_id, 'gross_micros', charge.gross::text,
-            'corrected_micros', corrected.amount::text, 'requested_micros', p_amount::text)::text;
+            'corrected_micros', corrected.amount::text, 'written_off_micros', nullif(corrected.written_off, 0)::text,
+            'requested_micros', p_amount::text))::text;
     END IF;
     RETURN corrected;
+END
+$$;
+
+-- Makes the row of what is gone of a charge, unless there is one. The caller holds the customer's lock.
+CREATE FUNCTION ledger.begin_corrected(charge ledger.charge) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO ledger.corrected_charge (charge_id, customer_id, gross, amount, legs, corrections)
+    VALUES (charge.charge_id, charge.customer_id, charge.gross, 0,
+            array_fill(0::bigint, ARRAY[3 * cardinality(charge.organization_ids)]), 0)
+    ON CONFLICT DO NOTHING;
 END
 $$;
 
@@ -200,7 +224,7 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
 $$;
 
 
--- The entries of a correction, one per account and bucket, and the deltas of what they lower. p_uncollected
+-- The entries of a correction (or of a write-off, which gives no credits), one per account and bucket, and the deltas of what they lower. p_uncollected
 -- and p_collected are what it takes of the legs that were earned.
 CREATE FUNCTION ledger.insert_correction_entries(
     charge ledger.charge, correction ledger.correction, p_uncollected bigint[], p_collected bigint[]
@@ -208,10 +232,10 @@ CREATE FUNCTION ledger.insert_correction_entries(
 BEGIN
     WITH payee AS (
         SELECT p.*, (charge.occur_time AT TIME ZONE 'UTC')::date AS earned_on,
-               (charge.create_time AT TIME ZONE 'UTC')::date + p.hold_days AS available_on,
+               (charge.create_time AT TIME ZONE 'UTC')::date + greatest(p.hold_days, p.window_days) AS available_on,
                (p.payee_number * 3 - 2)::integer AS net_leg
-        FROM unnest(charge.organization_ids, charge.settlement_hold_days)
-            WITH ORDINALITY AS p (organization_id, hold_days, payee_number)
+        FROM unnest(charge.organization_ids, charge.settlement_hold_days, charge.dispute_window_days)
+            WITH ORDINALITY AS p (organization_id, hold_days, window_days, payee_number)
     ),
     line AS (
         SELECT 0::bigint AS payee_number, v.line_number, charge.customer_id AS owner_id, v.kind, v.amount,

@@ -161,11 +161,12 @@ BEGIN
     ),
     payee AS (
         SELECT p.*, c.currency_code, (c.occur_time AT TIME ZONE 'UTC')::date AS earned_on,
-               (c.create_time AT TIME ZONE 'UTC')::date + p.hold_days AS charged_available_on,
-               ledger.today() + p.hold_days AS available_on
-        FROM charge c
-        CROSS JOIN LATERAL unnest(c.organization_ids, c.settlement_hold_days)
-            WITH ORDINALITY AS p (organization_id, hold_days, payee_number)
+               c.charged_on + greatest(p.hold_days, p.window_days) AS charged_available_on,
+               -- The hold counts from the collection, the dispute window from the charge.
+               greatest(ledger.today() + p.hold_days, c.charged_on + p.window_days) AS available_on
+        FROM (SELECT *, (create_time AT TIME ZONE 'UTC')::date AS charged_on FROM charge) AS c
+        CROSS JOIN LATERAL unnest(c.organization_ids, c.settlement_hold_days, c.dispute_window_days)
+            WITH ORDINALITY AS p (organization_id, hold_days, window_days, payee_number)
     ),
     line AS (
         SELECT v.line_number, p_customer_id AS owner_id, v.kind, v.amount, NULL::boolean AS collected,
@@ -252,7 +253,7 @@ END
 $$;
 
 
--- Posts an operator's adjustment. The arrays are parallel, one element per posting, each account once; amounts are
+-- Posts an operator's adjustment, for adjustments.sql, which sees to its approval. The arrays are parallel, one element per posting, each account once; amounts are
 -- signed as entries are and add up to zero per currency. It takes neither a customer's credits nor an
 -- organization's available earnings below zero: SQLSTATE TL003, with the account in the detail.
 CREATE FUNCTION ledger.adjust(

@@ -3,8 +3,9 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger.visible(text) TO ledger_reader, ledger_writer;
 GRANT EXECUTE ON FUNCTION ledger.today() TO ledger_reader, ledger_writer;
 GRANT EXECUTE ON FUNCTION
-    ledger.post_charges, ledger.grant_credits, ledger.collect, ledger.set_credit_limit, ledger.adjust,
-    ledger.correct_charge,
+    ledger.post_charges, ledger.grant_credits, ledger.collect, ledger.set_credit_limit,
+    ledger.correct_charge, ledger.write_off_charge, ledger.write_off_chargebacks, ledger.write_off_clawback,
+    ledger.propose_adjustment, ledger.approve_adjustment, ledger.reject_adjustment,
     ledger.debit_payout, ledger.complete_payout, ledger.return_payout, ledger.reverse_payout,
     ledger.reverse_purchase, ledger.reinstate_purchase, ledger.record_processor_fee,
     ledger.freeze_payouts, ledger.freeze_customer,

@@ -1,0 +1,28 @@
+"""Write-offs, adjustments that another operator approves, dispute windows; and the functions that move money.
+
+Revision ID: 0009
+Revises: 0006
+"""
+
+from pathlib import Path
+
+from alembic import op
+
+from services.kit.migrations import execute_sql_file
+from services.ledger.migrations.functions import replace_functions
+
+revision = "0009"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+_SQL = Path(__file__).parent.parent / "sql"
+
+
+def upgrade() -> None:
+    execute_sql_file(op, _SQL / "0009_write_offs_tables.sql")
+    replace_functions(op)
+
+
+def downgrade() -> None:
+    raise RuntimeError("the write-offs are never dropped: restore a backup instead")

@@ -1,7 +1,7 @@
 """Saying things in messages that are there already.
 
 A message that is handed to the constructor of another one is copied into it, with all that is in it, and an
-amount deep inside an answer once per level. Answers that are made by the thousand are filled in place instead,
+amount deep inside an answer once per level. Answers that are made by the thousand are filled in place,
 which takes a quarter of the time.
 """
 

@@ -10,7 +10,6 @@ _FOLDER: Final = Path(__file__).parent / "sql" / "functions"
 _FILES: Final = (
     "common",
     "charges",
-    "charge_inserts",
     "claims",
     "funding",
     "leases",

@@ -43,9 +43,14 @@ def new_id(prefix: str, *, clock: Clock = _SYSTEM_CLOCK) -> str:
     return f"{prefix}_{_ulid(clock.now(), os.urandom(10))}"
 
 
+def is_id(value: str, prefix: str) -> bool:
+    """Whether `value` is a well-formed id of this prefix."""
+    return _pattern(prefix).fullmatch(value) is not None
+
+
 def check_id(value: str, prefix: str, *, field: str) -> str:
     """`value`, if it is a well-formed id of this prefix; raises InvalidArgument naming `field` otherwise."""
-    if not _pattern(prefix).fullmatch(value):
+    if not is_id(value, prefix):
         raise InvalidArgument.of(
             field,
             f"must be {prefix}_ followed by 1 to 59 letters, digits, '_', '.' or '-', "

@@ -93,14 +93,14 @@ class ChargeIntent:
 def check(intent: ChargeIntent, now: datetime) -> None:
     """Raise InvalidArgument with every malformed field of an intent."""
     violations = Violations()
-    violations.check(ids.check_id, intent.customer_id, ids.CUSTOMER, field="customer_id")
+    violations.check_id(intent.customer_id, ids.CUSTOMER, "customer_id")
     violations.check(ids.check_workflow_id, intent.workflow_id)
     violations.require(0 <= intent.ordinal <= MAX_ORDINAL, "ordinal", "must not be negative")
     violations.check(check_currency, intent.currency_code, field="gross.currency_code")
     violations.check(check_amount, intent.gross, field="gross.amount_micros", minimum=0)
     _check_payees(violations, intent.payees)
     violations.require(intent.occur_time <= now + MAX_CLOCK_SKEW, "occur_time", "must not be in the future")
-    violations.check(ids.check_id, intent.price_version_id, ids.PRICE_VERSION, field="price_version_id")
+    violations.check_id(intent.price_version_id, ids.PRICE_VERSION, "price_version_id")
     violations.require(
         len(intent.evidence_hash) in (0, SHA256_LENGTH), "evidence_hash", "must be a SHA-256, or empty"
     )
@@ -115,11 +115,15 @@ def _check_payees(violations: Violations, payees: tuple[Payee, ...]) -> None:
         len(organizations) == len(payees), "payees", "must name each organization at most once"
     )
     for number, payee in enumerate(payees):
+        if (
+            ids.is_id(payee.organization_id, ids.ORGANIZATION)
+            and ids.is_id(payee.agent_id, ids.AGENT)
+            and 1 <= payee.weight <= MAX_WEIGHT
+        ):
+            continue
         path = f"payees[{number}]"
-        violations.check(
-            ids.check_id, payee.organization_id, ids.ORGANIZATION, field=f"{path}.organization_id"
-        )
-        violations.check(ids.check_id, payee.agent_id, ids.AGENT, field=f"{path}.agent_id")
+        violations.check_id(payee.organization_id, ids.ORGANIZATION, f"{path}.organization_id")
+        violations.check_id(payee.agent_id, ids.AGENT, f"{path}.agent_id")
         violations.require(
             1 <= payee.weight <= MAX_WEIGHT, f"{path}.weight", f"must be from 1 to {MAX_WEIGHT}"
         )

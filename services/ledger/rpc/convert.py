@@ -40,7 +40,9 @@ COMPONENT_TO_PROTO = {
     component: charge_pb2.ChargeComponent.Value(f"CHARGE_COMPONENT_{component.name}")
     for component in ChargeComponent
 }
-_COMPONENTS = frozenset(COMPONENT_TO_PROTO.values())
+_COMPONENT_FROM_PROTO: Mapping[int, ChargeComponent] = {
+    number: component for component, number in COMPONENT_TO_PROTO.items()
+}
 
 
 def kind_from_proto(number: int, field: str) -> AccountKind:
@@ -64,20 +66,22 @@ def type_to_proto(type: TransactionType) -> transaction_pb2.TransactionType.Valu
 
 def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
     """An intent as it was sent; domain.charges.check judges what needs no contract to be judged."""
-    if message.component not in _COMPONENTS:
+    component = _COMPONENT_FROM_PROTO.get(message.component)
+    if component is None:
         raise InvalidArgument.of("component", "must be a known component")
     if len(message.payees) > MAX_PAYEES:
         # Before they are taken apart: there may be a hundred thousand.
         raise InvalidArgument.of("payees", f"must be one to {MAX_PAYEES}")
     if not message.HasField("gross"):
         raise InvalidArgument.of("gross", "is required")
+    gross = message.gross
     return ChargeIntent(
         customer_id=message.customer_id,
         workflow_id=message.workflow_id,
-        component=ChargeComponent(message.component),
+        component=component,
         ordinal=message.ordinal,
-        currency_code=message.gross.currency_code,
-        gross=message.gross.amount_micros,
+        currency_code=gross.currency_code,
+        gross=gross.amount_micros,
         payees=tuple(
             [Payee(payee.organization_id, payee.agent_id, payee.weight) for payee in message.payees]
         ),

@@ -18,6 +18,7 @@ from rich.console import Console
 from bench import machine
 from bench.contestants import Contestant, UnexpectedAnswerError, contestants
 from bench.feeds import feed_catchup, open_feeds
+from bench.growth import feed, fill, ledger_growth
 from bench.http_client import HttpError
 from bench.payouts import (
     HOT_ORGANIZATION,
@@ -30,6 +31,7 @@ from bench.payouts import (
     payouts_contestants,
     settings,
 )
+from bench.replicas import open_twins, twin_of, twins_contestants
 from bench.reports import (
     MAX_EXPORT_ROWS,
     SMALL_EARNINGS,
@@ -40,12 +42,15 @@ from bench.reports import (
 )
 from bench.results import (
     EXPORT,
+    FEED,
     FEED_CATCHUP,
     GROUPS,
+    LEDGER_GROWTH,
     NAMES,
     PAYOUT_RUN,
     PAYOUTS_GROUPS,
     REPORTS_GROUPS,
+    TWINS_GROUPS,
     Comparison,
     Result,
     compare,
@@ -70,6 +75,8 @@ _MAX_ORGANIZATIONS: Final = 99_999
 _MAX_CONCURRENCY: Final = 256
 _MAX_EVENTS: Final = 1_000_000
 _MAX_EARNINGS: Final = 10_000_000
+_MIN_ENTRIES: Final = 400_000
+_MAX_ENTRIES: Final = 20_000_000
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,6 +99,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=1_000_000,
         help="stored for reports; exported up to a million (default 1,000,000; the bars are for 10,000,000)",
     )
+    parser.add_argument(
+        "--entries",
+        type=int,
+        default=1_000_000,
+        help="stored for ledger_growth and feed (default 1,000,000; the bar is for 10,000,000)",
+    )
     parser.add_argument("--json", type=Path, default=_OUT, help="where to write the results")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.names) - set(NAMES):
@@ -106,6 +119,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"events are 1,000 to {_MAX_EVENTS:,}")
     if not SMALL_EARNINGS <= arguments.earnings <= _MAX_EARNINGS:
         parser.error(f"earnings are {SMALL_EARNINGS:,} to {_MAX_EARNINGS:,}")
+    if not _MIN_ENTRIES <= arguments.entries <= _MAX_ENTRIES:
+        parser.error(f"entries are {_MIN_ENTRIES:,} to {_MAX_ENTRIES:,}")
     return arguments
 
 
@@ -189,6 +204,45 @@ async def _run(arguments: argparse.Namespace, stack: Stack, console: Console) ->
         return await measure(world, arguments.names or NAMES, runner, conditions)
 
 
+async def _run_twins(
+    arguments: argparse.Namespace, stack: Stack, twin: Stack, console: Console
+) -> list[Result]:
+    console.print("registering parties, granting credits, publishing prices")
+    async with open_world(stack, stack.directory) as world, open_twins(world, twin) as (one, other):
+        conditions = await _conditions(arguments, world, stack.directory)
+        console.print_json(data=conditions)
+        runner = Runner(one, rounds=arguments.rounds, seconds=arguments.seconds, say=console.print)
+        charges = await world.count("SELECT count(*) FROM ledger.charge")
+        events = await world.count("SELECT count(*) FROM metering.usage_event")
+        chosen = arguments.names or NAMES
+        every = twins_contestants(one, other)
+        results, records = await _compare(TWINS_GROUPS, every, chosen, runner, conditions)
+        await check_books(world, records, charges, events)
+        return results
+
+
+async def _run_growth(arguments: argparse.Namespace, stack: Stack, console: Console) -> list[Result]:
+    console.print("registering parties, granting credits, publishing prices")
+    async with open_world(stack, stack.directory) as world:
+        conditions = await _conditions(arguments, world, stack.directory)
+        console.print_json(data=conditions)
+        runner = Runner(world, rounds=arguments.rounds, seconds=arguments.seconds, say=console.print)
+        chosen = arguments.names or NAMES
+        results: list[Result] = []
+
+        async def grow() -> None:
+            seconds = await fill(world, arguments.entries, console.print)
+            conditions["fill_seconds"] = round(seconds, 1)
+
+        if LEDGER_GROWTH in chosen:
+            results.append(await ledger_growth(world, runner, grow, conditions))
+        else:
+            await grow()
+        if FEED in chosen:
+            results.append(await feed(world, arguments.rounds, conditions, console.print))
+        return results
+
+
 async def _run_payouts(
     arguments: argparse.Namespace, stack: Stack, server: ChildProcess, console: Console
 ) -> list[Result]:
@@ -248,6 +302,21 @@ def _measure_all(arguments: argparse.Namespace, console: Console) -> list[Result
             Stack(Path(folder), found, services=("ledger", "metering")) as stack,
         ):
             results += asyncio.run(_run(arguments, stack, console))
+    if chosen & set(names_of(TWINS_GROUPS)):
+        with (
+            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
+            stores() as found,
+            Stack(Path(folder) / "one", found, services=("ledger", "metering")) as stack,
+            twin_of(stack, found, Path(folder) / "other") as twin,
+        ):
+            results += asyncio.run(_run_twins(arguments, stack, twin, console))
+    if chosen & {LEDGER_GROWTH, FEED}:
+        with (
+            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
+            stores() as found,
+            Stack(Path(folder), found, services=("ledger", "metering")) as stack,
+        ):
+            results += asyncio.run(_run_growth(arguments, stack, console))
     if chosen & {*names_of(PAYOUTS_GROUPS), PAYOUT_RUN}:
         with (
             tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,

@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +41,24 @@ class CpuClock:
 class Processes:
     """The processes that take part, by name; each counts with its children."""
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
+    def __init__(self, pids: Mapping[str, int], twins: Sequence[tuple[str, int]] = ()) -> None:
         self._pids = dict(pids)
+        self._twins = tuple(twins)
 
     def with_process(self, name: str, pid: int) -> Processes:
         """These and one more."""
-        return Processes({**self._pids, name: pid})
+        return Processes({**self._pids, name: pid}, self._twins)
+
+    def with_twin(self, name: str, pid: int) -> Processes:
+        """These and a second process of this name, whose CPU is added to that of the first."""
+        return Processes(self._pids, (*self._twins, (name, pid)))
 
     def cpu(self) -> CpuClock:
         """CPU seconds used so far. "client" is the caller itself."""
         children = _children()
-        used = {name: sum(_cpu_of_tree(pid, children)) for name, pid in self._pids.items()}
+        used = dict.fromkeys(self._pids, 0.0)
+        for name, pid in (*self._pids.items(), *self._twins):
+            used[name] += sum(_cpu_of_tree(pid, children))
         own = resource.getrusage(resource.RUSAGE_SELF)
         used["client"] = own.ru_utime + own.ru_stime
         return CpuClock(used, _machine_cpu(), time.perf_counter())

@@ -74,6 +74,14 @@ REPORTS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
     (Comparison("report_top_customers", "report_top_customers_small", _TAIL),),
     (Comparison("page_dashboard", None, _TAIL),),
 )
+# On a ledger with a long history.
+LEDGER_GROWTH: Final = "ledger_growth"
+FEED: Final = "feed"
+# On two processes of each service.
+TWINS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
+    (Comparison("two_processes_ledger", "one_ledger", "calls/s"),),
+    (Comparison("two_processes_metering", "one_metering", "calls/s"),),
+)
 FEED_CATCHUP: Final = "feed_catchup"
 EXPORT: Final = "export"
 
@@ -85,6 +93,9 @@ def names_of(groups: Sequence[Sequence[Comparison]]) -> tuple[str, ...]:
 
 NAMES: Final = (
     *names_of(GROUPS),
+    *names_of(TWINS_GROUPS),
+    LEDGER_GROWTH,
+    FEED,
     *names_of(PAYOUTS_GROUPS),
     PAYOUT_RUN,
     FEED_CATCHUP,

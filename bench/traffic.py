@@ -36,7 +36,7 @@ class Traffic:
     """
 
     def __init__(self, price_version_id: str) -> None:
-        self._price_version_id = price_version_id
+        self.price_version_id = price_version_id
         self._numbers = count()
         self._customers = cycle(CUSTOMERS)
         self._organizations = cycle(ORGANIZATIONS)
@@ -55,7 +55,7 @@ class Traffic:
                 gross=Money(currency_code=CURRENCY, amount_micros=10_000 + number % 1000),
                 payees=[Payee(organization_id=payee, agent_id=agent_of(payee), weight=1)],
                 occur_time=occur_time,
-                price_version_id=self._price_version_id,
+                price_version_id=self.price_version_id,
             )
 
     def events(self) -> Iterator[UsageEvent]:

@@ -7,7 +7,7 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -138,6 +138,14 @@ class World(Suite):
     noop_ledger: LedgerServiceAsyncStub
     noop_metering: MeteringServiceAsyncStub
     traffic: Traffic
+    service_key: str = field(repr=False)
+    host_key: str = field(repr=False)
+
+    async def calling(self, stack: Stack, cleanup: AsyncExitStack) -> World:
+        """The same world, seen by callers of another suite over the same stores."""
+        ledger = await cleanup.enter_async_context(connect(stack.endpoints.ledger, self.service_key))
+        metering = await cleanup.enter_async_context(connect(stack.endpoints.metering, self.host_key))
+        return replace(self, ledger=LedgerServiceStub(ledger), metering=MeteringServiceStub(metering))
 
 
 @asynccontextmanager
@@ -176,6 +184,8 @@ async def open_world(stack: Stack, folder: Path) -> AsyncIterator[World]:
             noop_ledger=LedgerServiceStub(await channel(address, service)),
             noop_metering=MeteringServiceStub(await channel(address, host)),
             traffic=traffic,
+            service_key=service,
+            host_key=host,
             processes=_processes(stack, noop_server, admin),
             database_url=stack.endpoints.database_url,
             # Of folder, sequencer and confirmations.

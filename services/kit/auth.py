@@ -182,9 +182,13 @@ class CachedAuthenticator:
         self._lookups: dict[bytes, asyncio.Task[Principal | None]] = {}
 
     async def authenticate(self, api_key: str) -> Principal:
-        parse_api_key(api_key)
         key_hash = hash_api_key(api_key)
-        principal = await self._find(key_hash)
+        known = self._known.get(key_hash, self._monotonic())
+        if known is not None:
+            principal: Principal | None = known.value
+        else:
+            parse_api_key(api_key)
+            principal = await self._find(key_hash)
         if principal is None:
             raise Unauthenticated("the API key is unknown, revoked or expired")
         if principal.expires_at is not None and principal.expires_at <= self._clock.now():

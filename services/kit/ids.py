@@ -7,10 +7,11 @@ same id, always.
 """
 
 import hashlib
-import json
 import os
 import re
 from datetime import datetime
+from functools import cache
+from json.encoder import encode_basestring_ascii as quote
 
 from services.kit.clock import Clock, SystemClock
 from services.kit.errors import InvalidArgument
@@ -32,13 +33,11 @@ PAYOUT = "po"
 PURCHASE = "pur"
 AUDIT = "aud"
 
-_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}")
+_SUFFIX = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}"
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _DERIVED_DIGITS = 32
 _SYSTEM_CLOCK = SystemClock()
-# Made once: json.dumps would make an encoder for every call, which takes longer than encoding.
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 def new_id(prefix: str, *, clock: Clock = _SYSTEM_CLOCK) -> str:
@@ -46,16 +45,25 @@ def new_id(prefix: str, *, clock: Clock = _SYSTEM_CLOCK) -> str:
     return f"{prefix}_{_ulid(clock.now(), os.urandom(10))}"
 
 
+def is_id(value: str, prefix: str) -> bool:
+    """Whether `value` is a well-formed id of this prefix."""
+    return _pattern(prefix).fullmatch(value) is not None
+
+
 def check_id(value: str, prefix: str, *, field: str) -> str:
     """`value`, if it is a well-formed id of this prefix; raises InvalidArgument naming `field` otherwise."""
-    head, _, suffix = value.partition("_")
-    if head != prefix or not _SUFFIX.fullmatch(suffix):
+    if not is_id(value, prefix):
         raise InvalidArgument.of(
             field,
             f"must be {prefix}_ followed by 1 to 59 letters, digits, '_', '.' or '-', "
             "the first a letter or digit",
         )
     return value
+
+
+@cache
+def _pattern(prefix: str) -> re.Pattern[str]:
+    return re.compile(f"{prefix}_{_SUFFIX}")
 
 
 def check_workflow_id(value: str, *, field: str = "workflow_id") -> str:
@@ -73,8 +81,9 @@ def derive_id(prefix: str, *key: str | int) -> str:
 
     128 bits of a SHA-256 over the JSON array of the parts, which no two different keys share.
     """
-    canonical = _to_json(key).encode()
-    return f"{prefix}_{hashlib.sha256(canonical).hexdigest()[:_DERIVED_DIGITS]}"
+    # What json.dumps writes without spaces, in half of its time.
+    canonical = ",".join([quote(part) if isinstance(part, str) else str(part) for part in key])
+    return f"{prefix}_{hashlib.sha256(f'[{canonical}]'.encode()).hexdigest()[:_DERIVED_DIGITS]}"
 
 
 def charge_id(customer_id: str, workflow_id: str, component: str, ordinal: int) -> str:

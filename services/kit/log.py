@@ -1,5 +1,6 @@
 """JSON log lines on standard error, one per event, each carrying the id of the request it was written in."""
 
+import json
 import logging
 import sys
 from contextvars import ContextVar
@@ -9,6 +10,9 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+
+# Made once: json.dumps would make an encoder for every line.
+_encode: Final = json.JSONEncoder(default=repr).encode
 
 # The request being served by the current task; "" outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -24,14 +28,13 @@ def configure(level: str = "info") -> None:
     """Set up logging for the process, for our own events and for those of libraries alike."""
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         _add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer()],
+        processors=[*shared, _to_json],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=_StandardError,
     )
@@ -41,7 +44,7 @@ def configure(level: str = "info") -> None:
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
+                _to_json,
             ],
         )
     )
@@ -53,6 +56,10 @@ def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     if current := request_id.get():
         event.setdefault("request_id", current)
     return event
+
+
+def _to_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return _encode(event)
 
 
 class _StandardError:

@@ -163,8 +163,8 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         workers += [credits.teller(_VALKEY_INTERVAL), gate.teller(_VALKEY_INTERVAL)]
         recharger = _open_recharger(config, ledger, credits, cleanup)
         watch = _nobody_watches if recharger is None else recharger.seen
-        # One run at a time: the more events gather in a run, the less each of them costs.
-        meter = Coalescer[Report, Metered](pipeline.run).submit
+        # One run at a time, then a pause: the more events gather in a run, the less each of them costs.
+        meter = Coalescer[Report, Metered](pipeline.run, patience=1.0).submit
         reservations = Reservations(
             credits=credits, gate=gate, terms=terms, signer=signer, clock=clock, meter=meter, watch=watch
         )

@@ -25,7 +25,8 @@ class Sequencer:
         """Sequence some of what waits; whether more may be waiting."""
 
         async def sequence() -> int:
-            async with self._writer.hot() as connection:
+            async with self._writer.call() as connection:
                 return await usage_feed.sequence(connection, _LIMIT)
 
-        return await retry_transaction(sequence) == _LIMIT
+        # Idempotent in that a second run goes on where the first one ended.
+        return await retry_transaction(sequence, idempotent=True) == _LIMIT

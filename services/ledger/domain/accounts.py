@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 PLATFORM_OWNER = "platform"
 DEFAULT_CURRENCY = "USD"
@@ -98,8 +99,7 @@ class HeldCredits:
     outcomes: int
 
 
-@dataclass(frozen=True, slots=True)
-class CustomerBalance:
+class CustomerBalance(NamedTuple):
     """What a customer has and owes in one currency."""
 
     customer_id: str

@@ -1,10 +1,11 @@
 """Charges for finished work: what is asked for, what is valid, and what was posted. Amounts are micros."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
+from json.encoder import encode_basestring_ascii as quote
+from typing import NamedTuple
 
 from services.kit import ids
 from services.kit.money import check_amount, check_currency
@@ -26,9 +27,6 @@ SHA256_LENGTH = 32
 # How far the clock of another service may be ahead of ours before we call its time the future.
 MAX_CLOCK_SKEW = timedelta(minutes=5)
 
-# Made once: json.dumps would make an encoder for every call, which takes longer than encoding.
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
-
 
 class ChargeComponent(IntEnum):
     """Which part of a run a charge is for; the numbers are those of the contract and of the database."""
@@ -37,8 +35,7 @@ class ChargeComponent(IntEnum):
     OUTCOME = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Payee:
+class Payee(NamedTuple):
     """An organization that earns from a charge, by its agent, in proportion to its weight."""
 
     organization_id: str
@@ -81,32 +78,29 @@ class ChargeIntent:
 
         It is stored for ever, so its form never changes; a new field that matters starts a new version.
         """
-        content = (
-            "charge/1",
-            self.customer_id,
-            self.workflow_id,
-            int(self.component),
-            self.ordinal,
-            self.currency_code,
-            self.gross,
-            [(payee.organization_id, payee.agent_id, payee.weight) for payee in self.payees],
-            self.occur_time.isoformat(),
-            self.price_version_id,
+        payees = ",".join(
+            [f"[{quote(one.organization_id)},{quote(one.agent_id)},{one.weight}]" for one in self.payees]
         )
-        return hashlib.sha256(_to_json(content).encode()).digest()
+        # A JSON array as json.dumps writes it without spaces, in half of its time.
+        content = (
+            f'["charge/1",{quote(self.customer_id)},{quote(self.workflow_id)},{self.component:d},{self.ordinal},'
+            f"{quote(self.currency_code)},{self.gross},[{payees}],"
+            f"{quote(self.occur_time.isoformat())},{quote(self.price_version_id)}]"
+        )
+        return hashlib.sha256(content.encode()).digest()
 
 
 def check(intent: ChargeIntent, now: datetime) -> None:
     """Raise InvalidArgument with every malformed field of an intent."""
     violations = Violations()
-    violations.check(ids.check_id, intent.customer_id, ids.CUSTOMER, field="customer_id")
+    violations.check_id(intent.customer_id, ids.CUSTOMER, "customer_id")
     violations.check(ids.check_workflow_id, intent.workflow_id)
     violations.require(0 <= intent.ordinal <= MAX_ORDINAL, "ordinal", "must not be negative")
     violations.check(check_currency, intent.currency_code, field="gross.currency_code")
     violations.check(check_amount, intent.gross, field="gross.amount_micros", minimum=0)
     _check_payees(violations, intent.payees)
     violations.require(intent.occur_time <= now + MAX_CLOCK_SKEW, "occur_time", "must not be in the future")
-    violations.check(ids.check_id, intent.price_version_id, ids.PRICE_VERSION, field="price_version_id")
+    violations.check_id(intent.price_version_id, ids.PRICE_VERSION, "price_version_id")
     violations.require(
         len(intent.evidence_hash) in (0, SHA256_LENGTH), "evidence_hash", "must be a SHA-256, or empty"
     )
@@ -121,18 +115,21 @@ def _check_payees(violations: Violations, payees: tuple[Payee, ...]) -> None:
         len(organizations) == len(payees), "payees", "must name each organization at most once"
     )
     for number, payee in enumerate(payees):
+        if (
+            ids.is_id(payee.organization_id, ids.ORGANIZATION)
+            and ids.is_id(payee.agent_id, ids.AGENT)
+            and 1 <= payee.weight <= MAX_WEIGHT
+        ):
+            continue
         path = f"payees[{number}]"
-        violations.check(
-            ids.check_id, payee.organization_id, ids.ORGANIZATION, field=f"{path}.organization_id"
-        )
-        violations.check(ids.check_id, payee.agent_id, ids.AGENT, field=f"{path}.agent_id")
+        violations.check_id(payee.organization_id, ids.ORGANIZATION, f"{path}.organization_id")
+        violations.check_id(payee.agent_id, ids.AGENT, f"{path}.agent_id")
         violations.require(
             1 <= payee.weight <= MAX_WEIGHT, f"{path}.weight", f"must be from 1 to {MAX_WEIGHT}"
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Earning:
+class Earning(NamedTuple):
     """One payee's share of a charge: gross = net + platform_fee + processing_fee."""
 
     organization_id: str
@@ -156,8 +153,7 @@ class Earning:
         return self.corrected_net + self.corrected_platform_fee + self.corrected_processing_fee
 
 
-@dataclass(frozen=True, slots=True)
-class ChargePayment:
+class ChargePayment(NamedTuple):
     """How a charge stands; the amounts add up to its gross without what is corrected or written off."""
 
     from_credits: int
@@ -165,8 +161,7 @@ class ChargePayment:
     unpaid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """A charge as a reader may see it: without what is none of the reader's business."""
 
     charge_id: str
@@ -192,8 +187,7 @@ class Charge:
     written_off: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PostedCharge:
+class PostedCharge(NamedTuple):
     """The answer to an intent."""
 
     charge: Charge

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import ParamSpec
 
+from services.kit import ids
 from services.kit.errors import FieldViolation, InvalidArgument
 
 P = ParamSpec("P")
@@ -28,6 +29,10 @@ class Violations:
             self._found += error.field_violations
             return False
         return True
+
+    def check_id(self, value: str, prefix: str, field: str) -> bool:
+        """Note what is wrong with an id. Answers whether nothing is."""
+        return ids.is_id(value, prefix) or self.check(ids.check_id, value, prefix, field=field)
 
     def __bool__(self) -> bool:
         return bool(self._found)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from services.kit.errors import InvalidArgument
-from services.kit.times import time_from_proto, timestamp
+from services.kit.messages import set_money
+from services.kit.times import set_timestamp, time_from_proto, timestamp
 from services.ledger.domain.accounts import (
     Account,
     AccountKind,
@@ -19,6 +20,7 @@ from services.ledger.domain.charges import (
     Charge,
     ChargeComponent,
     ChargeIntent,
+    Earning,
     Payee,
     PostedCharge,
 )
@@ -38,7 +40,9 @@ COMPONENT_TO_PROTO = {
     component: charge_pb2.ChargeComponent.Value(f"CHARGE_COMPONENT_{component.name}")
     for component in ChargeComponent
 }
-_COMPONENTS = frozenset(COMPONENT_TO_PROTO.values())
+_COMPONENT_FROM_PROTO: Mapping[int, ChargeComponent] = {
+    number: component for component, number in COMPONENT_TO_PROTO.items()
+}
 
 
 def kind_from_proto(number: int, field: str) -> AccountKind:
@@ -62,21 +66,25 @@ def type_to_proto(type: TransactionType) -> transaction_pb2.TransactionType.Valu
 
 def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
     """An intent as it was sent; domain.charges.check judges what needs no contract to be judged."""
-    if message.component not in _COMPONENTS:
+    component = _COMPONENT_FROM_PROTO.get(message.component)
+    if component is None:
         raise InvalidArgument.of("component", "must be a known component")
     if len(message.payees) > MAX_PAYEES:
         # Before they are taken apart: there may be a hundred thousand.
         raise InvalidArgument.of("payees", f"must be one to {MAX_PAYEES}")
     if not message.HasField("gross"):
         raise InvalidArgument.of("gross", "is required")
+    gross = message.gross
     return ChargeIntent(
         customer_id=message.customer_id,
         workflow_id=message.workflow_id,
-        component=ChargeComponent(message.component),
+        component=component,
         ordinal=message.ordinal,
-        currency_code=message.gross.currency_code,
-        gross=message.gross.amount_micros,
-        payees=tuple(Payee(payee.organization_id, payee.agent_id, payee.weight) for payee in message.payees),
+        currency_code=gross.currency_code,
+        gross=gross.amount_micros,
+        payees=tuple(
+            [Payee(payee.organization_id, payee.agent_id, payee.weight) for payee in message.payees]
+        ),
         occur_time=time_from_proto(message, "occur_time"),
         price_version_id=message.price_version_id,
         evidence_hash=message.evidence_hash,
@@ -90,65 +98,63 @@ def intent_from_proto(message: charge_pb2.ChargeIntent) -> ChargeIntent:
 
 
 def charge_to_proto(charge: Charge) -> charge_pb2.Charge:
+    message = charge_pb2.Charge()
+    fill_charge(message, charge)
+    return message
+
+
+def fill_charge(message: charge_pb2.Charge, charge: Charge) -> None:
+    """Say a charge in a new message: see services.kit.messages."""
     currency = charge.currency_code
-
-    def money(amount: int) -> money_pb2.Money:
-        return money_pb2.Money(currency_code=currency, amount_micros=amount)
-
-    return charge_pb2.Charge(
-        charge_id=charge.charge_id,
-        customer_id=charge.customer_id,
-        workflow_id=charge.workflow_id,
-        component=COMPONENT_TO_PROTO[charge.component],
-        ordinal=charge.ordinal,
-        gross=money(charge.gross),
-        earnings=[
-            charge_pb2.Earning(
-                organization_id=earning.organization_id,
-                agent_id=earning.agent_id,
-                gross=money(earning.gross),
-                platform_fee=money(earning.platform_fee),
-                processing_fee=money(earning.processing_fee),
-                net=money(earning.net),
-                platform_fee_bps=earning.platform_fee_bps,
-                processing_fee_bps=earning.processing_fee_bps,
-                corrected=money(earning.corrected),
-                corrected_net=money(earning.corrected_net),
-            )
-            for earning in charge.earnings
-        ],
-        payment=None
-        if charge.payment is None
-        else charge_pb2.ChargePayment(
-            from_credits=money(charge.payment.from_credits),
-            from_receivable=money(charge.payment.receivable),
-            unpaid=money(charge.payment.unpaid),
-        ),
-        occur_time=timestamp(charge.occur_time),
-        create_time=timestamp(charge.create_time),
-        price_version_id=charge.price_version_id,
-        evidence_hash=charge.evidence_hash,
-        transaction_id=charge.transaction_id,
-        reservation_id=charge.reservation_id,
-        captured=money(charge.captured) if charge.reservation_id else None,
-        corrected=money(charge.corrected),
-        written_off=None if charge.payment is None else money(charge.written_off),
-    )
+    message.charge_id = charge.charge_id
+    message.customer_id = charge.customer_id
+    message.workflow_id = charge.workflow_id
+    message.component = COMPONENT_TO_PROTO[charge.component]
+    message.ordinal = charge.ordinal
+    set_money(message.gross, currency, charge.gross)
+    for earning in charge.earnings:
+        _fill_earning(message.earnings.add(), currency, earning)
+    if charge.payment is not None:
+        payment = message.payment
+        set_money(payment.from_credits, currency, charge.payment.from_credits)
+        set_money(payment.from_receivable, currency, charge.payment.receivable)
+        set_money(payment.unpaid, currency, charge.payment.unpaid)
+    set_timestamp(message.occur_time, charge.occur_time)
+    set_timestamp(message.create_time, charge.create_time)
+    message.price_version_id = charge.price_version_id
+    message.evidence_hash = charge.evidence_hash
+    message.transaction_id = charge.transaction_id
+    if charge.reservation_id:
+        message.reservation_id = charge.reservation_id
+        set_money(message.captured, currency, charge.captured)
+    set_money(message.corrected, currency, charge.corrected)
+    if charge.payment is not None:
+        set_money(message.written_off, currency, charge.written_off)
 
 
-def posted_to_proto(posted: PostedCharge) -> ledger_service_pb2.PostedCharge:
-    return ledger_service_pb2.PostedCharge(
-        charge=charge_to_proto(posted.charge),
-        balance=credits_convert.customer_balance_to_proto(posted.balance),
-        duplicate=posted.duplicate,
-        evidence_differs=posted.evidence_differs,
-        reservation=None
-        if posted.reservation is None
-        else credits_convert.ended_to_proto(posted.reservation),
-        outcome_hold=None
-        if posted.outcome_hold is None
-        else credits_convert.hold_to_proto(posted.outcome_hold),
-    )
+def _fill_earning(message: charge_pb2.Earning, currency: str, earning: Earning) -> None:
+    message.organization_id = earning.organization_id
+    message.agent_id = earning.agent_id
+    set_money(message.gross, currency, earning.gross)
+    set_money(message.platform_fee, currency, earning.platform_fee)
+    set_money(message.processing_fee, currency, earning.processing_fee)
+    set_money(message.net, currency, earning.net)
+    message.platform_fee_bps = earning.platform_fee_bps
+    message.processing_fee_bps = earning.processing_fee_bps
+    set_money(message.corrected, currency, earning.corrected)
+    set_money(message.corrected_net, currency, earning.corrected_net)
+
+
+def fill_posted(message: ledger_service_pb2.PostedCharge, posted: PostedCharge) -> None:
+    """Say what became of an intent in a new message."""
+    fill_charge(message.charge, posted.charge)
+    credits_convert.fill_customer_balance(message.balance, posted.balance)
+    message.duplicate = posted.duplicate
+    message.evidence_differs = posted.evidence_differs
+    if posted.reservation is not None:
+        message.reservation.CopyFrom(credits_convert.ended_to_proto(posted.reservation))
+    if posted.outcome_hold is not None:
+        message.outcome_hold.CopyFrom(credits_convert.hold_to_proto(posted.outcome_hold))
 
 
 def earnings_balance_to_proto(balance: EarningsBalance) -> account_pb2.EarningsBalance:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from services.kit.errors import InvalidArgument
+from services.kit.messages import set_money
 from services.kit.times import optional_time_from_proto, time_from_proto, timestamp
 from services.ledger.domain.accounts import CustomerBalance
 from services.ledger.domain.credits import (
@@ -162,27 +163,29 @@ def released_to_proto(released: ReleasedReservation) -> credit_service_pb2.Relea
 
 
 def customer_balance_to_proto(balance: CustomerBalance) -> account_pb2.CustomerBalance:
+    message = account_pb2.CustomerBalance()
+    fill_customer_balance(message, balance)
+    return message
+
+
+def fill_customer_balance(message: account_pb2.CustomerBalance, balance: CustomerBalance) -> None:
+    """Say a balance in a new message."""
     currency, held = balance.currency_code, balance.held_credits
-    return account_pb2.CustomerBalance(
-        customer_id=balance.customer_id,
-        available=_money(currency, balance.available),
-        held=_money(currency, balance.held),
-        receivable=_money(currency, balance.receivable),
-        unpaid=_money(currency, balance.unpaid),
-        credit_limit=_money(currency, balance.credit_limit),
-        held_credits=None
-        if held is None
-        else account_pb2.HeldCredits(
-            leased=_money(currency, held.leased),
-            lease_epoch=held.lease_epoch,
-            draining=_money(currency, held.draining),
-            runs=_money(currency, held.runs),
-            outcomes=_money(currency, held.outcomes),
-        ),
-        held_receivable=_money(currency, balance.held_receivable),
-        chargebacks=_money(currency, balance.chargebacks),
-        frozen=balance.frozen,
-    )
+    message.customer_id = balance.customer_id
+    set_money(message.available, currency, balance.available)
+    set_money(message.held, currency, balance.held)
+    set_money(message.receivable, currency, balance.receivable)
+    set_money(message.unpaid, currency, balance.unpaid)
+    set_money(message.credit_limit, currency, balance.credit_limit)
+    if held is not None:
+        set_money(message.held_credits.leased, currency, held.leased)
+        message.held_credits.lease_epoch = held.lease_epoch
+        set_money(message.held_credits.draining, currency, held.draining)
+        set_money(message.held_credits.runs, currency, held.runs)
+        set_money(message.held_credits.outcomes, currency, held.outcomes)
+    set_money(message.held_receivable, currency, balance.held_receivable)
+    set_money(message.chargebacks, currency, balance.chargebacks)
+    message.frozen = balance.frozen
 
 
 def _money(currency_code: str, amount: int) -> money_pb2.Money:

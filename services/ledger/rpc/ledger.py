@@ -1,7 +1,6 @@
 """LedgerService: each RPC opens one database transaction, or one coalesced batch of calls does."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from services.kit import ids
 from services.kit.auth import Principal, current_principal
@@ -57,7 +56,9 @@ class LedgerService(
     ) -> ledger_service_pb2.PostChargeResponse:
         intent = self._intent(request.intent)
         posted = await self._coalescer.submit((intent, current_principal().api_key_id))
-        return ledger_service_pb2.PostChargeResponse(posted=convert.posted_to_proto(posted))
+        response = ledger_service_pb2.PostChargeResponse()
+        convert.fill_posted(response.posted, posted)
+        return response
 
     async def PostCharges(
         self, request: ledger_service_pb2.PostChargesRequest, context: Context
@@ -66,7 +67,10 @@ class LedgerService(
             raise InvalidArgument.of("intents", f"must be one to {MAX_CHARGES_PER_CALL}")
         intents = [self._try_intent(message) for message in request.intents]
         verdicts = await self._post(intents, current_principal().api_key_id)
-        return ledger_service_pb2.PostChargesResponse(verdicts=[_verdict_to_proto(one) for one in verdicts])
+        response = ledger_service_pb2.PostChargesResponse()
+        for verdict in verdicts:
+            _fill_verdict(response.verdicts.add(), verdict)
+        return response
 
     def _intent(self, message: charge_pb2.ChargeIntent) -> ChargeIntent:
         intent = convert.intent_from_proto(message)
@@ -281,10 +285,11 @@ class LedgerService(
         )
 
 
-def _verdict_to_proto(verdict: Verdict) -> ledger_service_pb2.ChargeVerdict:
+def _fill_verdict(message: ledger_service_pb2.ChargeVerdict, verdict: Verdict) -> None:
     if isinstance(verdict, TallystickError):
-        return ledger_service_pb2.ChargeVerdict(error=to_item_error(verdict))
-    return ledger_service_pb2.ChargeVerdict(posted=convert.posted_to_proto(verdict))
+        message.error.CopyFrom(to_item_error(verdict))
+    else:
+        convert.fill_posted(message.posted, verdict)
 
 
 def _repeated(intent: ChargeIntent, first: ChargeIntent, verdict: Verdict) -> Verdict | None:
@@ -299,8 +304,8 @@ def _repeated(intent: ChargeIntent, first: ChargeIntent, verdict: Verdict) -> Ve
     if (intent.reservation, intent.outcome_hold) != (first.reservation, first.outcome_hold):
         # What became of its own reservation, only the database knows.
         return None
-    return replace(
-        verdict, duplicate=True, evidence_differs=intent.evidence_hash != verdict.charge.evidence_hash
+    return verdict._replace(
+        duplicate=True, evidence_differs=intent.evidence_hash != verdict.charge.evidence_hash
     )
 
 

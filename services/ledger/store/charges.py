@@ -119,8 +119,18 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
         return unknown_party(row.unknown_id)
     if row.status == "reused":
         return key_reused(intent.charge_id)
-    # By leg: net, platform fee and processing fee of each payee.
-    corrected = row.corrected_legs or [0] * (3 * len(intent.payees))
+    shares = [
+        row.payee_gross,
+        row.platform_fees,
+        row.processing_fees,
+        row.platform_fee_bps,
+        row.processing_fee_bps,
+    ]
+    corrected = 0
+    if row.corrected_legs is not None:
+        # By leg: net, platform fee and processing fee of each payee.
+        shares += [row.corrected_legs[0::3], row.corrected_legs[1::3], row.corrected_legs[2::3]]
+        corrected = sum(row.corrected_legs)
     charge = Charge(
         charge_id=intent.charge_id,
         customer_id=intent.customer_id,
@@ -130,22 +140,13 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
         currency_code=intent.currency_code,
         gross=intent.gross,
         earnings=tuple(
-            Earning(payee.organization_id, payee.agent_id, *amounts)
-            for payee, *amounts in zip(
-                intent.payees,
-                row.payee_gross,
-                row.platform_fees,
-                row.processing_fees,
-                row.platform_fee_bps,
-                row.processing_fee_bps,
-                corrected[0::3],
-                corrected[1::3],
-                corrected[2::3],
-                strict=True,
-            )
+            [
+                Earning(payee.organization_id, payee.agent_id, *amounts)
+                for payee, amounts in zip(intent.payees, zip(*shares, strict=True), strict=True)
+            ]
         ),
         payment=ChargePayment(
-            from_credits=intent.gross - sum(corrected) - row.written_off - row.receivable - row.unpaid,
+            from_credits=intent.gross - corrected - row.written_off - row.receivable - row.unpaid,
             receivable=row.receivable,
             unpaid=row.unpaid,
         ),
@@ -156,7 +157,7 @@ def _verdict(intent: ChargeIntent, row: Any) -> PostedCharge | TallystickError:
         transaction_id=row.transaction_id,
         reservation_id=row.reservation_id,
         captured=row.captured_credits + row.captured_receivable,
-        corrected=sum(corrected),
+        corrected=corrected,
         written_off=row.written_off,
     )
     return PostedCharge(

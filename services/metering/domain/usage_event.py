@@ -105,7 +105,9 @@ def violations(event: UsageEvent, now: datetime) -> list[FieldViolation]:
 
     _check_identity(event, refuse)
     for name, limit in _TEXT_LIMITS.items():
-        _check_text(name, getattr(event, name), limit, refuse)
+        # Most are empty, which is always fine.
+        if text := getattr(event, name):
+            _check_text(name, text, limit, refuse)
     _check_text("usage.model", event.usage.model, _MAX_MODEL, refuse)
     for name, tokens in (
         ("usage.input_tokens", event.usage.input_tokens),

@@ -1,12 +1,14 @@
 """Between the contract and the domain: usage events and charges."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.errors import FieldViolation, InvalidArgument
+from services.kit.messages import set_money
+from services.kit.times import optional_time_from_proto, set_timestamp
 from services.metering.domain.claim import Claim, OutcomeHold
 from services.metering.domain.outcome import DeferredOutcome, OutcomeState
 from services.metering.domain.rating import RatedLine
@@ -24,11 +26,9 @@ from tallystick.metering.v1 import (
     charge_line_pb2,
     metering_service_pb2,
     outcome_pb2,
-    price_book_pb2,
     usage_pb2,
 )
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 OUTCOMES_TO_PROTO: Final = {
     Outcome.SUCCESS: usage_pb2.OUTCOME_SUCCESS,
     Outcome.FAILURE: usage_pb2.OUTCOME_FAILURE,
@@ -122,25 +122,28 @@ def event_to_proto(record: UsageRecord) -> usage_pb2.UsageEvent:
     return event
 
 
-def intent_to_proto(charge: IntendedCharge) -> charge_pb2.ChargeIntent:
-    """What the ledger is asked to post. It follows from the charge alone: asking again asks the same."""
-    intent = charge_pb2.ChargeIntent(
-        customer_id=charge.key.customer_id,
-        workflow_id=charge.key.workflow_id,
-        component=_COMPONENTS[charge.component],
-        ordinal=charge.key.ordinal,
-        gross=money_to_proto(charge.currency_code, charge.amount_micros),
-        payees=[charge_pb2.Payee(organization_id=charge.organization_id, agent_id=charge.agent_id, weight=1)],
-        occur_time=time_to_proto(charge.occur_time),
-        price_version_id=charge.price_version_id,
-        evidence_hash=charge.evidence_hash,
-    )
+def fill_intent(intent: charge_pb2.ChargeIntent, charge: IntendedCharge) -> None:
+    """Say in a new message what the ledger is asked to post.
+
+    It follows from the charge alone: asking again asks the same.
+    """
+    intent.customer_id = charge.key.customer_id
+    intent.workflow_id = charge.key.workflow_id
+    intent.component = _COMPONENTS[charge.component]
+    intent.ordinal = charge.key.ordinal
+    set_money(intent.gross, charge.currency_code, charge.amount_micros)
+    payee = intent.payees.add()
+    payee.organization_id = charge.organization_id
+    payee.agent_id = charge.agent_id
+    payee.weight = 1
+    set_timestamp(intent.occur_time, charge.occur_time)
+    intent.price_version_id = charge.price_version_id
+    intent.evidence_hash = charge.evidence_hash
     # Of what costs nothing nothing was reserved: such a claim only pins the price.
     if charge.claim is not None and charge.claim.amount_micros:
-        intent.reservation.CopyFrom(_claim_to_proto(charge.claim))
+        _fill_claim(intent.reservation, charge.claim)
     if charge.outcome_hold is not None:
         intent.outcome_hold.CopyFrom(_hold_to_proto(charge.outcome_hold, charge.currency_code))
-    return intent
 
 
 def release_to_proto(charge: IntendedCharge) -> credit_service_pb2.ReservationRelease:
@@ -169,20 +172,26 @@ def metered_to_proto(
     `available` is what the customer has left; None for a caller who may not know it.
     """
     intended = record.charge
-    return metering_service_pb2.MeteredEvent(
+    currency = intended.currency_code
+    metered = metering_service_pb2.MeteredEvent(
         charge_id=charge.charge_id,
         outcome_id=outcome_id(charge.charge_id),
-        price_charged=money_to_proto(intended.currency_code, intended.amount_micros),
-        lines=[line_to_proto(line, intended.currency_code) for line in record.lines],
         price_version_id=intended.price_version_id,
-        from_credits=charge.payment.from_credits,
-        from_receivable=charge.payment.from_receivable,
-        unpaid=charge.payment.unpaid,
-        available_balance=available,
         duplicate=duplicate,
         evidence_differs=evidence_differs,
-        deferred_outcome=None if record.deferred is None else deferred_to_proto(record.deferred),
     )
+    set_money(metered.price_charged, currency, intended.amount_micros)
+    for line in record.lines:
+        _fill_line(metered.lines.add(), line, currency)
+    payment = charge.payment
+    metered.from_credits.CopyFrom(payment.from_credits)
+    metered.from_receivable.CopyFrom(payment.from_receivable)
+    metered.unpaid.CopyFrom(payment.unpaid)
+    if available is not None:
+        metered.available_balance.CopyFrom(available)
+    if record.deferred is not None:
+        metered.deferred_outcome.CopyFrom(deferred_to_proto(record.deferred))
+    return metered
 
 
 def deferred_to_proto(deferred: DeferredOutcome) -> outcome_pb2.DeferredOutcome:
@@ -211,14 +220,17 @@ def deferred_to_proto(deferred: DeferredOutcome) -> outcome_pb2.DeferredOutcome:
 
 def line_to_proto(line: RatedLine, currency_code: str) -> charge_line_pb2.ChargeLine:
     """A line as it travels."""
-    return charge_line_pb2.ChargeLine(
-        component_name=line.component_name,
-        quantity=line.quantity,
-        unit_price=price_book_pb2.UnitPrice(
-            amount=line.unit_price.amount, per_units=line.unit_price.per_units
-        ),
-        amount=money_to_proto(currency_code, line.amount_micros),
-    )
+    message = charge_line_pb2.ChargeLine()
+    _fill_line(message, line, currency_code)
+    return message
+
+
+def _fill_line(message: charge_line_pb2.ChargeLine, line: RatedLine, currency_code: str) -> None:
+    message.component_name = line.component_name
+    message.quantity = line.quantity
+    message.unit_price.amount = line.unit_price.amount
+    message.unit_price.per_units = line.unit_price.per_units
+    set_money(message.amount, currency_code, line.amount_micros)
 
 
 def money_to_proto(currency_code: str, amount_micros: int) -> money_pb2.Money:
@@ -228,9 +240,9 @@ def money_to_proto(currency_code: str, amount_micros: int) -> money_pb2.Money:
 
 def time_to_proto(moment: datetime) -> Timestamp:
     """A moment as it travels."""
-    # Timestamp.FromDatetime takes seven times as long.
-    since = moment - _EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
+    message = Timestamp()
+    set_timestamp(message, moment)
+    return message
 
 
 def _message(malformed: Sequence[FieldViolation]) -> str:
@@ -239,23 +251,18 @@ def _message(malformed: Sequence[FieldViolation]) -> str:
 
 def _time(message: usage_pb2.UsageEvent, field: str, malformed: list[FieldViolation]) -> datetime | None:
     """The time in a field; None if it is unset, or `malformed`."""
-    if not message.HasField(field):  # type: ignore[arg-type]
-        return None
     try:
-        moment: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        malformed.append(FieldViolation(field, "is not a valid time"))
+        return optional_time_from_proto(message, field)
+    except InvalidArgument as error:
+        malformed += error.field_violations
         return None
-    return moment
 
 
-def _claim_to_proto(claim: Claim) -> charge_pb2.ReservationClaim:
-    return charge_pb2.ReservationClaim(
-        reservation_id=claim.reservation_id,
-        lease_epoch=claim.lease_epoch,
-        amount=money_to_proto(claim.currency_code, claim.amount_micros),
-        expire_time=time_to_proto(claim.expire_time),
-    )
+def _fill_claim(message: charge_pb2.ReservationClaim, claim: Claim) -> None:
+    message.reservation_id = claim.reservation_id
+    message.lease_epoch = claim.lease_epoch
+    set_money(message.amount, claim.currency_code, claim.amount_micros)
+    set_timestamp(message.expire_time, claim.expire_time)
 
 
 def _hold_to_proto(hold: OutcomeHold, currency_code: str) -> charge_pb2.OutcomeHold:

@@ -8,7 +8,7 @@ import grpc
 from services.kit.errors import Code, TallystickError, Unavailable
 from services.kit.status import from_item_error, from_rpc_error
 from services.metering.domain.usage_record import ChargeKey, IntendedCharge
-from services.metering.rpc.convert import intent_to_proto, release_to_proto
+from services.metering.rpc.convert import fill_intent, release_to_proto
 from tallystick.ledger.v1 import (
     account_pb2,
     charge_pb2,
@@ -68,7 +68,9 @@ class Ledger:
 
     async def post_charges(self, charges: Sequence[IntendedCharge]) -> list[PostVerdict]:
         """Post up to 1,000 charges; a verdict for each, in their order."""
-        request = ledger_service_pb2.PostChargesRequest(intents=map(intent_to_proto, charges))
+        request = ledger_service_pb2.PostChargesRequest()
+        for charge in charges:
+            fill_intent(request.intents.add(), charge)
         response = await self._ledger.PostCharges(request, timeout=_TIMEOUT_SECONDS)
         return [
             verdict.posted if verdict.HasField("posted") else from_item_error(verdict.error)

@@ -105,12 +105,14 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
         judged = await self._batches.submit(well_formed) if well_formed else []
         await self._complete([verdict for verdict in judged if isinstance(verdict, Metered)])
         verdicts = iter(judged)
-        return metering_service_pb2.MeterBatchResponse(
-            verdicts=[
-                _verdict_to_proto(next(verdicts) if isinstance(report, Report) else report)
-                for report in reports
-            ]
-        )
+        response = metering_service_pb2.MeterBatchResponse()
+        for report in reports:
+            verdict = next(verdicts) if isinstance(report, Report) else report
+            if isinstance(verdict, TallystickError):
+                response.verdicts.add(error=to_item_error(verdict))
+            else:
+                response.verdicts.add().metered.CopyFrom(verdict.event)
+        return response
 
     async def Authorize(
         self,
@@ -265,9 +267,3 @@ class MeteringService(metering_service_pb2_grpc.MeteringServiceServicer):
         if not may_see_balance(current_principal()):
             return None
         return money_to_proto(currency_code, await self._credits.available(customer_id, currency_code))
-
-
-def _verdict_to_proto(verdict: Verdict) -> metering_service_pb2.MeterVerdict:
-    if isinstance(verdict, TallystickError):
-        return metering_service_pb2.MeterVerdict(error=to_item_error(verdict))
-    return metering_service_pb2.MeterVerdict(metered=verdict.event)

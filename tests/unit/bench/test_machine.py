@@ -1,6 +1,9 @@
 """Reading what programs and the kernel say."""
 
-from bench.machine import CpuClock, parse_fdatasync
+import pytest
+
+from bench import machine
+from bench.machine import CpuClock, Processes, parse_fdatasync
 
 
 def test_the_line_of_fdatasync_is_found_among_those_of_pg_test_fsync() -> None:
@@ -24,3 +27,13 @@ def test_cpu_of_others_is_what_no_named_process_used() -> None:
 
 def test_clocks_of_different_resolution_leave_no_negative_rest() -> None:
     assert CpuClock({"ledger": 1.005}, machine=1.0, at=1.0).others == 0.0
+
+
+def test_the_cpu_of_a_twin_is_added_to_that_of_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By process id: its own seconds, and those of a child.
+    used = {1: [2.0, 0.5], 2: [3.0], 3: [7.0]}
+    monkeypatch.setattr(machine, "_cpu_of_tree", lambda pid, _children: used[pid])
+    processes = Processes({"ledger": 1, "metering": 3}).with_twin("ledger", 2)
+    seconds = dict(processes.cpu().processes)
+    seconds.pop("client")
+    assert seconds == {"ledger": 5.5, "metering": 7.0}

@@ -1,7 +1,11 @@
+import hashlib
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.kit import ids
 from services.kit.clock import FixedClock, SystemClock
@@ -81,3 +85,9 @@ def test_clocks_are_utc_and_do_as_told() -> None:
         clock.advance(timedelta(seconds=-1))
     with pytest.raises(ValueError, match="timezone-aware"):
         FixedClock(datetime(2026, 1, 1))  # noqa: DTZ001 - the point
+
+
+@given(st.lists(st.text() | st.integers()))
+def test_a_derived_id_is_that_of_the_json_array_of_its_key(key: list[str | int]) -> None:
+    canonical = json.dumps(key, separators=(",", ":"))
+    assert ids.derive_id("x", *key) == f"x_{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"

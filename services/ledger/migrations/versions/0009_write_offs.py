@@ -1,4 +1,4 @@
-"""Write-offs, adjustments that another operator approves, dispute windows; and the functions that move money.
+"""Write-offs, adjustments that another operator approves, dispute windows.
 
 Revision ID: 0009
 Revises: 0006
@@ -9,7 +9,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0009"
 down_revision = "0006"
@@ -21,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0009_write_offs_tables.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0010"
 down_revision = "0009"
@@ -21,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0010_audit_tables.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

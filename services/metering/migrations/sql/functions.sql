@@ -2,7 +2,8 @@
 -- settings: the service has checked each item against its authenticated caller before it comes here.
 --
 -- A plan is kept for the session and may have been made while a table was nearly empty; enable_seqscan = off
--- keeps it from reading a whole table that has grown since.
+-- keeps it from reading a whole table that has grown since. Where a function is called for each batch, it keeps its
+-- plans, which connections of services do not by themselves.
 --
 -- The newest migration runs this file. What an older one made of it goes first, whatever its arguments were.
 
@@ -95,17 +96,25 @@ CREATE FUNCTION metering.record_usage(
 ) RETURNS SETOF metering.recorded_usage
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
+SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
+    new_customer_ids text[];
+    new_workflow_ids text[];
+    new_ordinals integer[];
     known_customer_ids text[];
     known_workflow_ids text[];
     known_ordinals integer[];
 BEGIN
     -- In the order of keys, so that two batches that share events wait for each other instead of deadlocking:
     -- an event that another transaction is inserting is waited for here.
-    WITH item AS MATERIALIZED (
+    WITH recorded AS (
+        INSERT INTO usage_event (
+            customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
+            evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
+            reservation_id, lease_epoch, reserved_micros, reservation_expire_time)
         SELECT *
         FROM unnest(
             p_customer_ids, p_workflow_ids, p_ordinals, p_organization_ids, p_agent_ids, p_occur_times, p_contents,
@@ -116,44 +125,44 @@ BEGIN
             evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
             reservation_id, lease_epoch, reserved_micros, reservation_expire_time
         )
-    ), recorded AS (
-        INSERT INTO usage_event (
-            customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
-            evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
-            reservation_id, lease_epoch, reserved_micros, reservation_expire_time)
-        SELECT customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
-               evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
-               reservation_id, lease_epoch, reserved_micros, reservation_expire_time
-        FROM item
         ORDER BY customer_id COLLATE "C", workflow_id COLLATE "C", ordinal
         ON CONFLICT DO NOTHING
-        RETURNING customer_id, workflow_id, ordinal, organization_id
+        RETURNING customer_id, workflow_id, ordinal
     ), queued AS (
         INSERT INTO pending_charge (customer_id, workflow_id, ordinal, component, next_attempt_time)
         SELECT customer_id, workflow_id, ordinal, 'BASE', now() + p_recovery_delay FROM recorded
-    ), deferred AS (
+    )
+    SELECT array_agg(customer_id), array_agg(workflow_id), array_agg(ordinal)
+    INTO new_customer_ids, new_workflow_ids, new_ordinals
+    FROM recorded;
+    -- What follows is asked only of batches that have any of it: most have neither outcomes that are pending nor
+    -- events that were there before, and then a single event is recorded in two thirds of the time.
+    IF p_outcomes <> '[]' THEN
         INSERT INTO deferred_outcome (
             outcome_id, customer_id, workflow_id, ordinal, organization_id, api_key_id, expired_outcome,
             expire_time, bonuses, max_bonus_micros)
-        SELECT o.outcome_id, r.customer_id, r.workflow_id, r.ordinal, r.organization_id, o.api_key_id,
+        SELECT o.outcome_id, e.customer_id, e.workflow_id, e.ordinal, e.organization_id, o.api_key_id,
                o.expired_outcome, o.expire_time, o.bonuses, o.max_bonus_micros
         FROM jsonb_to_recordset(p_outcomes) AS o (
             outcome_id text, customer_id text, workflow_id text, ordinal integer, api_key_id text,
             expired_outcome text, expire_time timestamptz, bonuses jsonb, max_bonus_micros bigint
         )
-        JOIN recorded r
-          ON r.customer_id = o.customer_id AND r.workflow_id = o.workflow_id AND r.ordinal = o.ordinal
-    ), known AS (
-        SELECT customer_id COLLATE "C", workflow_id COLLATE "C", ordinal FROM item
-        EXCEPT
-        SELECT customer_id, workflow_id, ordinal FROM recorded
-    )
-    SELECT array_agg(customer_id), array_agg(workflow_id), array_agg(ordinal)
-    INTO known_customer_ids, known_workflow_ids, known_ordinals
-    FROM known;
-    IF known_ordinals IS NULL THEN
+        JOIN unnest(new_customer_ids, new_workflow_ids, new_ordinals) AS n (customer_id, workflow_id, ordinal)
+          ON n.customer_id = o.customer_id AND n.workflow_id = o.workflow_id AND n.ordinal = o.ordinal
+        JOIN unnest(p_customer_ids, p_workflow_ids, p_ordinals, p_organization_ids)
+                AS e (customer_id, workflow_id, ordinal, organization_id)
+          ON e.customer_id = o.customer_id AND e.workflow_id = o.workflow_id AND e.ordinal = o.ordinal;
+    END IF;
+    IF cardinality(new_ordinals) = cardinality(p_ordinals) THEN
         RETURN;
     END IF;
+    SELECT array_agg(k.customer_id), array_agg(k.workflow_id), array_agg(k.ordinal)
+    INTO known_customer_ids, known_workflow_ids, known_ordinals
+    FROM (
+        SELECT * FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals)
+        EXCEPT
+        SELECT * FROM unnest(new_customer_ids, new_workflow_ids, new_ordinals)
+    ) AS k (customer_id, workflow_id, ordinal);
     -- A statement of its own, because only a new snapshot sees what the insert waited for.
     RETURN QUERY SELECT * FROM find_usage(known_customer_ids, known_workflow_ids, known_ordinals);
 END
@@ -165,6 +174,7 @@ CREATE FUNCTION metering.confirm_charges(
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
+SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off

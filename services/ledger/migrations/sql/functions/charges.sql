@@ -102,27 +102,42 @@ DECLARE
     ended_credits bigint[];
     ended_receivable bigint[];
     taken_receivable bigint[];
+    posted integer;
 BEGIN
     -- A charge that nobody earns would not balance.
     IF (SELECT count(DISTINCT number) FROM unnest(payee_charge) AS number) <> cardinality(charge_ids) THEN
         RAISE EXCEPTION 'a charge needs a payee' USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
-    -- Who does not exist cannot be charged. Checked before anything is written, so that nothing is stored.
-    SELECT array_agg(coalesce(p.unknown_id, CASE WHEN k.customer_id IS NULL THEN c.customer_id END) ORDER BY c.number)
-    INTO unknown_ids
-    FROM unnest(customer_ids) WITH ORDINALITY AS c (customer_id, number)
-    LEFT JOIN ledger.customer k ON k.customer_id = c.customer_id
-    LEFT JOIN (
-        SELECT t.charge_number,
-               min(CASE WHEN o.organization_id IS NULL THEN t.organization_id
-                        WHEN a.agent_id IS NULL THEN t.agent_id END) AS unknown_id
-        FROM unnest(payee_charge, payee_organization_ids, payee_agent_ids)
-            AS t (charge_number, organization_id, agent_id)
-        LEFT JOIN ledger.organization o ON o.organization_id = t.organization_id
-        LEFT JOIN ledger.agent a ON a.agent_id = t.agent_id AND a.organization_id = t.organization_id
-        GROUP BY t.charge_number
-    ) AS p ON p.charge_number = c.number;
+    -- Who does not exist cannot be charged. Checked before anything is written, so that nothing is stored. Which
+    -- charges name somebody unknown is only asked when somebody is: for a batch of 500 that takes longer than all
+    -- of these look-ups. Whoever has an agent is an organization.
+    IF EXISTS (
+        SELECT FROM unnest(customer_ids) AS c (customer_id)
+        WHERE NOT EXISTS (SELECT FROM ledger.customer k WHERE k.customer_id = c.customer_id)
+    ) OR EXISTS (
+        SELECT FROM unnest(payee_organization_ids, payee_agent_ids) AS p (organization_id, agent_id)
+        WHERE NOT EXISTS (
+            SELECT FROM ledger.agent a
+            WHERE a.agent_id = p.agent_id AND a.organization_id = p.organization_id)
+    ) THEN
+        SELECT array_agg(coalesce(p.unknown_id, CASE WHEN k.customer_id IS NULL THEN c.customer_id END) ORDER BY c.number)
+        INTO unknown_ids
+        FROM unnest(customer_ids) WITH ORDINALITY AS c (customer_id, number)
+        LEFT JOIN ledger.customer k ON k.customer_id = c.customer_id
+        LEFT JOIN (
+            SELECT t.charge_number,
+                   min(CASE WHEN o.organization_id IS NULL THEN t.organization_id
+                            WHEN a.agent_id IS NULL THEN t.agent_id END) AS unknown_id
+            FROM unnest(payee_charge, payee_organization_ids, payee_agent_ids)
+                AS t (charge_number, organization_id, agent_id)
+            LEFT JOIN ledger.organization o ON o.organization_id = t.organization_id
+            LEFT JOIN ledger.agent a ON a.agent_id = t.agent_id AND a.organization_id = t.organization_id
+            GROUP BY t.charge_number
+        ) AS p ON p.charge_number = c.number;
+    ELSE
+        unknown_ids := array_fill(NULL::text, ARRAY[cardinality(charge_ids)]);
+    END IF;
 
     -- The key is claimed in the transaction that posts the charge: a concurrent duplicate waits here until this
     -- transaction ends, and then finds it. Sorted, so that two batches never wait for each other in a circle.
@@ -138,16 +153,154 @@ BEGIN
     )
     SELECT array_agg(key) INTO fresh_ids FROM claimed;
 
-    SELECT array_agg(f.charge_id IS NOT NULL ORDER BY c.number)
-    INTO is_fresh
-    FROM unnest(charge_ids) WITH ORDINALITY AS c (charge_id, number)
-    LEFT JOIN unnest(fresh_ids) AS f (charge_id) USING (charge_id);
+    IF cardinality(fresh_ids) = cardinality(charge_ids) THEN
+        is_fresh := array_fill(true, ARRAY[cardinality(charge_ids)]);
+    ELSE
+        SELECT array_agg(f.charge_id IS NOT NULL ORDER BY c.number)
+        INTO is_fresh
+        FROM unnest(charge_ids) WITH ORDINALITY AS c (charge_id, number)
+        LEFT JOIN unnest(fresh_ids) AS f (charge_id) USING (charge_id);
+    END IF;
 
     IF fresh_ids IS NOT NULL THEN
         PERFORM ledger.lock_customers(
             array_agg(c.customer_id), array_agg(c.currency_code)
         ) FROM unnest(customer_ids, currency_codes, is_fresh) AS c (customer_id, currency_code, fresh)
         WHERE c.fresh;
+    END IF;
+
+    -- The usual batch is new from its first to its last charge, has one payee for each, claims nothing, and the
+    -- credits pay for all of it. It takes a third of the time of one that has to be divided.
+    IF cardinality(fresh_ids) = cardinality(charge_ids)
+        AND reservation_ids IS NULL AND outcome_hold_ids IS NULL
+        AND payee_charge = ARRAY(SELECT generate_series(1, cardinality(charge_ids)))
+        AND (
+            SELECT bool_and(a.credits - a.debits - a.held >= d.gross)
+            FROM (
+                SELECT customer_id, currency_code, sum(gross) AS gross
+                FROM unnest(customer_ids, currency_codes, gross_amounts) AS c (customer_id, currency_code, gross)
+                GROUP BY customer_id, currency_code
+            ) AS d
+            JOIN ledger.account a
+                ON (a.owner_id, a.kind, a.currency_code) = (d.customer_id, 'customer_credits', d.currency_code)
+        )
+    THEN
+        UPDATE ledger.account a
+        SET debits = a.debits + d.gross, version = a.version + d.entries
+        FROM (
+            SELECT customer_id, currency_code, sum(gross) AS gross, count(*) AS entries
+            FROM unnest(customer_ids, currency_codes, gross_amounts) AS c (customer_id, currency_code, gross)
+            WHERE gross > 0
+            GROUP BY customer_id, currency_code
+        ) AS d
+        WHERE (a.owner_id, a.kind, a.currency_code) = (d.customer_id, 'customer_credits', d.currency_code);
+
+        RETURN QUERY
+        WITH item AS MATERIALIZED (
+            SELECT *, i.gross - i.platform_fee - i.processing_fee AS net
+            FROM (
+                SELECT c.*, ledger.new_transaction_id() AS transaction_id,
+                       c.gross * s.platform_fee_bps / 10000 AS platform_fee,
+                       c.gross * s.processing_fee_bps / 10000 AS processing_fee,
+                       s.platform_fee_bps, s.processing_fee_bps, s.settlement_hold_days, s.dispute_window_days,
+                       (c.occur_time AT TIME ZONE 'UTC')::date AS earned_on,
+                       ledger.today() + greatest(s.settlement_hold_days, s.dispute_window_days) AS available_on,
+                       a.credits - a.debits - a.held AS available, a.held,
+                       -- The account has counted all charges of the batch by now.
+                       a.version - count(nullif(c.gross, 0)) OVER (
+                           PARTITION BY c.customer_id, c.currency_code ORDER BY c.number
+                           ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING) AS credits_version
+                FROM unnest(
+                    charge_ids, customer_ids, workflow_ids, components, ordinals, currency_codes, gross_amounts,
+                    occur_times, price_version_ids, evidence_hashes, payee_organization_ids, payee_agent_ids
+                ) WITH ORDINALITY AS c (
+                    charge_id, customer_id, workflow_id, component, ordinal, currency_code, gross,
+                    occur_time, price_version_id, evidence_hash, organization_id, agent_id, number)
+                CROSS JOIN LATERAL (
+                    SELECT * FROM ledger.revenue_share_agreement r
+                    WHERE r.organization_id = c.organization_id AND r.effective_time <= c.occur_time
+                    ORDER BY r.effective_time DESC LIMIT 1
+                ) AS s
+                JOIN ledger.account a
+                    ON (a.owner_id, a.kind, a.currency_code) = (c.customer_id, 'customer_credits', c.currency_code)
+            ) AS i
+        ),
+        into_charge AS (
+            INSERT INTO ledger.charge
+            SELECT charge_id, customer_id, workflow_id, component, ordinal, currency_code, gross,
+                   ARRAY[organization_id], ARRAY[agent_id], ARRAY[gross], ARRAY[platform_fee], ARRAY[processing_fee],
+                   ARRAY[platform_fee_bps], ARRAY[processing_fee_bps], ARRAY[settlement_hold_days],
+                   gross, 0, 0, occur_time, now(), price_version_id, evidence_hash, transaction_id, '', 0, 0,
+                   ARRAY[dispute_window_days]
+            FROM item
+        ),
+        into_transaction AS (
+            INSERT INTO ledger.transaction (
+                transaction_id, partition_id, type, charge_id, occur_time, create_time, actor_api_key_id)
+            SELECT transaction_id, customer_id, 'charge', charge_id, occur_time, now(), actor_api_key_id FROM item
+        ),
+        into_entry AS (
+            INSERT INTO ledger.entry
+            SELECT i.transaction_id, e.entry_number, i.customer_id, e.owner_id, e.kind, i.currency_code, e.amount,
+                   e.collected, e.earned_on, e.available_on, e.version
+            FROM item i
+            CROSS JOIN LATERAL (VALUES
+                (1, i.customer_id, 'customer_credits'::ledger.account_kind, -i.gross,
+                 NULL::boolean, NULL::date, NULL::date, i.credits_version),
+                (2, i.organization_id, 'organization_payable', i.net, true, i.earned_on, i.available_on, NULL),
+                (2 + (i.net <> 0)::integer,
+                 i.organization_id, 'platform_fees', i.platform_fee, NULL, NULL, NULL, NULL),
+                (2 + (i.net <> 0)::integer + (i.platform_fee <> 0)::integer,
+                 i.organization_id, 'processing_fees', i.processing_fee, NULL, NULL, NULL, NULL)
+            ) AS e (entry_number, owner_id, kind, amount, collected, earned_on, available_on, version)
+            WHERE e.amount <> 0
+        ),
+        into_delta AS (
+            -- One row per account and bucket for the whole batch: the folder has less to do, nobody has to wait.
+            INSERT INTO ledger.balance_delta (
+                owner_id, kind, currency_code, collected, earned_on, available_on, credits, debits)
+            SELECT o.organization_id, e.kind, o.currency_code, e.collected, e.earned_on, e.available_on, e.amount, 0
+            FROM (
+                SELECT organization_id, currency_code, earned_on, available_on, sum(net)::bigint AS net,
+                       sum(platform_fee)::bigint AS platform_fees, sum(processing_fee)::bigint AS processing_fees
+                FROM item
+                GROUP BY organization_id, currency_code, earned_on, available_on
+            ) AS o
+            CROSS JOIN LATERAL (VALUES
+                ('organization_payable'::ledger.account_kind, o.net, true, o.earned_on, o.available_on),
+                ('platform_fees', o.platform_fees, NULL, NULL, NULL),
+                ('processing_fees', o.processing_fees, NULL, NULL, NULL)
+            ) AS e (kind, amount, collected, earned_on, available_on)
+            WHERE e.amount <> 0
+        ),
+        into_unsequenced AS (
+            INSERT INTO ledger.unsequenced (partition_id, transaction_id)
+            SELECT customer_id, transaction_id FROM item ORDER BY number
+        )
+        SELECT 'posted', NULL::text, i.transaction_id, now(), i.evidence_hash, 0::bigint, 0::bigint,
+               ARRAY[i.gross], ARRAY[i.platform_fee], ARRAY[i.processing_fee],
+               ARRAY[i.platform_fee_bps], ARRAY[i.processing_fee_bps], NULL::bigint[], 0::bigint,
+               '', 0::bigint, 0::bigint, NULL::text,
+               NULL::bigint, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::boolean, NULL::timestamptz,
+               NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::text,
+               NULL::timestamptz, NULL::timestamptz, NULL::timestamptz,
+               i.available, i.held, r.debits - r.credits, r.held, u.debits - u.credits, r.credit_limit,
+               coalesce(b.debits - b.credits, 0)
+        FROM item i
+        LEFT JOIN ledger.account r
+            ON (r.owner_id, r.kind, r.currency_code) = (i.customer_id, 'customer_receivable', i.currency_code)
+        LEFT JOIN ledger.account u
+            ON (u.owner_id, u.kind, u.currency_code) = (i.customer_id, 'customer_unpaid', i.currency_code)
+        LEFT JOIN ledger.account b
+            ON (b.owner_id, b.kind, b.currency_code) = (i.customer_id, 'customer_chargebacks', i.currency_code)
+        ORDER BY i.number;
+        GET DIAGNOSTICS posted = ROW_COUNT;
+        -- Every organization has an agreement without a beginning. One that had none would drop out of the split,
+        -- and its money with it.
+        IF posted <> cardinality(charge_ids) THEN
+            RAISE EXCEPTION 'a payee has no agreement' USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        RETURN;
     END IF;
 
     IF reservation_ids IS NOT NULL THEN

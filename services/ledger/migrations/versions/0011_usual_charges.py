@@ -1,0 +1,22 @@
+"""The functions that move money, with a short way for the usual batch of charges.
+
+Revision ID: 0011
+Revises: 0010
+"""
+
+from alembic import op
+
+from services.ledger.migrations.functions import replace_functions
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    replace_functions(op)
+
+
+def downgrade() -> None:
+    raise RuntimeError("functions only ever go forward: install the version before, which brings its own")

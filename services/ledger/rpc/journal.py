@@ -105,8 +105,8 @@ def _fill_entry(entry: transaction_pb2.Entry, row: Sequence[Any]) -> None:
     if collected is not None:
         bucket = entry.bucket
         bucket.collected = collected
-        bucket.earned_on = earned_on.isoformat()
-        bucket.available_on = available_on.isoformat()
+        bucket.earned_on = earned_on
+        bucket.available_on = available_on
     if version is not None:
         entry.account_version = version
 

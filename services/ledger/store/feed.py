@@ -34,26 +34,43 @@ _TRANSACTIONS: Final = """
           WHERE e.transaction_id = t.transaction_id AND e.owner_id = ANY (%(owner_ids)s::text[])))
     ORDER BY p.position
 """
+# Here and below each is looked up by itself, in a subquery whose limit keeps it so: the planner, which expects
+# far too many rows of so many ids, would read all of a large table for each slice of the log.
 _ENTRIES: Final = """
-    SELECT entry_number, owner_id, kind::text, currency_code, amount, collected, earned_on, available_on,
-           account_version, transaction_id
-    FROM ledger.entry
-    WHERE transaction_id = ANY (%b::text[])
-    ORDER BY transaction_id, entry_number
+    SELECT e.*
+    FROM unnest(%b::text[]) AS wanted (transaction_id)
+    CROSS JOIN LATERAL (
+        SELECT entry_number, owner_id, kind::text, currency_code, amount, collected, earned_on::text,
+               available_on::text, account_version, transaction_id
+        FROM ledger.entry
+        WHERE transaction_id = wanted.transaction_id
+        ORDER BY entry_number
+        LIMIT 1000000
+    ) AS e
 """
 _CHARGES: Final = """
-    SELECT charge_id, customer_id, workflow_id, component, ordinal, currency_code, gross, organization_ids,
-           agent_ids, payee_gross, platform_fees, processing_fees, platform_fee_bps, processing_fee_bps,
-           price_version_id, evidence_hash, transaction_id, reservation_id
-    FROM ledger.charge
-    WHERE charge_id = ANY (%b::text[])
+    SELECT c.*
+    FROM unnest(%b::text[]) AS wanted (charge_id)
+    CROSS JOIN LATERAL (
+        SELECT charge_id, customer_id, workflow_id, component, ordinal, currency_code, gross,
+               organization_ids, agent_ids, payee_gross, platform_fees, processing_fees, platform_fee_bps,
+               processing_fee_bps, price_version_id, evidence_hash, transaction_id, reservation_id
+        FROM ledger.charge
+        WHERE charge_id = wanted.charge_id
+        LIMIT 1
+    ) AS c
 """
 _CORRECTIONS: Final = """
-    SELECT r.charge_id, r.correction_id, r.amount, r.unpaid, r.receivable, r.credits, r.legs,
-           r.transaction_id, c.organization_ids, c.currency_code
+    SELECT r.*
     FROM unnest(%b::text[], %b::text[]) AS wanted (charge_id, correction_id)
-    JOIN ledger.correction r USING (charge_id, correction_id)
-    JOIN ledger.charge c USING (charge_id, customer_id)
+    CROSS JOIN LATERAL (
+        SELECT r.charge_id, r.correction_id, r.amount, r.unpaid, r.receivable, r.credits, r.legs,
+               r.transaction_id, c.organization_ids, c.currency_code
+        FROM ledger.correction r
+        JOIN ledger.charge c USING (charge_id, customer_id)
+        WHERE r.charge_id = wanted.charge_id AND r.correction_id = wanted.correction_id
+        LIMIT 1
+    ) AS r
 """
 
 

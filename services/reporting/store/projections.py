@@ -1,6 +1,6 @@
 """Projections: which there are, how far each has read, and applying what comes.
 
-What changes them is a function of the owner (migrations/sql/0001_functions.sql): the writer has no other
+What changes them is a function of the owner (migrations/sql/functions.sql): the writer has no other
 rights.
 """
 

@@ -66,7 +66,7 @@ class ReportingConfig(ServerConfig, DatabaseConfig):
         metadata=setting("pause between two looks at the feeds, in seconds"),
     )
     feed_batch_size: int = field(
-        default=5_000, metadata=setting("records of a feed that are applied at once, about", minimum=1)
+        default=20_000, metadata=setting("records of a feed that are applied at once, about", minimum=1)
     )
     removal_delay: timedelta = field(
         default=timedelta(minutes=10),

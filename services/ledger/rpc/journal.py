@@ -57,26 +57,33 @@ async def _response(found: FeedSlice[JournalRows], *, show_actor: bool) -> pb.Re
     response = pb.ReadJournalResponse(
         log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
     )
-    async for rows in in_turns(found.records.transactions):
-        for row in rows:
-            _fill_sequenced(response.transactions.add(), row, found.records, show_actor=show_actor)
+    rows = found.records
+    async for some in in_turns([*zip(rows.transactions, rows.entries, strict=True)]):
+        for row, entries in some:
+            _fill_sequenced(response.transactions.add(), row, entries, rows, show_actor=show_actor)
     return response
 
 
 def _fill_sequenced(
-    sequenced: pb.SequencedTransaction, row: Any, rows: JournalRows, *, show_actor: bool
+    sequenced: pb.SequencedTransaction,
+    row: Any,
+    entries: Sequence[Sequence[Any]],
+    rows: JournalRows,
+    *,
+    show_actor: bool,
 ) -> None:
     sequenced.position = row.position
-    _fill_transaction(sequenced.transaction, row, rows.entries[row.transaction_id])
+    transaction = sequenced.transaction
+    _fill_transaction(transaction, row, entries)
     if show_actor:
-        sequenced.transaction.actor_api_key_id = row.actor_api_key_id
+        transaction.actor_api_key_id = row.actor_api_key_id
     # A collection and a correction name a charge too: theirs came with the transaction that posted it.
     charge = rows.charges.get(row.charge_id)
     if charge is not None and charge.transaction_id == row.transaction_id:
-        _fill_charge(sequenced.charge, charge, sequenced.transaction)
+        _fill_charge(sequenced.charge, charge, transaction)
     correction = rows.corrections.get(row.transaction_id)
     if correction is not None:
-        _fill_correction(sequenced.correction, correction, sequenced.transaction)
+        _fill_correction(sequenced.correction, correction, transaction)
 
 
 def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entries: Sequence[Any]) -> None:
@@ -84,31 +91,38 @@ def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entrie
     transaction.type = convert.TYPE_TO_PROTO[row.type]
     transaction.charge_id = row.charge_id
     transaction.partition_id = row.partition_id
-    for entry in entries:
-        _fill_entry(transaction.entries.add(), entry)
+    _fill_entries(transaction.entries, entries)
     set_timestamp(transaction.occur_time, row.occur_time)
     set_timestamp(transaction.create_time, row.create_time)
-    transaction.reason = row.reason
-    transaction.payout_id = row.payout_id
-    transaction.external_id = row.external_id
-    transaction.correction_id = row.correction_id
+    # What is empty is not set: that is the same, and most of these are.
+    if row.reason:
+        transaction.reason = row.reason
+    if row.payout_id:
+        transaction.payout_id = row.payout_id
+    if row.external_id:
+        transaction.external_id = row.external_id
+    if row.correction_id:
+        transaction.correction_id = row.correction_id
 
 
-def _fill_entry(entry: transaction_pb2.Entry, row: Sequence[Any]) -> None:
-    number, owner_id, kind, currency, amount, collected, earned_on, available_on, version, _ = row
-    entry.entry_number = number
-    account = entry.account
-    account.owner_id = owner_id
-    account.kind = convert.KIND_TO_PROTO[kind]
-    account.currency_code = currency
-    _fill_money(entry.amount, currency, amount)
-    if collected is not None:
-        bucket = entry.bucket
-        bucket.collected = collected
-        bucket.earned_on = earned_on
-        bucket.available_on = available_on
-    if version is not None:
-        entry.account_version = version
+def _fill_entries(into: Any, entries: Sequence[Sequence[Any]]) -> None:
+    for number, owner_id, kind, currency, micros, collected, earned_on, available_on, version in entries:
+        entry = into.add()
+        entry.entry_number = number
+        account = entry.account
+        account.owner_id = owner_id
+        account.kind = convert.KIND_TO_PROTO[kind]
+        account.currency_code = currency
+        amount = entry.amount
+        amount.currency_code = currency
+        amount.amount_micros = micros
+        if collected is not None:
+            bucket = entry.bucket
+            bucket.collected = collected
+            bucket.earned_on = earned_on
+            bucket.available_on = available_on
+        if version is not None:
+            entry.account_version = version
 
 
 def _fill_charge(charge: charge_pb2.Charge, row: Any, transaction: transaction_pb2.Transaction) -> None:

@@ -4,7 +4,6 @@ Read models read all of it, so rows come as they are, on a plain connection: obj
 take as long again.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString, NamedTuple
@@ -34,19 +33,23 @@ _TRANSACTIONS: Final = """
           WHERE e.transaction_id = t.transaction_id AND e.owner_id = ANY (%(owner_ids)s::text[])))
     ORDER BY p.position
 """
-# Here and below each is looked up by itself, in a subquery whose limit keeps it so: the planner, which expects
-# far too many rows of so many ids, would read all of a large table for each slice of the log.
+# Here and below each is looked up by itself, in a subquery whose limit keeps it so: the planner expects far
+# too many rows of so many ids, and would read all of a large table for each slice of the log.
+#
+# Entries come as columns: a slice has thousands, and rows would cost the driver several times as much.
 _ENTRIES: Final = """
-    SELECT e.*
-    FROM unnest(%b::text[]) AS wanted (transaction_id)
-    CROSS JOIN LATERAL (
-        SELECT entry_number, owner_id, kind::text, currency_code, amount, collected, earned_on::text,
-               available_on::text, account_version, transaction_id
-        FROM ledger.entry
-        WHERE transaction_id = wanted.transaction_id
-        ORDER BY entry_number
-        LIMIT 1000000
-    ) AS e
+    SELECT array_agg(number), array_agg(entry_number), array_agg(owner_id), array_agg(kind),
+           array_agg(currency_code), array_agg(amount), array_agg(collected), array_agg(earned_on),
+           array_agg(available_on), array_agg(account_version)
+    FROM (
+        SELECT wanted.number::integer AS number, e.entry_number, e.owner_id, e.kind::text, e.currency_code,
+               e.amount, e.collected, e.earned_on::text, e.available_on::text, e.account_version
+        FROM unnest(%b::text[]) WITH ORDINALITY AS wanted (transaction_id, number)
+        CROSS JOIN LATERAL (
+            SELECT * FROM ledger.entry WHERE transaction_id = wanted.transaction_id LIMIT 1000000
+        ) AS e
+        ORDER BY number, entry_number
+    ) AS found
 """
 _CHARGES: Final = """
     SELECT c.*
@@ -83,15 +86,15 @@ class FeedFilter:
 
 
 class JournalRows(NamedTuple):
-    """Transactions in the order of their positions, entries and corrections by transaction id, charges by
-    charge id.
+    """Transactions in the order of their positions, each one's entries beside it, charges by charge id,
+    corrections by transaction id.
 
     Entries, of which there are several in each transaction, are plain tuples: number, owner, kind, currency,
-    amount, bucket (collected, earned on, available on), account version, transaction.
+    amount, bucket (collected, earned on, available on), account version.
     """
 
     transactions: Sequence[Any]
-    entries: Mapping[str, Sequence[TupleRow]]
+    entries: Sequence[Sequence[TupleRow]]
     charges: Mapping[str, Any]
     corrections: Mapping[str, Any]
 
@@ -113,7 +116,7 @@ async def read_journal(
     check_log(log_id, current)
     until = min(after + size, head)
     if until <= after:
-        return FeedSlice(current, JournalRows((), {}, {}, {}), after, head)
+        return FeedSlice(current, JournalRows((), (), {}, {}), after, head)
     transactions = await _rows(
         connection,
         _TRANSACTIONS,
@@ -127,9 +130,7 @@ async def read_journal(
             "owner_ids": sorted(filter.owner_ids),
         },
     )
-    entries: defaultdict[str, list[TupleRow]] = defaultdict(list)
-    for row in await _entries(connection, [one.transaction_id for one in transactions]):
-        entries[row[-1]].append(row)
+    entries = await _entries(connection, [one.transaction_id for one in transactions])
     charge_ids = [one.charge_id for one in transactions if one.type == TransactionType.CHARGE]
     charges = (
         {row.charge_id: row for row in await _rows(connection, _CHARGES, (charge_ids,))}
@@ -152,7 +153,14 @@ async def _rows(
     return await cursor.fetchall()
 
 
-async def _entries(connection: AsyncConnection[TupleRow], transaction_ids: Sequence[str]) -> list[TupleRow]:
+async def _entries(
+    connection: AsyncConnection[TupleRow], transaction_ids: Sequence[str]
+) -> list[list[TupleRow]]:
     cursor = connection.cursor(binary=True)
     await cursor.execute(_ENTRIES, (transaction_ids,))
-    return await cursor.fetchall()
+    numbers, *columns = await single(cursor)
+    found: list[list[TupleRow]] = [[] for _ in transaction_ids]
+    if numbers is not None:
+        for number, entry in zip(numbers, zip(*columns, strict=True), strict=True):
+            found[number - 1].append(entry)
+    return found

@@ -43,6 +43,7 @@ class FeedReader(ABC, Generic[B]):
                 batch.log_id = response.log_id
                 batch.head = response.head_position
                 self._add(batch, response)
+                batch.write_out()
                 if response.last_position != batch.last:
                     raise FeedGap(
                         f"{self.feed}: {response.last_position} was said to be read after {batch.last}"

@@ -1,7 +1,7 @@
 """Metering's usage as rows."""
 
 from collections.abc import Iterable
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
@@ -77,7 +77,8 @@ class UsageReader(FeedReader[UsageBatch]):
 
     def _cost(self, event: usage_pb2.UsageEvent) -> Decimal | None:
         usage = event.usage
-        moment = event.occur_time.ToDatetime(tzinfo=UTC)
+        # To the second: prices change on the hour. ToDatetime takes ten times as long.
+        moment = datetime.fromtimestamp(event.occur_time.seconds, UTC)
         return self._catalogue.cost(usage.model, usage.input_tokens, usage.output_tokens, moment)
 
 

@@ -82,6 +82,14 @@ async def _begin(connection: AsyncConnection, *, lost: int | None, first: bool) 
     return int(found.scalar_one())
 
 
+async def lose_feed(connection: AsyncConnection, projection_id: int, feed: Feed) -> None:
+    """Note that what a projection has read of a feed is no longer there."""
+    await connection.execute(
+        text("SELECT reporting.lose_feed(:projection_id, :feed)"),
+        {"projection_id": projection_id, "feed": feed.value},
+    )
+
+
 async def serve(connection: AsyncConnection, projection_id: int) -> bool:
     """Let a projection answer, if it has read as far as the one that does; whether it had."""
     found = await connection.execute(

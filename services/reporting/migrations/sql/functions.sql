@@ -593,6 +593,16 @@ CREATE FUNCTION reporting.hear(
 $$;
 
 
+-- Notes that what a projection has read of a feed is no longer there. The log may go by the same name, as in a restored
+-- backup that ends before what was read: then its positions say nothing of how far another projection must read to know
+-- as much, and its new records must never be applied behind the old ones.
+CREATE FUNCTION reporting.lose_feed(p_projection_id integer, p_feed text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
+    UPDATE feed f SET log_id = 'lost:' || f.log_id
+    WHERE f.projection_id = p_projection_id AND f.feed = p_feed AND f.log_id NOT LIKE 'lost:%'
+$$;
+
+
 -- The projection that is being built, begun if there is none; the first one of all answers from the beginning. One
 -- whose feeds are no longer what it has read of, p_lost, is retired if it was being built; if it answers, it goes on.
 -- With p_first, only for want of any: the one that answers, if there is one.
@@ -642,7 +652,8 @@ BEGIN
         JOIN feed served ON served.feed = built.feed
         JOIN projection s ON s.projection_id = served.projection_id AND s.state = 'serving'
         WHERE built.projection_id = p_projection_id
-          AND CASE WHEN built.log_id IN (served.log_id, '') THEN built.position < served.position
+          AND CASE WHEN built.log_id IN (served.log_id, '') AND served.log_id NOT LIKE 'lost:%'
+                   THEN built.position < served.position
                    ELSE built.hear_time IS NULL OR built.position < built.head_position END);
     IF NOT FOUND THEN
         RETURN false;
@@ -717,6 +728,6 @@ GRANT EXECUTE ON FUNCTION
     reporting.visible, reporting.visible_owners, reporting.serving, reporting.charge_identities
 TO reporting_reader, reporting_writer;
 GRANT EXECUTE ON FUNCTION
-    reporting.apply_journal, reporting.apply_usage, reporting.hear, reporting.begin_projection,
-    reporting.serve_projection, reporting.remove_projections
+    reporting.apply_journal, reporting.apply_usage, reporting.hear, reporting.lose_feed,
+    reporting.begin_projection, reporting.serve_projection, reporting.remove_projections
 TO reporting_writer;

@@ -14,12 +14,16 @@ from services.kit.tenancy import scope_hot, tenants_of
 from services.kit.times import set_timestamp
 from services.ledger.rpc import convert
 from services.ledger.rpc.ledger_base import Context, LedgerBase, check_owner
-from services.ledger.store.feed import FeedFilter, JournalRows, read_journal
+from services.ledger.store.feed import FeedFilter, JournalRows, PayeeRow, TransactionRow, read_journal
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, correction_pb2, transaction_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 
 _MAX_OWNERS = 100
+# By the names in rows.
+_TYPES = {type.value: number for type, number in convert.TYPE_TO_PROTO.items()}
+_KINDS = {kind.value: number for kind, number in convert.KIND_TO_PROTO.items()}
+_COMPONENTS = {component.value: number for component, number in convert.COMPONENT_TO_PROTO.items()}
 
 
 class JournalRpcs(LedgerBase):
@@ -66,7 +70,7 @@ async def _response(found: FeedSlice[JournalRows], *, show_actor: bool) -> pb.Re
 
 def _fill_sequenced(
     sequenced: pb.SequencedTransaction,
-    row: Any,
+    row: TransactionRow,
     entries: Sequence[Sequence[Any]],
     rows: JournalRows,
     *,
@@ -78,17 +82,19 @@ def _fill_sequenced(
     if show_actor:
         transaction.actor_api_key_id = row.actor_api_key_id
     # A collection and a correction name a charge too: theirs came with the transaction that posted it.
-    charge = rows.charges.get(row.charge_id)
-    if charge is not None and charge.transaction_id == row.transaction_id:
-        _fill_charge(sequenced.charge, charge, transaction)
+    payees = rows.charges.get(row.charge_id)
+    if payees is not None and payees[0].transaction_id == row.transaction_id:
+        _fill_charge(sequenced.charge, payees, transaction)
     correction = rows.corrections.get(row.transaction_id)
     if correction is not None:
         _fill_correction(sequenced.correction, correction, transaction)
 
 
-def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entries: Sequence[Any]) -> None:
+def _fill_transaction(
+    transaction: transaction_pb2.Transaction, row: TransactionRow, entries: Sequence[Any]
+) -> None:
     transaction.transaction_id = row.transaction_id
-    transaction.type = convert.TYPE_TO_PROTO[row.type]
+    transaction.type = _TYPES[row.type]
     transaction.charge_id = row.charge_id
     transaction.partition_id = row.partition_id
     _fill_entries(transaction.entries, entries)
@@ -106,12 +112,12 @@ def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entrie
 
 
 def _fill_entries(into: Any, entries: Sequence[Sequence[Any]]) -> None:
-    for number, owner_id, kind, currency, micros, collected, earned_on, available_on, version in entries:
+    for _, number, owner_id, kind, currency, micros, collected, earned_on, available_on, version in entries:
         entry = into.add()
         entry.entry_number = number
         account = entry.account
         account.owner_id = owner_id
-        account.kind = convert.KIND_TO_PROTO[kind]
+        account.kind = _KINDS[kind]
         account.currency_code = currency
         amount = entry.amount
         amount.currency_code = currency
@@ -125,26 +131,29 @@ def _fill_entries(into: Any, entries: Sequence[Sequence[Any]]) -> None:
             entry.account_version = version
 
 
-def _fill_charge(charge: charge_pb2.Charge, row: Any, transaction: transaction_pb2.Transaction) -> None:
+def _fill_charge(
+    charge: charge_pb2.Charge, payees: Sequence[PayeeRow], transaction: transaction_pb2.Transaction
+) -> None:
     """A charge as its transaction posted it: what became of it is in others."""
+    row = payees[0]
     currency = row.currency_code
     charge.charge_id = row.charge_id
     charge.customer_id = row.customer_id
     charge.workflow_id = row.workflow_id
-    charge.component = convert.COMPONENT_TO_PROTO[row.component]
+    charge.component = _COMPONENTS[row.component]
     charge.ordinal = row.ordinal
     _fill_money(charge.gross, currency, row.gross)
-    for payee in zip(
-        row.organization_ids,
-        row.agent_ids,
-        row.payee_gross,
-        row.platform_fees,
-        row.processing_fees,
-        row.platform_fee_bps,
-        row.processing_fee_bps,
-        strict=True,
-    ):
-        _fill_earning(charge.earnings.add(), currency, *payee)
+    for payee in payees:
+        earning = charge.earnings.add()
+        earning.organization_id = payee.organization_id
+        earning.agent_id = payee.agent_id
+        gross, platform_fee, processing_fee = payee.payee_gross, payee.platform_fee, payee.processing_fee
+        _fill_money(earning.gross, currency, gross)
+        _fill_money(earning.platform_fee, currency, platform_fee)
+        _fill_money(earning.processing_fee, currency, processing_fee)
+        _fill_money(earning.net, currency, gross - platform_fee - processing_fee)
+        earning.platform_fee_bps = payee.platform_fee_bps
+        earning.processing_fee_bps = payee.processing_fee_bps
     # The times of a charge are those of its transaction.
     charge.occur_time.CopyFrom(transaction.occur_time)
     charge.create_time.CopyFrom(transaction.create_time)
@@ -152,27 +161,6 @@ def _fill_charge(charge: charge_pb2.Charge, row: Any, transaction: transaction_p
     charge.evidence_hash = row.evidence_hash
     charge.transaction_id = row.transaction_id
     charge.reservation_id = row.reservation_id
-
-
-def _fill_earning(
-    earning: charge_pb2.Earning,
-    currency: str,
-    organization_id: str,
-    agent_id: str,
-    gross: int,
-    platform_fee: int,
-    processing_fee: int,
-    platform_fee_bps: int,
-    processing_fee_bps: int,
-) -> None:
-    earning.organization_id = organization_id
-    earning.agent_id = agent_id
-    _fill_money(earning.gross, currency, gross)
-    _fill_money(earning.platform_fee, currency, platform_fee)
-    _fill_money(earning.processing_fee, currency, processing_fee)
-    _fill_money(earning.net, currency, gross - platform_fee - processing_fee)
-    earning.platform_fee_bps = platform_fee_bps
-    earning.processing_fee_bps = processing_fee_bps
 
 
 def _fill_correction(

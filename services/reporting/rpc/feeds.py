@@ -39,7 +39,7 @@ class FeedReader(ABC, Generic[B]):
         """
         batch = self._begin(progress.log_id, progress.position)
         enough = min(size, _FIRST_RECORDS)
-        call = self._call(progress.log_id, progress.position)
+        call = self._call(progress.log_id, progress.position, min(size, MESSAGE_RECORDS))
         try:
             async for response in call:
                 if batch.log_id and response.log_id != batch.log_id:
@@ -73,8 +73,8 @@ class FeedReader(ABC, Generic[B]):
         """An empty batch."""
 
     @abstractmethod
-    def _call(self, log_id: str, after: int) -> Any:
-        """The stream from a position to the end of the feed."""
+    def _call(self, log_id: str, after: int, size: int) -> Any:
+        """The stream from a position to the end of the feed, in messages of so many records."""
 
     @abstractmethod
     def _add(self, batch: B, response: Any) -> None:

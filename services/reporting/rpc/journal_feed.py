@@ -7,7 +7,7 @@ import grpc
 
 from services.reporting.domain.facts import JournalBatch, Movement, PostedCharge, PostedTransaction, Revenue
 from services.reporting.domain.projection import Feed, FeedGap
-from services.reporting.rpc.feeds import MESSAGE_RECORDS, FeedReader, micros
+from services.reporting.rpc.feeds import FeedReader, micros
 from tallystick.ledger.v1 import account_pb2 as account
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
@@ -46,11 +46,9 @@ class JournalReader(FeedReader[JournalBatch]):
     def _begin(self, log_id: str, after: int) -> JournalBatch:
         return JournalBatch(log_id, after, after)
 
-    def _call(self, log_id: str, after: int) -> Any:
+    def _call(self, log_id: str, after: int, size: int) -> Any:
         return self._ledger.ReadJournal(
-            pb.ReadJournalRequest(
-                after_position=after, log_id=log_id, batch_size=MESSAGE_RECORDS, include_charges=True
-            )
+            pb.ReadJournalRequest(after_position=after, log_id=log_id, batch_size=size, include_charges=True)
         )
 
     def _add(self, batch: JournalBatch, response: pb.ReadJournalResponse) -> None:

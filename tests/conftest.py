@@ -19,6 +19,7 @@ from hypothesis import settings
 from sqlalchemy import make_url
 
 from sandbox.servers import Stores, stores
+from tests.support import reach
 from tests.support.databases import Databases, create_database, drop_database, fresh_name
 
 # Examples stay random, so that every run tries new ones; a failing one prints how to repeat it. No deadline:
@@ -126,6 +127,20 @@ def _own_redis_database(url: str) -> str:
         if client.dbsize():
             pytest.exit(f"database {number} of REDIS_URL holds keys, and the tests would delete them", 2)
     return own
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests of tenants counted, wherever they ran."""
+    reports = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+    ]
+    if found := reach.lines(reports):
+        terminalreporter.section("what belongs to others")
+        for line in found:
+            terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -44,14 +44,20 @@ class Config:
 
 
 def setting(
-    help: str = "", *, shared: bool = False, secret: bool = False, minimum: int | None = None
+    help: str = "",
+    *,
+    shared: bool = False,
+    secret: bool = False,
+    minimum: int | None = None,
+    maximum: int | None = None,
 ) -> dict[str, object]:
     """The metadata of a field: `value: int = field(default=5, metadata=setting("what it does", minimum=1))`.
 
     `shared`: its environment variable has no prefix. `secret`: never shown, and may come from a file.
-    `minimum`: of an int, or of the seconds of a timedelta. A field without a default is required.
+    `minimum` and `maximum`: of an int, or of the seconds of a timedelta. A field without a default is
+    required.
     """
-    return {"help": help, "shared": shared, "secret": secret, "minimum": minimum}
+    return {"help": help, "shared": shared, "secret": secret, "minimum": minimum, "maximum": maximum}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,13 +241,13 @@ def _fields(cls: type[Config], prefix: str) -> list[_Field]:
     for declared in dataclasses.fields(cls):
         kind = _without_none(hints[declared.name])
         convert = _CONVERTERS[kind]
-        minimum = declared.metadata.get("minimum")
+        bounds = (declared.metadata.get("minimum"), declared.metadata.get("maximum"))
         name = declared.name.upper()
         found.append(
             _Field(
                 name=declared.name,
                 variable=name if declared.metadata.get("shared") else f"{prefix}_{name}",
-                convert=convert if minimum is None else _at_least(minimum, convert),
+                convert=convert if bounds == (None, None) else _within(*bounds, convert),
                 kind=kind,
                 secret=bool(declared.metadata.get("secret")),
                 help=declared.metadata.get("help", ""),
@@ -257,11 +263,14 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _at_least(minimum: int, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def _within(minimum: int | None, maximum: int | None, convert: Callable[[str], Any]) -> Callable[[str], Any]:
     def converted(text: str) -> Any:
         value = convert(text)
-        if (value.total_seconds() if isinstance(value, timedelta) else value) < minimum:
+        number = value.total_seconds() if isinstance(value, timedelta) else value
+        if minimum is not None and number < minimum:
             raise ValueError(f"must be at least {minimum}")
+        if maximum is not None and number > maximum:
+            raise ValueError(f"must be at most {maximum}")
         return value
 
     return converted

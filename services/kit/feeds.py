@@ -62,6 +62,12 @@ async def read_feed(request: FeedRequest, read: ReadSlice[T]) -> AsyncIterator[F
     try:
         while True:
             found = await reading
+            if position > found.head_position:
+                # Restored from a backup, which has the same name as what was lost behind it.
+                raise InvalidArgument.of(
+                    "log_id",
+                    f"ends at position {found.head_position} and not behind {position}: read it from 0",
+                )
             read_to, position = position, max(position, found.last_position)
             behind = position < found.head_position
             if behind:

@@ -95,6 +95,8 @@ class _Outcome:
     code: Code = Code.OK
     reason: str = ""
     api_key_id: str = ""
+    # Whether the caller got an answer; a stream may end without one.
+    told: bool = True
 
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
@@ -178,12 +180,14 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 
         async def serve(request: Any, context: Context) -> None:
             authorization, _ = _read_metadata(context)
+            outcome = _Outcome(told=False)
 
             async def body() -> None:
                 produced = behavior(parse(request), context)
                 if not hasattr(produced, "__aiter__"):
                     # A coroutine, which writes to the context itself.
                     await produced
+                    outcome.told = True
                     return
                 # Closed for certain, so that what the generator holds (a transaction) ends with the call.
                 async with aclosing(produced) as messages:
@@ -192,20 +196,27 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                         if not method.open:
                             await self._authorize(method, authorization)
                         await context.write(message)
+                        outcome.told = True
 
-            await self._serve(method, context, body)
+            await self._serve(method, context, body, outcome)
 
         serialize = handler.response_serializer
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(serve, handler.request_deserializer, serialize)
         return grpc.unary_stream_rpc_method_handler(serve, None, serialize)
 
-    async def _serve(self, method: _Method, context: Context, body: Callable[[], Awaitable[T]]) -> T:
+    async def _serve(
+        self,
+        method: _Method,
+        context: Context,
+        body: Callable[[], Awaitable[T]],
+        outcome: _Outcome | None = None,
+    ) -> T:
         """Run one call to its end. Whatever ends it leaves here as gRPC understands it."""
         started = time.perf_counter()
         authorization, request_id = _read_metadata(context)
         log.request_id.set(request_id)
-        outcome = _Outcome()
+        outcome = outcome or _Outcome()
         try:
             if method.open:
                 if not method.streaming:
@@ -302,7 +313,9 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         meters = method.meters_of(code)
         meters.calls.inc()
         meters.seconds.observe(seconds)
-        write = self._log.debug if method.open else self._log.info
+        # Feeds are asked twice a second whether there is something new.
+        nothing_new = outcome.code is Code.OK and not outcome.told
+        write = self._log.debug if method.open or nothing_new else self._log.info
         write(
             "rpc.finished",
             method=method.path,

@@ -66,7 +66,13 @@ class ReportingConfig(ServerConfig, DatabaseConfig):
         metadata=setting("pause between two looks at the feeds, in seconds"),
     )
     feed_batch_size: int = field(
-        default=5_000, metadata=setting("records of a feed that are applied at once, about", minimum=1)
+        default=20_000,
+        metadata=setting(
+            # An array of that many is a parameter of one statement, and in memory four times.
+            "records of a feed that are applied at once, about",
+            minimum=1,
+            maximum=100_000,
+        ),
     )
     removal_delay: timedelta = field(
         default=timedelta(minutes=10),

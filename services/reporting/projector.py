@@ -135,9 +135,11 @@ class Projector:
         # Usage has a batch's head start: it says of what is charged what it was for, and to have it first is
         # cheaper than to add it later.
         ahead = asyncio.Event()
+        nobody = asyncio.Event()
+        nobody.set()
         read = await asyncio.gather(
-            self._read(self._usage, projection, ahead),
-            self._read_behind(self._journal, projection, ahead),
+            self._read(self._usage, projection, behind=nobody, ahead=ahead),
+            self._read(self._journal, projection, behind=ahead, ahead=asyncio.Event()),
             return_exceptions=True,
         )
         failures = [one for one in read if isinstance(one, BaseException)]
@@ -148,6 +150,8 @@ class Projector:
             if isinstance(failure, LostLog) and projection.projection_id not in self._lost:
                 _LOST.labels(feed).inc()
                 _log.error("feed.lost", feed=feed, projection_id=projection.projection_id, error=str(failure))
+                async with self._writer.begin() as connection:
+                    await projections.lose_feed(connection, projection.projection_id, feed)
         if any(isinstance(failure, LostLog) for failure in failures):
             self._lost.add(projection.projection_id)
             # It answers what it knows until another one is built; nothing can be added to it.
@@ -161,18 +165,24 @@ class Projector:
             _log.error("feed.failed", projection_id=projection.projection_id, exc_info=failure)
         return more
 
-    async def _read_behind(self, source: _Source[B], projection: Projection, ahead: asyncio.Event) -> bool:
-        await ahead.wait()
-        return await self._read(source, projection, asyncio.Event())
-
-    async def _read(self, source: _Source[B], projection: Projection, ahead: asyncio.Event) -> bool:
+    async def _read(
+        self, source: _Source[B], projection: Projection, *, behind: asyncio.Event, ahead: asyncio.Event
+    ) -> bool:
         """Read a feed to its end, or for some batches; whether there is more. The next batch is read while
-        one is being applied. Once the first one is, or nothing came, it is `ahead`.
+        one is being applied. The first one is applied when the other feed is out of the way, and is then
+        `ahead`; so it is if nothing came.
         """
         asked = self._clock.now()
         progress = projection.feeds[source.reader.feed]
         applying: asyncio.Task[bool] | None = None
         turns = 0
+
+        async def apply(batch: B) -> bool:
+            await behind.wait()
+            applied = await self._apply(source, projection, batch, asked)
+            ahead.set()
+            return applied
+
         try:
             async with aclosing(source.reader.batches(progress, self._batch_size)) as batches:
                 try:
@@ -180,11 +190,10 @@ class Projector:
                         if applying is not None:
                             applied = await applying
                             applying = None
-                            ahead.set()
                             if not applied:
                                 return True
                         if batch.count:
-                            applying = asyncio.create_task(self._apply(source, projection, batch, asked))
+                            applying = asyncio.create_task(apply(batch))
                         elif turns == 0:
                             await self._hear(projection, progress, asked)
                         turns += 1

@@ -34,13 +34,15 @@ class FakeFeed:
     def batches(self, after: int, log_id: str, size: int) -> list[tuple[Sequence[Any], int]]:
         """The records behind a position, message by message, each with its last position.
 
-        Raises InvalidArgument for another log, as the services do.
+        Raises InvalidArgument for another log, and for one that ends before the position, as the services do.
         """
         if log_id and log_id != self.log_id:
             raise InvalidArgument.of(
                 "log_id", f"is not the current log, {self.log_id}: read it from position 0"
             )
         head = self.head
+        if after > head:
+            raise InvalidArgument.of("log_id", f"ends at position {head}")
         return [
             (self.records[start : min(start + size, head)], min(start + size, head))
             for start in range(after, head, size)

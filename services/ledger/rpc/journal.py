@@ -14,12 +14,16 @@ from services.kit.tenancy import scope_hot, tenants_of
 from services.kit.times import set_timestamp
 from services.ledger.rpc import convert
 from services.ledger.rpc.ledger_base import Context, LedgerBase, check_owner
-from services.ledger.store.feed import FeedFilter, JournalRows, read_journal
+from services.ledger.store.feed import FeedFilter, JournalRows, PayeeRow, TransactionRow, read_journal
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, correction_pb2, transaction_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 
 _MAX_OWNERS = 100
+# By the names in rows.
+_TYPES = {type.value: number for type, number in convert.TYPE_TO_PROTO.items()}
+_KINDS = {kind.value: number for kind, number in convert.KIND_TO_PROTO.items()}
+_COMPONENTS = {component.value: number for component, number in convert.COMPONENT_TO_PROTO.items()}
 
 
 class JournalRpcs(LedgerBase):
@@ -57,80 +61,99 @@ async def _response(found: FeedSlice[JournalRows], *, show_actor: bool) -> pb.Re
     response = pb.ReadJournalResponse(
         log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
     )
-    async for rows in in_turns(found.records.transactions):
-        for row in rows:
-            _fill_sequenced(response.transactions.add(), row, found.records, show_actor=show_actor)
+    rows = found.records
+    async for some in in_turns([*zip(rows.transactions, rows.entries, strict=True)]):
+        for row, entries in some:
+            _fill_sequenced(response.transactions.add(), row, entries, rows, show_actor=show_actor)
     return response
 
 
 def _fill_sequenced(
-    sequenced: pb.SequencedTransaction, row: Any, rows: JournalRows, *, show_actor: bool
+    sequenced: pb.SequencedTransaction,
+    row: TransactionRow,
+    entries: Sequence[Sequence[Any]],
+    rows: JournalRows,
+    *,
+    show_actor: bool,
 ) -> None:
     sequenced.position = row.position
-    _fill_transaction(sequenced.transaction, row, rows.entries[row.transaction_id])
+    transaction = sequenced.transaction
+    _fill_transaction(transaction, row, entries)
     if show_actor:
-        sequenced.transaction.actor_api_key_id = row.actor_api_key_id
+        transaction.actor_api_key_id = row.actor_api_key_id
     # A collection and a correction name a charge too: theirs came with the transaction that posted it.
-    charge = rows.charges.get(row.charge_id)
-    if charge is not None and charge.transaction_id == row.transaction_id:
-        _fill_charge(sequenced.charge, charge, sequenced.transaction)
+    payees = rows.charges.get(row.charge_id)
+    if payees is not None and payees[0].transaction_id == row.transaction_id:
+        _fill_charge(sequenced.charge, payees, transaction)
     correction = rows.corrections.get(row.transaction_id)
     if correction is not None:
-        _fill_correction(sequenced.correction, correction, sequenced.transaction)
+        _fill_correction(sequenced.correction, correction, transaction)
 
 
-def _fill_transaction(transaction: transaction_pb2.Transaction, row: Any, entries: Sequence[Any]) -> None:
+def _fill_transaction(
+    transaction: transaction_pb2.Transaction, row: TransactionRow, entries: Sequence[Any]
+) -> None:
     transaction.transaction_id = row.transaction_id
-    transaction.type = convert.TYPE_TO_PROTO[row.type]
+    transaction.type = _TYPES[row.type]
     transaction.charge_id = row.charge_id
     transaction.partition_id = row.partition_id
-    for entry in entries:
-        _fill_entry(transaction.entries.add(), entry)
+    _fill_entries(transaction.entries, entries)
     set_timestamp(transaction.occur_time, row.occur_time)
     set_timestamp(transaction.create_time, row.create_time)
-    transaction.reason = row.reason
-    transaction.payout_id = row.payout_id
-    transaction.external_id = row.external_id
-    transaction.correction_id = row.correction_id
+    # What is empty is not set: that is the same, and most of these are.
+    if row.reason:
+        transaction.reason = row.reason
+    if row.payout_id:
+        transaction.payout_id = row.payout_id
+    if row.external_id:
+        transaction.external_id = row.external_id
+    if row.correction_id:
+        transaction.correction_id = row.correction_id
 
 
-def _fill_entry(entry: transaction_pb2.Entry, row: Sequence[Any]) -> None:
-    number, owner_id, kind, currency, amount, collected, earned_on, available_on, version, _ = row
-    entry.entry_number = number
-    account = entry.account
-    account.owner_id = owner_id
-    account.kind = convert.KIND_TO_PROTO[kind]
-    account.currency_code = currency
-    _fill_money(entry.amount, currency, amount)
-    if collected is not None:
-        bucket = entry.bucket
-        bucket.collected = collected
-        bucket.earned_on = earned_on.isoformat()
-        bucket.available_on = available_on.isoformat()
-    if version is not None:
-        entry.account_version = version
+def _fill_entries(into: Any, entries: Sequence[Sequence[Any]]) -> None:
+    for _, number, owner_id, kind, currency, micros, collected, earned_on, available_on, version in entries:
+        entry = into.add()
+        entry.entry_number = number
+        account = entry.account
+        account.owner_id = owner_id
+        account.kind = _KINDS[kind]
+        account.currency_code = currency
+        amount = entry.amount
+        amount.currency_code = currency
+        amount.amount_micros = micros
+        if collected is not None:
+            bucket = entry.bucket
+            bucket.collected = collected
+            bucket.earned_on = earned_on
+            bucket.available_on = available_on
+        if version is not None:
+            entry.account_version = version
 
 
-def _fill_charge(charge: charge_pb2.Charge, row: Any, transaction: transaction_pb2.Transaction) -> None:
+def _fill_charge(
+    charge: charge_pb2.Charge, payees: Sequence[PayeeRow], transaction: transaction_pb2.Transaction
+) -> None:
     """A charge as its transaction posted it: what became of it is in others."""
+    row = payees[0]
     currency = row.currency_code
     charge.charge_id = row.charge_id
     charge.customer_id = row.customer_id
     charge.workflow_id = row.workflow_id
-    charge.component = convert.COMPONENT_TO_PROTO[row.component]
+    charge.component = _COMPONENTS[row.component]
     charge.ordinal = row.ordinal
     _fill_money(charge.gross, currency, row.gross)
-    for payee in zip(
-        row.organization_ids,
-        row.agent_ids,
-        row.payee_gross,
-        row.platform_fees,
-        row.processing_fees,
-        row.platform_fee_bps,
-        row.processing_fee_bps,
-        strict=True,
-    ):
-        _fill_earning(charge.earnings.add(), currency, *payee)
+    for payee in payees:
+        earning = charge.earnings.add()
+        earning.organization_id = payee.organization_id
+        earning.agent_id = payee.agent_id
+        gross, platform_fee, processing_fee = payee.payee_gross, payee.platform_fee, payee.processing_fee
+        _fill_money(earning.gross, currency, gross)
+        _fill_money(earning.platform_fee, currency, platform_fee)
+        _fill_money(earning.processing_fee, currency, processing_fee)
+        _fill_money(earning.net, currency, gross - platform_fee - processing_fee)
+        earning.platform_fee_bps = payee.platform_fee_bps
+        earning.processing_fee_bps = payee.processing_fee_bps
     # The times of a charge are those of its transaction.
     charge.occur_time.CopyFrom(transaction.occur_time)
     charge.create_time.CopyFrom(transaction.create_time)
@@ -138,27 +161,6 @@ def _fill_charge(charge: charge_pb2.Charge, row: Any, transaction: transaction_p
     charge.evidence_hash = row.evidence_hash
     charge.transaction_id = row.transaction_id
     charge.reservation_id = row.reservation_id
-
-
-def _fill_earning(
-    earning: charge_pb2.Earning,
-    currency: str,
-    organization_id: str,
-    agent_id: str,
-    gross: int,
-    platform_fee: int,
-    processing_fee: int,
-    platform_fee_bps: int,
-    processing_fee_bps: int,
-) -> None:
-    earning.organization_id = organization_id
-    earning.agent_id = agent_id
-    _fill_money(earning.gross, currency, gross)
-    _fill_money(earning.platform_fee, currency, platform_fee)
-    _fill_money(earning.processing_fee, currency, processing_fee)
-    _fill_money(earning.net, currency, gross - platform_fee - processing_fee)
-    earning.platform_fee_bps = platform_fee_bps
-    earning.processing_fee_bps = processing_fee_bps
 
 
 def _fill_correction(

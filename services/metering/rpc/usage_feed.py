@@ -21,7 +21,6 @@ from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import charge_id
 from services.metering.rpc.convert import deferred_to_proto, line_to_proto
 from services.metering.store.usage_feed import DecidedUsage, UsageRows, read_usage
-from tallystick.common.v1 import money_pb2
 from tallystick.metering.v1 import charge_line_pb2, usage_feed_service_pb2_grpc
 from tallystick.metering.v1 import usage_feed_service_pb2 as pb
 
@@ -53,7 +52,9 @@ async def _response(found: FeedSlice[UsageRows]) -> pb.ReadUsageResponse:
         log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
     )
     recorded, decided = found.records
-    async for some in in_turns([*merge(recorded, decided, key=lambda one: one.position)]):
+    # Outcomes that are decided later are few.
+    records = [*merge(recorded, decided, key=lambda one: one.position)] if decided else recorded
+    async for some in in_turns(records):
         for one in some:
             sequenced = response.records.add()
             sequenced.position = one.position
@@ -65,21 +66,27 @@ async def _response(found: FeedSlice[UsageRows]) -> pb.ReadUsageResponse:
 
 
 def _fill_recorded(recorded: pb.RecordedUsage, row: Any) -> None:
-    event = recorded.event
+    event, currency = recorded.event, row.currency_code
     event.MergeFromString(row.content)
     event.evidence_ref = row.evidence_ref
     event.evidence_hash = row.evidence_hash
     set_timestamp(event.occur_time, row.occur_time)
     recorded.organization_id = row.organization_id
     recorded.charge_id = charge_id(EventKey(row.customer_id, row.workflow_id, row.ordinal))
-    _fill_money(recorded.price, row.currency_code, row.amount_micros)
-    for name, quantity, amount, per_units, micros in json.loads(row.lines):
-        line = recorded.lines.add()
+    price = recorded.price
+    price.currency_code = currency
+    price.amount_micros = row.amount_micros
+    lines = recorded.lines
+    for name, quantity, unit_amount, per_units, micros in json.loads(row.lines):
+        line = lines.add()
         line.component_name = name
         line.quantity = quantity
-        line.unit_price.amount = amount
-        line.unit_price.per_units = per_units
-        _fill_money(line.amount, row.currency_code, micros)
+        unit_price = line.unit_price
+        unit_price.amount = unit_amount
+        unit_price.per_units = per_units
+        amount = line.amount
+        amount.currency_code = currency
+        amount.amount_micros = micros
     recorded.price_version_id = row.price_version_id
     set_timestamp(recorded.create_time, row.create_time)
 
@@ -94,8 +101,3 @@ def _bonus_lines(deferred: DeferredOutcome) -> Iterable[charge_line_pb2.ChargeLi
     bonus = deferred.bonuses.get(deferred.outcome)
     lines = () if bonus is None else bonus.lines
     return [line_to_proto(line, deferred.currency_code) for line in lines]
-
-
-def _fill_money(money: money_pb2.Money, currency_code: str, micros: int) -> None:
-    money.currency_code = currency_code
-    money.amount_micros = micros

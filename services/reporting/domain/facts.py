@@ -1,10 +1,12 @@
 """What a batch of a feed says, as rows. Amounts are micros of the row's currency, times micros since 1970."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
+from services.reporting.domain.columns import Columns
 from services.reporting.domain.projection import FeedGap
 
 
@@ -111,9 +113,19 @@ class Batch(ABC):
     at_end: bool = False
 
     @property
-    @abstractmethod
     def count(self) -> int:
         """How many positions."""
+        return self.last - self.after
+
+    @property
+    @abstractmethod
+    def columns(self) -> Sequence[Columns]:
+        """Its rows."""
+
+    def write_out(self) -> None:
+        """Keep the rows that are there as columns."""
+        for rows in self.columns:
+            rows.write_out()
 
     def follow(self, position: int) -> None:
         """Take the next position. Raises FeedGap if it is not the one behind the last."""
@@ -126,25 +138,27 @@ class Batch(ABC):
 class JournalBatch(Batch):
     """Neighbours in the journal."""
 
-    transactions: list[PostedTransaction] = field(default_factory=list)
-    charges: list[PostedCharge] = field(default_factory=list)
+    # Of PostedTransaction, PostedCharge, Revenue and Movement.
+    transactions: Columns = field(default_factory=lambda: Columns("ittttttii"))
+    charges: Columns = field(default_factory=lambda: Columns("itttitit"))
     # By charge.
     corrected: dict[str, int] = field(default_factory=dict)
-    revenue: list[Revenue] = field(default_factory=list)
-    movements: list[Movement] = field(default_factory=list)
+    revenue: Columns = field(default_factory=lambda: Columns("itttiiii"))
+    movements: Columns = field(default_factory=lambda: Columns("iitttinn"))
 
     @property
-    def count(self) -> int:
-        return len(self.transactions)
+    def columns(self) -> Sequence[Columns]:
+        return self.transactions, self.charges, self.revenue, self.movements
 
 
 @dataclass(slots=True)
 class UsageBatch(Batch):
     """Neighbours in the usage feed."""
 
-    events: list[RecordedEvent] = field(default_factory=list)
-    outcomes: list[DecidedOutcome] = field(default_factory=list)
+    # Of RecordedEvent and DecidedOutcome.
+    events: Columns = field(default_factory=lambda: Columns("ttitttttiittibni"))
+    outcomes: Columns = field(default_factory=lambda: Columns("ttitib"))
 
     @property
-    def count(self) -> int:
-        return len(self.events) + len(self.outcomes)
+    def columns(self) -> Sequence[Columns]:
+        return self.events, self.outcomes

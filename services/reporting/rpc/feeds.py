@@ -20,6 +20,8 @@ B = TypeVar("B", bound=Batch)
 
 # A message this large is decoded in a few milliseconds, for which nothing else runs.
 MESSAGE_RECORDS: Final = 500
+# Of a feed's first batch.
+_FIRST_RECORDS: Final = 2_500
 
 
 class FeedReader(ABC, Generic[B]):
@@ -28,14 +30,16 @@ class FeedReader(ABC, Generic[B]):
     feed: Feed
 
     async def batches(self, progress: Progress, size: int) -> AsyncGenerator[B, None]:
-        """What is behind a position, in batches of about `size`. The last one goes up to the end of the feed;
-        it always comes, even if it is empty.
+        """What is behind a position, in batches of about `size`, the first ones smaller: while they are
+        applied, others can be read. The last one goes up to the end of the feed; it always comes, even if it
+        is empty.
 
         Raises LostLog if the log that was read is gone, FeedGap if something was skipped or repeated, and
         TallystickError if the service is away or refuses.
         """
         batch = self._begin(progress.log_id, progress.position)
-        call = self._call(progress.log_id, progress.position)
+        enough = min(size, _FIRST_RECORDS)
+        call = self._call(progress.log_id, progress.position, min(size, MESSAGE_RECORDS))
         try:
             async for response in call:
                 if batch.log_id and response.log_id != batch.log_id:
@@ -43,12 +47,14 @@ class FeedReader(ABC, Generic[B]):
                 batch.log_id = response.log_id
                 batch.head = response.head_position
                 self._add(batch, response)
+                batch.write_out()
                 if response.last_position != batch.last:
                     raise FeedGap(
                         f"{self.feed}: {response.last_position} was said to be read after {batch.last}"
                     )
-                if batch.count >= size:
+                if batch.count >= enough:
                     yield batch
+                    enough = min(size, 2 * enough)
                     batch = self._begin(batch.log_id, batch.last)
         except grpc.aio.AioRpcError as raised:
             error = from_rpc_error(raised)
@@ -67,8 +73,8 @@ class FeedReader(ABC, Generic[B]):
         """An empty batch."""
 
     @abstractmethod
-    def _call(self, log_id: str, after: int) -> Any:
-        """The stream from a position to the end of the feed."""
+    def _call(self, log_id: str, after: int, size: int) -> Any:
+        """The stream from a position to the end of the feed, in messages of so many records."""
 
     @abstractmethod
     def _add(self, batch: B, response: Any) -> None:

@@ -1,13 +1,13 @@
 """The ledger's journal as rows."""
 
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 
 from services.reporting.domain.facts import JournalBatch, Movement, PostedCharge, PostedTransaction, Revenue
 from services.reporting.domain.projection import Feed, FeedGap
-from services.reporting.rpc.feeds import MESSAGE_RECORDS, FeedReader, micros
+from services.reporting.rpc.feeds import FeedReader, micros
 from tallystick.ledger.v1 import account_pb2 as account
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
@@ -25,13 +25,14 @@ _COMPONENTS: Final = {
 }
 # Whose accounts are on no statement: the platform's, and what it keeps of organizations' earnings.
 _PLATFORM: Final = "platform"
-_FEES: Final = frozenset({account.ACCOUNT_KIND_PLATFORM_FEES, account.ACCOUNT_KIND_PROCESSING_FEES})
+_PAYABLE: Final = 2
 # Where an organization's leg is within (platform fee, processing fee, net).
 _LEGS: Final = {
     account.ACCOUNT_KIND_PLATFORM_FEES: 0,
     account.ACCOUNT_KIND_PROCESSING_FEES: 1,
-    account.ACCOUNT_KIND_ORGANIZATION_PAYABLE: 2,
+    account.ACCOUNT_KIND_ORGANIZATION_PAYABLE: _PAYABLE,
 }
+_NOTHING: Final = (0, 0, 0)
 
 
 class JournalReader(FeedReader[JournalBatch]):
@@ -45,11 +46,9 @@ class JournalReader(FeedReader[JournalBatch]):
     def _begin(self, log_id: str, after: int) -> JournalBatch:
         return JournalBatch(log_id, after, after)
 
-    def _call(self, log_id: str, after: int) -> Any:
+    def _call(self, log_id: str, after: int, size: int) -> Any:
         return self._ledger.ReadJournal(
-            pb.ReadJournalRequest(
-                after_position=after, log_id=log_id, batch_size=MESSAGE_RECORDS, include_charges=True
-            )
+            pb.ReadJournalRequest(after_position=after, log_id=log_id, batch_size=size, include_charges=True)
         )
 
     def _add(self, batch: JournalBatch, response: pb.ReadJournalResponse) -> None:
@@ -75,26 +74,30 @@ def _add_transaction(batch: JournalBatch, sequenced: pb.SequencedTransaction) ->
             create_time,
         )
     )
-    earned: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    currency_code = ""
+    # What each organization got or gave, by leg.
+    earned: dict[str, list[int]] = {}
     for entry in transaction.entries:
         of, amount = entry.account, entry.amount.amount_micros
-        owner_id, kind, currency_code = of.owner_id, of.kind, of.currency_code
+        owner_id, kind = of.owner_id, of.kind
         leg = _LEGS.get(kind)
-        if leg is not None:
-            earned[owner_id][leg] += amount
-        if kind in _FEES or owner_id == _PLATFORM:
-            continue
         collected = available_on = None
         if leg is not None:
+            legs = earned.get(owner_id)
+            if legs is None:
+                legs = earned[owner_id] = [0, 0, 0]
+            legs[leg] += amount
+            if leg != _PAYABLE:
+                continue
             bucket = entry.bucket
             collected, available_on = bucket.collected, bucket.available_on
+        if owner_id == _PLATFORM:
+            continue
         batch.movements.append(
             Movement(
                 position,
                 entry.entry_number,
                 owner_id,
-                currency_code,
+                of.currency_code,
                 _KINDS[kind],
                 amount,
                 collected,
@@ -109,6 +112,7 @@ def _add_transaction(batch: JournalBatch, sequenced: pb.SequencedTransaction) ->
         # Of what was owed a collection moves earnings between buckets; what was unpaid is earned now.
         # A write-off of what was owed takes them back, though it stays billed. (What is given up of earnings
         # below zero is of no charge, and no revenue.)
+        currency_code = transaction.entries[0].account.currency_code
         batch.revenue += [
             Revenue(position, organization_id, "", currency_code, 0, *legs)
             for organization_id, legs in earned.items()
@@ -119,7 +123,7 @@ def _add_transaction(batch: JournalBatch, sequenced: pb.SequencedTransaction) ->
 
 
 def _add_charge(
-    batch: JournalBatch, sequenced: pb.SequencedTransaction, earned: defaultdict[str, list[int]]
+    batch: JournalBatch, sequenced: pb.SequencedTransaction, earned: Mapping[str, Sequence[int]]
 ) -> None:
     position = sequenced.position
     if not sequenced.HasField("charge"):
@@ -145,14 +149,14 @@ def _add_charge(
             earning.agent_id,
             currency_code,
             earning.gross.amount_micros,
-            *earned[earning.organization_id],
+            *earned.get(earning.organization_id, _NOTHING),
         )
         for earning in charge.earnings
     ]
 
 
 def _add_correction(
-    batch: JournalBatch, sequenced: pb.SequencedTransaction, earned: defaultdict[str, list[int]]
+    batch: JournalBatch, sequenced: pb.SequencedTransaction, earned: Mapping[str, Sequence[int]]
 ) -> None:
     position = sequenced.position
     if not sequenced.HasField("correction"):
@@ -161,7 +165,7 @@ def _add_correction(
     charge_id, amount = correction.charge_id, correction.amount
     batch.corrected[charge_id] = batch.corrected.get(charge_id, 0) + amount.amount_micros
     for earning in correction.earnings:
-        billed, legs = earning.gross.amount_micros, earned[earning.organization_id]
+        billed, legs = earning.gross.amount_micros, earned.get(earning.organization_id, _NOTHING)
         if billed or any(legs):
             batch.revenue.append(
                 Revenue(position, earning.organization_id, "", amount.currency_code, -billed, *legs)

@@ -1,7 +1,7 @@
 """Metering's usage as rows."""
 
 from collections.abc import Iterable
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import grpc
 from services.reporting.domain.facts import DecidedOutcome, RecordedEvent, UsageBatch
 from services.reporting.domain.model_costs import Catalogue
 from services.reporting.domain.projection import Feed, FeedGap
-from services.reporting.rpc.feeds import MESSAGE_RECORDS, FeedReader, micros
+from services.reporting.rpc.feeds import FeedReader, micros
 from tallystick.metering.v1 import charge_line_pb2, usage_feed_service_pb2_grpc, usage_pb2
 from tallystick.metering.v1 import usage_feed_service_pb2 as pb
 from tallystick.reporting.v1 import charge_report_pb2
@@ -34,9 +34,9 @@ class UsageReader(FeedReader[UsageBatch]):
     def _begin(self, log_id: str, after: int) -> UsageBatch:
         return UsageBatch(log_id, after, after)
 
-    def _call(self, log_id: str, after: int) -> Any:
+    def _call(self, log_id: str, after: int, size: int) -> Any:
         return self._metering.ReadUsage(
-            pb.ReadUsageRequest(after_position=after, log_id=log_id, batch_size=MESSAGE_RECORDS)
+            pb.ReadUsageRequest(after_position=after, log_id=log_id, batch_size=size)
         )
 
     def _add(self, batch: UsageBatch, response: pb.ReadUsageResponse) -> None:
@@ -77,7 +77,8 @@ class UsageReader(FeedReader[UsageBatch]):
 
     def _cost(self, event: usage_pb2.UsageEvent) -> Decimal | None:
         usage = event.usage
-        moment = event.occur_time.ToDatetime(tzinfo=UTC)
+        # To the second: prices change on the hour. ToDatetime takes ten times as long.
+        moment = datetime.fromtimestamp(event.occur_time.seconds, UTC)
         return self._catalogue.cost(usage.model, usage.input_tokens, usage.output_tokens, moment)
 
 

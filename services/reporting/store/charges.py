@@ -41,7 +41,8 @@ _FILTER: Final = """
 # than that. What is earned of a charge comes with it, and with what was collected and taken back later.
 _OF_ORGANIZATION: Final = text(f"""
     WITH page AS (
-        SELECT charge_id, customer_id, agent_id, currency_code, billed_micros, occur_time, create_time
+        SELECT charge_id, customer_id, agent_id, currency_code, billed_micros, net_micros, occur_time,
+               create_time
         FROM reporting.revenue
         WHERE projection_id = :projection_id AND organization_id = :owner_id AND type = 'charge'
           AND (CAST(:agent_id AS text) = '' OR agent_id = :agent_id)
@@ -50,16 +51,16 @@ _OF_ORGANIZATION: Final = text(f"""
         LIMIT :limit
     )
     SELECT page.charge_id, page.customer_id, c.workflow_id, c.component, c.ordinal, page.currency_code,
-           page.billed_micros AS gross, s.corrected, s.net, page.agent_id,
+           page.billed_micros AS gross, s.corrected, page.net_micros + s.net AS net, page.agent_id,
            {_USAGE_COLUMNS},
            c.price_version_id, page.occur_time, page.create_time
     FROM page
     JOIN reporting.charge_identities(:projection_id, ARRAY(SELECT charge_id FROM page)) AS c USING (charge_id)
     CROSS JOIN LATERAL (
         SELECT coalesce(-sum(billed_micros) FILTER (WHERE type = 'correction'), 0)::bigint AS corrected,
-               sum(net_micros)::bigint AS net
+               coalesce(sum(net_micros), 0)::bigint AS net
         FROM reporting.revenue AS r
-        WHERE r.projection_id = :projection_id AND r.charge_id = page.charge_id
+        WHERE r.projection_id = :projection_id AND r.charge_id = page.charge_id AND r.type <> 'charge'
           AND r.organization_id = :owner_id
     ) AS s
     {_USAGE}
@@ -93,9 +94,9 @@ _OF_CUSTOMER: Final = text(f"""
 _PAYER: Final = text("""
     SELECT customer_id,
            (SELECT agent_id FROM reporting.revenue AS r
-            WHERE r.projection_id = :projection_id AND r.charge_id = :charge_id
-            ORDER BY position, organization_id LIMIT 1) AS agent_id
-    FROM reporting.charge
+            WHERE r.projection_id = :projection_id AND r.position = charge.position
+            ORDER BY organization_id LIMIT 1) AS agent_id
+    FROM reporting.charge AS charge
     WHERE projection_id = :projection_id AND charge_id = :charge_id
 """)
 

@@ -1,13 +1,11 @@
 """Projections: which there are, how far each has read, and applying what comes.
 
-What changes them is a function of the owner (migrations/sql/0001_functions.sql): the writer has no other
+What changes them is a function of the owner (migrations/sql/functions.sql): the writer has no other
 rights.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
 
 from psycopg import AsyncConnection as HotConnection
 from psycopg.rows import TupleRow
@@ -15,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.kit.db import single
+from services.reporting.domain.columns import Columns
 from services.reporting.domain.facts import JournalBatch, UsageBatch
 from services.reporting.domain.projection import Feed, Progress, Projection, ProjectionState
 
@@ -83,6 +82,14 @@ async def _begin(connection: AsyncConnection, *, lost: int | None, first: bool) 
     return int(found.scalar_one())
 
 
+async def lose_feed(connection: AsyncConnection, projection_id: int, feed: Feed) -> None:
+    """Note that what a projection has read of a feed is no longer there."""
+    await connection.execute(
+        text("SELECT reporting.lose_feed(:projection_id, :feed)"),
+        {"projection_id": projection_id, "feed": feed.value},
+    )
+
+
 async def serve(connection: AsyncConnection, projection_id: int) -> bool:
     """Let a projection answer, if it has read as far as the one that does; whether it had."""
     found = await connection.execute(
@@ -115,17 +122,18 @@ async def apply_journal(
 
     `hear_time` is when the feed was asked, if this is all that it had.
     """
+    corrected = Columns("ti")
+    corrected += batch.corrected.items()
     return await _apply(
         connection,
         _APPLY_JOURNAL,
         (
             *(projection_id, batch.log_id, batch.after, batch.last, batch.head, batch.apply_time, hear_time),
-            *_columns(batch.transactions, "ittttttii"),
-            *_columns(batch.charges, "itttitit"),
-            _texts(batch.corrected.keys()),
-            _numbers(batch.corrected.values()),
-            *_columns(batch.revenue, "itttiiii"),
-            *_columns(batch.movements, "iitttinn"),
+            *batch.transactions.arrays(),
+            *batch.charges.arrays(),
+            *corrected.arrays(),
+            *batch.revenue.arrays(),
+            *batch.movements.arrays(),
         ),
     )
 
@@ -139,53 +147,11 @@ async def apply_usage(
         _APPLY_USAGE,
         (
             *(projection_id, batch.log_id, batch.after, batch.last, batch.head, batch.apply_time, hear_time),
-            *_columns(batch.events, "ttitttttiittibni"),
-            *_columns(batch.outcomes, "ttitib"),
+            *batch.events.arrays(),
+            *batch.outcomes.arrays(),
         ),
     )
 
 
 async def _apply(connection: HotConnection[TupleRow], statement: str, parameters: tuple[object, ...]) -> bool:
     return bool((await single(await connection.execute(statement, parameters)))[0])
-
-
-# Arrays are written here and not by the driver, which looks at each value by itself: that takes several times
-# as long.
-
-
-def _columns(rows: Sequence[tuple[object, ...]], forms: str) -> list[str]:
-    """Rows as one array per column: i is a number, t text, b bytes in hexadecimal, n what may be NULL."""
-    if not rows:
-        return ["{}"] * len(forms)
-    return [_FORMS[form](column) for form, column in zip(forms, zip(*rows, strict=True), strict=True)]
-
-
-def _numbers(values: Iterable[object]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"
-
-
-def _nullable(values: Iterable[object]) -> str:
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-
-
-def _bytes(values: Iterable[bytes]) -> str:
-    # The quotes are for those that are empty.
-    return '{"' + '","'.join([value.hex() for value in values]) + '"}'
-
-
-def _texts(values: Iterable[str]) -> str:
-    given = list(values)
-    if not given:
-        return "{}"
-    together = "".join(given)
-    if '"' in together or "\\" in together:
-        given = [value.replace("\\", "\\\\").replace('"', '\\"') for value in given]
-    return '{"' + '","'.join(given) + '"}'
-
-
-_FORMS: Final[Mapping[str, Callable[[Iterable[Any]], str]]] = {
-    "i": _numbers,
-    "t": _texts,
-    "b": _bytes,
-    "n": _nullable,
-}

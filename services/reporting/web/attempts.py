@@ -24,6 +24,9 @@ class _Failures:
 class FailedAttempts:
     """Counts failures by address, for `WINDOW` from the first one. Knows so many addresses, and forgets the
     one that has not failed for longest first.
+
+    An attempt is counted before it is decided, and excused if it did not fail: of many at once no more are
+    let through than of as many one after the other.
     """
 
     def __init__(self, clock: Clock, max_addresses: int = _MAX_ADDRESSES) -> None:
@@ -49,6 +52,16 @@ class FailedAttempts:
         self._failures.move_to_end(network)
         if len(self._failures) > self._max_addresses:
             self._failures.popitem(last=False)
+
+    def excuse(self, address: str) -> None:
+        """Take back the count of an attempt that did not fail, or that nobody could decide."""
+        network = _network(address)
+        failures = self._failures.get(network)
+        # Others' failures may have pushed it out meanwhile.
+        if failures is not None:
+            failures.count -= 1
+            if failures.count <= 0:
+                del self._failures[network]
 
 
 def _network(address: str) -> str:

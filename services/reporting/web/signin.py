@@ -61,9 +61,12 @@ class SignIn:
             )
             response.headers["Retry-After"] = str(max(1, int(wait.total_seconds())))
             return response
+        # Right behind the look, with nothing to wait for in between.
+        self._attempts.fail(address)
         try:
             fields = await read_form(request)
         except FormError as error:
+            self._attempts.excuse(address)
             return self._form(request, "", problem=str(error), status=HTTPStatus.BAD_REQUEST)
         return await self._try(request, fields, address)
 
@@ -73,7 +76,6 @@ class SignIn:
         try:
             principal = await self._site.find_principal(key)
         except Unauthenticated:
-            self._attempts.fail(address)
             _log.warning("session.refused")
             return self._form(
                 request,
@@ -82,6 +84,7 @@ class SignIn:
                 status=HTTPStatus.UNAUTHORIZED,
             )
         except TallystickError as error:
+            self._attempts.excuse(address)
             _log.warning("session.not_decided", reason=error.reason)
             return self._form(
                 request,
@@ -89,6 +92,7 @@ class SignIn:
                 problem="The ledger, which knows the keys, does not answer. Please try again in a moment.",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
             )
+        self._attempts.excuse(address)
         if principal.role not in ROLES:
             return self._form(
                 request,

@@ -18,7 +18,7 @@ from tallystick.common.v1 import access_pb2
 from tallystick.reporting.v1 import period_pb2, projection_pb2, revenue_pb2
 from tallystick.reporting.v1 import projection_service_pb2 as pb
 from tallystick.reporting.v1 import reporting_service_pb2 as reports
-from tests.support.feeds import FakeFeeds, running_feeds
+from tests.support.feeds import FakeFeed, FakeFeeds, running_feeds
 from tests.support.ledger_server import running_ledger
 from tests.support.reporting_server import ReportingServer, running_reporting
 from tests.support.reporting_world import CATALOGUE, FeedWorld, ModelEvent, content
@@ -274,6 +274,35 @@ async def test_another_log_begins_a_projection_which_answers_when_it_is_read(
     restored.grant("cus_b", 7)
     await reporting.catch_up()
     assert content(reporting.query, 2) == restored.expected()
+
+
+@pytest.mark.parametrize(("feed", "missing"), [("journal", 1), ("usage", 1), ("usage", 3)])
+async def test_a_log_that_ends_before_what_was_read_of_it_is_lost(
+    reporting: ReportingServer, feeds: FakeFeeds, feed: str, missing: int
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    await reporting.catch_up()
+    before = content(reporting.query, 1)
+
+    # Restored from a backup that was made earlier, under its old name.
+    restored: FakeFeed = getattr(feeds, feed)
+    restored.visible = restored.head - missing
+    await reporting.catch_up()
+    found = await projections(reporting)
+    assert [(one.projection_id, one.state) for one in found] == [(2, BUILDING), (1, SERVING)]
+    assert content(reporting.query, 1) == before
+    del restored.records[restored.visible :]
+    restored.visible = None
+    projector = reporting.app.projector
+    while await projector.build():
+        pass
+    found = await projections(reporting)
+    assert [(one.projection_id, one.state) for one in found] == [(2, SERVING), (1, RETIRED)]
+    rows = reporting.query("SELECT feed, position FROM reporting.feed WHERE projection_id = 2 ORDER BY feed")
+    assert rows == [("journal", feeds.journal.head), ("usage", feeds.usage.head)]
+    await reporting.catch_up()
+    assert len(await projections(reporting)) == 2
 
 
 async def test_a_projection_that_is_built_of_a_lost_log_is_given_up(

@@ -20,6 +20,7 @@ from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.integration.security.case import DENIED, LEDGER, LISTED, OK, Case
 from tests.integration.security.cases import CASES
 from tests.integration.security.world import METHODS, PLATFORM, Answer, Principal, Running, World, roles_of
+from tests.support.reach import Reach, RecordProperty
 
 
 @dataclass
@@ -29,10 +30,12 @@ class Verdicts:
     world: World
     cells: int = 0
     wrong: list[str] = field(default_factory=list)
+    reach: Reach = field(default_factory=Reach)
 
     def judge(self, principal: Principal, method: MethodDescriptor, case: Case, answer: Answer) -> None:
         """One cell, apart from what it may have changed."""
         self.cells += 1
+        self.reach.count(principal.name, method.full_name, answered=answer.code is OK)
         wanted = _wanted(principal, method, case)
         if answer.code not in wanted:
             self._note(principal, method, case, f"{answer.code.name}: {answer.text}")
@@ -41,6 +44,7 @@ class Verdicts:
             asked = text_format.MessageToString(case.request)
             for marker in self.world.markers:
                 if marker in answer.text and (answer.code is OK or marker not in asked):
+                    self.reach.leaks += 1
                     self._note(principal, method, case, f"shows {marker!r} of bravo: {answer.text}")
 
     def unchanged(
@@ -82,7 +86,7 @@ def test_every_role_is_somebodys(running: Running) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_nobody_reaches_another_tenant(running: Running, name: str) -> None:
+def test_nobody_reaches_another_tenant(running: Running, name: str, record_property: RecordProperty) -> None:
     world, method = running.world, METHODS[name]
     cases = list(CASES[name](world))
     assert cases
@@ -106,6 +110,7 @@ def test_nobody_reaches_another_tenant(running: Running, name: str) -> None:
                 before = after
 
     running.runner.run(ask_everybody())
+    verdicts.reach.record(record_property, "RPCs of ledger and metering")
     assert verdicts.wrong == []
     assert verdicts.cells == len(cases) * len(world.principals)
     # Somebody was answered OK: otherwise NOT_FOUND would prove nothing.

@@ -40,7 +40,8 @@ def test_every_customer_of_a_history_comes_every_day_or_nearly(count: int) -> No
 
 def test_the_floor_sends_what_reporting_sends() -> None:
     transaction = PostedTransaction(1, "txn_1", "grant", "", "", "", "welcome", 5, 6)
-    journal = JournalBatch("log_1", 0, 1, head=1, apply_time=6, transactions=[transaction])
+    journal = JournalBatch("log_1", 0, 1, head=1, apply_time=6)
+    journal.transactions.append(transaction)
     usage = UsageBatch("log_2", 4, 4)
     (first,), (second,) = statements([journal], [usage])
     assert ("apply_journal" in first.text, "apply_usage" in second.text) == (True, True)

@@ -23,7 +23,7 @@ class Example(Config):
     name: str = "none"
     database_url: str = field(metadata=setting("where the data is", shared=True, secret=True))
     token: str | None = field(default=None, metadata=setting(secret=True))
-    batch: int = field(default=5, metadata=setting("items at once", minimum=1))
+    batch: int = field(default=5, metadata=setting("items at once", minimum=1, maximum=99))
     pause: timedelta = field(default=timedelta(seconds=2), metadata=setting(minimum=0))
     folder: Path | None = None
     eager: bool = False
@@ -123,6 +123,7 @@ def test_every_problem_is_listed_at_once() -> None:
         "pause: must be at least 0",
         "eager: 'maybe' is neither true nor false",
     ]
+    assert problems([*URL, "--batch=100"]) == ["batch: must be at most 99"]
     assert problems([*URL, "--batch=1.5"]) == ["batch: '1.5' is not a whole number"]
     assert problems([*URL, "--pause=nan"]) == ["pause: 'nan' is not a number of seconds"]
     assert problems([*URL, "--pause=inf"]) == ["pause: 'inf' is not a number of seconds"]

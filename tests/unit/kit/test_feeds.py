@@ -43,7 +43,12 @@ async def test_a_read_ends_at_the_head_of_the_log() -> None:
     # No more reads than it takes, and all but the first of the log that the first one found.
     assert log.reads == [("", 0, 2), ("log_a", 2, 2), ("log_a", 4, 2)]
     assert [found async for found in Log(head=0).open(Request())] == []
-    assert [found async for found in log.open(Request(after_position=9, log_id="log_a"))] == []
+    assert [found async for found in log.open(Request(after_position=5, log_id="log_a"))] == []
+
+
+async def test_a_log_that_ends_before_the_position_is_not_the_one_that_was_read() -> None:
+    with pytest.raises(InvalidArgument, match="ends at position 5"):
+        await anext(Log(head=5).open(Request(after_position=6, log_id="log_a")))
 
 
 async def test_one_slice_is_read_ahead_and_no_more() -> None:

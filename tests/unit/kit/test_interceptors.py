@@ -441,6 +441,22 @@ async def test_one_line_says_how_a_call_ended_and_no_secret() -> None:
         assert MEMBER_KEY not in str(logs)
 
 
+async def test_a_stream_that_had_nothing_to_say_is_no_news() -> None:
+    class Idle(EchoServicer):
+        async def Repeat(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+            for value in request.value:
+                yield StringValue(value=value)
+
+    async with running(Idle()) as server:
+        for asked, level in (("", "debug"), ("a", "info")):
+            with capture_logs() as logs:
+                await read_all(server.client().repeat(asked))
+            assert finished(logs)["log_level"] == level
+        with capture_logs() as logs:
+            await failure(read_all(server.client(MEMBER_KEY).repeat("")))
+        assert finished(logs)["log_level"] == "info"
+
+
 def count(method: str, code: str) -> float:
     labels = {"method": method, "code": code}
     counted = REGISTRY.get_sample_value("tallystick_rpcs_total", labels) or 0.0

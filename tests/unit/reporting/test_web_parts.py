@@ -142,6 +142,20 @@ def test_failures_are_counted_by_network_and_forgotten() -> None:
     attempts.fail("not an address" * 100)
 
 
+def test_an_attempt_that_did_not_fail_is_excused() -> None:
+    attempts = FailedAttempts(FixedClock(START))
+    for _ in range(3 * MAX_FAILURES):
+        attempts.fail("192.0.2.1")
+        attempts.excuse("192.0.2.1")
+    assert attempts.wait("192.0.2.1") is None
+    assert not attempts._failures
+    # Forgotten meanwhile.
+    attempts.excuse("192.0.2.1")
+    for _ in range(MAX_FAILURES):
+        attempts.fail("192.0.2.1")
+    assert attempts.wait("192.0.2.1") == WINDOW
+
+
 def test_an_ipv4_address_fails_for_itself_also_where_a_server_listens_on_both() -> None:
     attempts = FailedAttempts(FixedClock(START))
     for _ in range(MAX_FAILURES):

@@ -1,7 +1,6 @@
 """Projections of the journal and of usage."""
 
 from pathlib import Path
-from typing import Final
 
 from alembic import op
 
@@ -13,12 +12,10 @@ branch_labels = None
 depends_on = None
 
 _SQL = Path(__file__).parent.parent / "sql"
-_FILES: Final = ("0001_tables", "0001_functions", "0001_charge_identities")
 
 
 def upgrade() -> None:
-    for name in _FILES:
-        execute_sql_file(op, _SQL / f"{name}.sql")
+    execute_sql_file(op, _SQL / "0001_tables.sql")
 
 
 def downgrade() -> None:

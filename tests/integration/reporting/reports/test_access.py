@@ -16,6 +16,7 @@ from tallystick.payouts.v1 import payout_pb2, payout_service_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.reporting.reports.access import METHODS, OF_BOTH, OF_ORGANIZATIONS, ask, requests_of
 from tests.integration.reporting.reports.facts import LARK, WREN
+from tests.support.reach import Reach, RecordProperty
 from tests.support.reporting_books import Books
 from tests.support.reports_server import ReportingServer
 
@@ -71,7 +72,7 @@ async def test_every_method_is_asked() -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 async def test_a_key_reaches_its_own_and_nothing_else(
-    reporting: ReportingServer, books: Books, key: str
+    reporting: ReportingServer, books: Books, key: str, record_property: RecordProperty
 ) -> None:
     reporting.payouts.payouts = [
         payout_service_pb2.GetPayoutResponse(payout=payout_pb2.Payout(payout_id=one, organization_id=owner))
@@ -82,19 +83,25 @@ async def test_a_key_reaches_its_own_and_nothing_else(
     # Whom an organization serves and who serves a customer is theirs to know.
     known = {"cus_ada", "cus_bob"} if own.startswith("org_") else {LARK, WREN}
     secrets = set() if key in PLATFORM else _secrets(books, key) - known
+    reach = Reach()
     for name in (*OF_ORGANIZATIONS, *OF_BOTH):
         for named, request in requests_of(name):
             code, reason, said = await ask(channel, METHODS[name], request)
             if (code, reason) != _wanted(key, METHODS[name], named):
                 wrong.append(f"{name}({named}): {code} {reason} {said[:200]}")
-            wrong += [f"{name}({named}) shows {one}" for one in secrets - {named} if one in said]
+            shown = [f"{name}({named}) shows {one}" for one in secrets - {named} if one in said]
+            wrong += shown
+            reach.count(key, name, answered=code is grpc.StatusCode.OK)
+            reach.leaks += bool(shown)
+    reach.record(record_property, "RPCs of reporting")
     assert wrong == []
 
 
 @pytest.mark.parametrize("key", KEYS)
 async def test_a_charge_is_shown_to_whom_it_concerns(
-    reporting: ReportingServer, books: Books, key: str
+    reporting: ReportingServer, books: Books, key: str, record_property: RecordProperty
 ) -> None:
+    reach = Reach()
     channel, wrong = await reporting.channel(key), []
     role, _, own = key.partition("/")
     for charge in books.charges[:40]:
@@ -108,6 +115,10 @@ async def test_a_charge_is_shown_to_whom_it_concerns(
             wanted = (grpc.StatusCode.OK, "") if seen else (grpc.StatusCode.NOT_FOUND, "CHARGE_NOT_FOUND")
         if (code, reason) != wanted:
             wrong.append(f"{charge.charge_id}: {code} {reason}")
+        answered = code is grpc.StatusCode.OK
+        reach.count(key, "GetCharge", answered=answered)
+        reach.leaks += answered and wanted[0] is not code
+    reach.record(record_property, "RPCs of reporting")
     assert wrong == []
 
 

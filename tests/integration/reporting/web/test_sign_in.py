@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from http.cookies import SimpleCookie
 
@@ -144,6 +145,12 @@ async def test_an_address_that_fails_too_often_must_wait(served: Served, browser
         assert (await Browser(elsewhere).sign_in("owner")).status_code == 303
     served.clock.advance(WINDOW)
     assert (await browser.sign_in("owner")).status_code == 303
+
+
+async def test_many_guesses_at_once_are_no_more_than_one_after_the_other(browser: Browser) -> None:
+    guesses = [browser.post("/sign-in", {"api_key": key_of(f"guess{number}")}) for number in range(40)]
+    codes = [answer.status_code for answer in await asyncio.gather(*guesses)]
+    assert (codes.count(401), codes.count(429)) == (MAX_FAILURES, 40 - MAX_FAILURES)
 
 
 async def test_signing_in_leads_to_no_other_site(browser: Browser) -> None:

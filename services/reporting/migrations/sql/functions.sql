@@ -1,3 +1,5 @@
+-- All functions of the schema but those that policies stand on; the newest migration makes all of them anew.
+--
 -- How projections are made. The writer calls these functions and has no other rights: what is in a projection follows
 -- from the feeds, batch by batch, and every function moves position and rows together or neither.
 --
@@ -5,7 +7,8 @@
 -- 1970, which a driver writes without a look at the calendar.
 --
 -- The planner knows little of tables that are being filled, and takes them for small. So rows are looked up one by
--- one, in subqueries with a limit, which it cannot turn into a join that reads all of a table; and rows that change are
+-- one, in subqueries with a limit, which it cannot turn into a join that reads all of a table. Groups, of which it
+-- expects one, are found by hashing and not by sorting: of wide keys that takes a third of the time. And rows that change are
 -- found like that first, and then changed where they are. Nobody moves them in between: see move_feed and lock_revenue.
 
 -- Not IMMUTABLE, which adding to a timestamptz is not: as STABLE it becomes a part of the statements that call it.
@@ -68,6 +71,9 @@ $$;
 -- Whether a feed has become four times as long between two positions. Then the planner is told anew what is in the
 -- tables that are looked up in: autovacuum comes minutes later, when millions of rows may have been looked up by an
 -- index that finds all rows of a customer.
+--
+-- The functions that ask have a small statistics target: a sample of some thousand rows says as much about which index
+-- finds few rows, and takes a tenth of the time.
 CREATE FUNCTION reporting.has_grown(p_after bigint, p_last bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
     SELECT floor(log(4, p_last)) > floor(log(4, greatest(p_after, 1))) OR p_after = 0
 $$;
@@ -94,7 +100,8 @@ CREATE FUNCTION reporting.apply_journal(
     m_positions bigint[], m_entry_numbers integer[], m_owner_ids text[], m_currency_codes text[], m_kinds text[],
     m_amounts bigint[], m_collected boolean[], m_available_on date[]
 ) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp SET lock_timeout = '25s'
-SET enable_seqscan = off AS $$
+SET default_statistics_target = 10
+SET enable_seqscan = off SET enable_sort = off AS $$
 BEGIN
     IF NOT move_feed(p_projection_id, 'journal', p_log_id, p_after, p_last, p_head, from_micros(p_apply_time),
                      p_hear_time) THEN
@@ -155,27 +162,39 @@ BEGIN
           WHERE m.collected IS NOT NULL));
 
     PERFORM lock_revenue(p_projection_id);
+    -- Of the event, if usage has said it. Bounded, so that it is looked up row by row and never by reading all usage.
+    WITH posted AS MATERIALIZED (
+        SELECT c.position, c.customer_id, c.workflow_id, c.ordinal, u.agent_id, u.agent_version, u.action_type
+        FROM unnest(c_positions, c_customer_ids, c_workflow_ids, c_ordinals)
+            AS c (position, customer_id, workflow_id, ordinal)
+        LEFT JOIN LATERAL (
+            SELECT u.agent_id, u.agent_version, u.action_type FROM usage u
+            WHERE u.projection_id = p_projection_id AND u.customer_id = c.customer_id AND u.workflow_id = c.workflow_id
+              AND u.ordinal = c.ordinal
+            LIMIT 1
+        ) AS u ON true
+    ),
+    -- Of others, usage looks up here what it must be told to.
+    unnamed AS (
+        INSERT INTO unnamed_charge (projection_id, customer_id, workflow_id, ordinal, position)
+        SELECT p_projection_id, p.customer_id, p.workflow_id, p.ordinal, p.position FROM posted p
+        WHERE p.agent_id IS NULL
+    )
     INSERT INTO revenue (
         projection_id, position, organization_id, type, charge_id, agent_id, customer_id, agent_version, action_type,
         currency_code, billed_micros, platform_fee_micros, processing_fee_micros, net_micros, charge_count,
         transaction_id, occur_time, create_time)
-    SELECT p_projection_id, r.position, r.organization_id, 'charge', t.charge_id, r.agent_id, c.customer_id,
-           coalesce(u.agent_version, ''), coalesce(u.action_type, ''), r.currency_code, r.billed, r.platform_fee,
-           r.processing_fee, r.net, 1, t.transaction_id, from_micros(t.occur_time), from_micros(t.create_time)
+    SELECT p_projection_id, r.position, r.organization_id, 'charge', t.charge_id, r.agent_id, p.customer_id,
+           CASE p.agent_id WHEN r.agent_id THEN p.agent_version ELSE '' END,
+           CASE p.agent_id WHEN r.agent_id THEN p.action_type ELSE '' END,
+           r.currency_code, r.billed, r.platform_fee, r.processing_fee, r.net, 1, t.transaction_id,
+           from_micros(t.occur_time), from_micros(t.create_time)
     FROM unnest(r_positions, r_organization_ids, r_agent_ids, r_currency_codes, r_billed, r_platform_fees,
                 r_processing_fees, r_net)
         AS r (position, organization_id, agent_id, currency_code, billed, platform_fee, processing_fee, net)
     JOIN unnest(t_positions, t_transaction_ids, t_charge_ids, t_occur_times, t_create_times)
         AS t (position, transaction_id, charge_id, occur_time, create_time) USING (position)
-    JOIN unnest(c_positions, c_customer_ids, c_workflow_ids, c_ordinals)
-        AS c (position, customer_id, workflow_id, ordinal) USING (position)
-    -- Bounded, so that it is looked up row by row and never by reading all usage.
-    LEFT JOIN LATERAL (
-        SELECT u.agent_version, u.action_type FROM usage u
-        WHERE u.projection_id = p_projection_id AND u.customer_id = c.customer_id AND u.workflow_id = c.workflow_id
-          AND u.ordinal = c.ordinal AND u.agent_id = r.agent_id
-        LIMIT 1
-    ) AS u ON true;
+    JOIN posted p USING (position);
 
     IF '' = ANY (r_agent_ids) THEN
         -- In a statement of its own, since the charge may have come with this very batch.
@@ -192,10 +211,15 @@ BEGIN
         JOIN unnest(t_positions, t_transaction_ids, t_types, t_charge_ids, t_correction_ids, t_occur_times,
                     t_create_times)
             AS t (position, transaction_id, type, charge_id, correction_id, occur_time, create_time) USING (position)
-        -- A left join: what has no charge violates a constraint, and does not go missing.
+        -- Left joins: what has no charge violates a constraint, and does not go missing.
+        LEFT JOIN LATERAL (
+            SELECT c.position FROM charge c
+            WHERE c.projection_id = p_projection_id AND c.charge_id = t.charge_id
+            LIMIT 1
+        ) AS c ON true
         LEFT JOIN LATERAL (
             SELECT o.agent_id, o.customer_id, o.agent_version, o.action_type FROM revenue o
-            WHERE o.projection_id = p_projection_id AND o.charge_id = t.charge_id AND o.type = 'charge'
+            WHERE o.projection_id = p_projection_id AND o.position = c.position
               AND o.organization_id = r.organization_id
             LIMIT 1
         ) AS o ON true
@@ -241,7 +265,7 @@ $$;
 -- Adds the revenue of these positions to the sums of their quarter hours, days and months: those that tell everything
 -- apart, and those of reporting.revenue_sum.
 CREATE FUNCTION reporting.roll_revenue(p_projection_id integer, p_after bigint, p_last bigint) RETURNS void
-LANGUAGE plpgsql SET search_path = reporting, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = reporting, pg_temp SET enable_seqscan = off SET enable_sort = off AS $$
 BEGIN
     WITH quarter AS MATERIALIZED (
         SELECT r.organization_id, r.currency_code,
@@ -310,7 +334,8 @@ CREATE FUNCTION reporting.apply_usage(
     o_customer_ids text[], o_workflow_ids text[], o_ordinals integer[], o_outcomes text[], o_bonuses bigint[],
     o_lines text[]
 ) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = reporting, pg_temp SET lock_timeout = '25s'
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET default_statistics_target = 10
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off AS $$
 DECLARE
     decided_count integer;
 BEGIN
@@ -466,23 +491,48 @@ DECLARE
     action_types text[];
     emptied tid[];
 BEGIN
-    SELECT array_agg(f.place), array_agg(e.agent_version), array_agg(e.action_type)
+    WITH charged AS (
+        -- The base's charge and the outcome's have the same event.
+        DELETE FROM unnamed_charge n USING (
+            SELECT f.place, e.agent_id, e.agent_version, e.action_type
+            FROM unnest(e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions, e_action_types)
+                AS e (customer_id, workflow_id, ordinal, agent_id, agent_version, action_type)
+            CROSS JOIN LATERAL (
+                SELECT n.ctid AS place FROM unnamed_charge n
+                WHERE n.projection_id = p_projection_id AND n.customer_id = e.customer_id
+                  AND n.workflow_id = e.workflow_id AND n.ordinal = e.ordinal
+                LIMIT 1000000
+            ) AS f
+        ) AS e
+        WHERE n.ctid = e.place
+        RETURNING n.position, e.agent_id, e.agent_version, e.action_type
+    ),
+    posted AS (
+        SELECT r.place, r.charge_id, e.agent_id, e.agent_version, e.action_type
+        FROM charged e
+        CROSS JOIN LATERAL (
+            SELECT r.ctid AS place, r.charge_id FROM revenue r
+            WHERE r.projection_id = p_projection_id AND r.position = e.position AND r.agent_id = e.agent_id
+            LIMIT 1000000
+        ) AS r
+        WHERE e.agent_version <> '' OR e.action_type <> ''
+    ),
+    found AS (
+        SELECT p.place, p.agent_version, p.action_type FROM posted p
+        UNION ALL
+        -- What was collected or taken back since.
+        SELECT r.place, p.agent_version, p.action_type
+        FROM (SELECT DISTINCT p.charge_id, p.agent_id, p.agent_version, p.action_type FROM posted p) AS p
+        CROSS JOIN LATERAL (
+            SELECT r.ctid AS place FROM revenue r
+            WHERE r.projection_id = p_projection_id AND r.charge_id = p.charge_id AND r.agent_id = p.agent_id
+              AND r.type <> 'charge'
+            LIMIT 1000000
+        ) AS r
+    )
+    SELECT array_agg(f.place), array_agg(f.agent_version), array_agg(f.action_type)
     INTO places, agent_versions, action_types
-    FROM unnest(e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions, e_action_types)
-        AS e (customer_id, workflow_id, ordinal, agent_id, agent_version, action_type)
-    -- The base and the outcome.
-    CROSS JOIN LATERAL (
-        SELECT c.charge_id FROM charge c
-        WHERE c.projection_id = p_projection_id AND c.customer_id = e.customer_id AND c.workflow_id = e.workflow_id
-          AND c.ordinal = e.ordinal
-        LIMIT 2
-    ) AS c
-    CROSS JOIN LATERAL (
-        SELECT r.ctid AS place FROM revenue r
-        WHERE r.projection_id = p_projection_id AND r.charge_id = c.charge_id AND r.agent_id = e.agent_id
-        LIMIT 1000000
-    ) AS f
-    WHERE e.agent_version <> '' OR e.action_type <> '';
+    FROM found f;
     IF places IS NULL THEN
         RETURN;
     END IF;
@@ -543,6 +593,16 @@ CREATE FUNCTION reporting.hear(
 $$;
 
 
+-- Notes that what a projection has read of a feed is no longer there. The log may go by the same name, as in a restored
+-- backup that ends before what was read: then its positions say nothing of how far another projection must read to know
+-- as much, and its new records must never be applied behind the old ones.
+CREATE FUNCTION reporting.lose_feed(p_projection_id integer, p_feed text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
+    UPDATE feed f SET log_id = 'lost:' || f.log_id
+    WHERE f.projection_id = p_projection_id AND f.feed = p_feed AND f.log_id NOT LIKE 'lost:%'
+$$;
+
+
 -- The projection that is being built, begun if there is none; the first one of all answers from the beginning. One
 -- whose feeds are no longer what it has read of, p_lost, is retired if it was being built; if it answers, it goes on.
 -- With p_first, only for want of any: the one that answers, if there is one.
@@ -592,7 +652,8 @@ BEGIN
         JOIN feed served ON served.feed = built.feed
         JOIN projection s ON s.projection_id = served.projection_id AND s.state = 'serving'
         WHERE built.projection_id = p_projection_id
-          AND CASE WHEN built.log_id IN (served.log_id, '') THEN built.position < served.position
+          AND CASE WHEN built.log_id IN (served.log_id, '') AND served.log_id NOT LIKE 'lost:%'
+                   THEN built.position < served.position
                    ELSE built.hear_time IS NULL OR built.position < built.head_position END);
     IF NOT FOUND THEN
         RETURN false;
@@ -622,7 +683,7 @@ BEGIN
         RETURN false;
     END IF;
     FOREACH table_name IN ARRAY ARRAY[
-        'charge', 'revenue', 'movement', 'movement_day', 'payable_bucket', 'usage', 'revenue_rollup',
+        'charge', 'unnamed_charge', 'revenue', 'movement', 'movement_day', 'payable_bucket', 'usage', 'revenue_rollup',
         'revenue_sum', 'usage_rollup'
     ] LOOP
         EXECUTE format(
@@ -640,11 +701,33 @@ END
 $$;
 
 
+-- Which run charges are for. A charge is its payer's; its payees see their own shares, in `revenue`, and of the charge no
+-- more than this: not what others share in it.
+CREATE FUNCTION reporting.charge_identities(p_projection_id integer, p_charge_ids text[])
+RETURNS TABLE (
+    charge_id text, customer_id text, workflow_id text, component text, ordinal integer, price_version_id text,
+    post_time timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
+    SELECT c.charge_id, c.customer_id, c.workflow_id, c.component, c.ordinal, c.price_version_id,
+           c.create_time
+    FROM charge AS c
+    WHERE c.projection_id = p_projection_id AND c.charge_id = ANY (p_charge_ids)
+      AND ((SELECT visible(NULL))
+           OR c.customer_id = ANY (ARRAY(SELECT visible_owners()))
+           -- Its payees have revenue of the transaction that posted it.
+           OR EXISTS (
+               SELECT FROM revenue AS r
+               WHERE r.projection_id = c.projection_id AND r.position = c.position
+                 AND r.organization_id = ANY (ARRAY(SELECT visible_owners()))))
+$$;
+
+
 -- Only what the writer is meant to call. Functions are executable by everybody unless that is taken away.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA reporting FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION reporting.visible, reporting.visible_owners, reporting.serving
-    TO reporting_reader, reporting_writer;
 GRANT EXECUTE ON FUNCTION
-    reporting.apply_journal, reporting.apply_usage, reporting.hear, reporting.begin_projection,
-    reporting.serve_projection, reporting.remove_projections
+    reporting.visible, reporting.visible_owners, reporting.serving, reporting.charge_identities
+TO reporting_reader, reporting_writer;
+GRANT EXECUTE ON FUNCTION
+    reporting.apply_journal, reporting.apply_usage, reporting.hear, reporting.lose_feed,
+    reporting.begin_projection, reporting.serve_projection, reporting.remove_projections
 TO reporting_writer;

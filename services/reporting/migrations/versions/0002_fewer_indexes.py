@@ -1,12 +1,13 @@
-"""Write-offs are revenue, below zero."""
+"""Charges that wait for their usage in a table of their own, and fewer indexes."""
 
 from pathlib import Path
 
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
+from services.reporting.migrations.functions import replace_functions
 
-revision = "0002_write_offs"
+revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
@@ -15,7 +16,8 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 
 def upgrade() -> None:
-    execute_sql_file(op, _SQL / "0002_write_offs.sql")
+    execute_sql_file(op, _SQL / "0002_fewer_indexes.sql")
+    replace_functions(op)
 
 
 def downgrade() -> None:

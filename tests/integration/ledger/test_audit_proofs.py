@@ -141,6 +141,10 @@ TAMPERING = {
         CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.entry FOR EACH ROW
         EXECUTE FUNCTION suppress_redundant_updates_trigger()
         """,
+        """
+        CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.open_charge
+        FOR EACH ROW EXECUTE FUNCTION ledger.refuse_rewrite()
+        """,
         "GRANT UPDATE ON ledger.entry TO ledger_writer",
         "GRANT DELETE ON ledger.idempotency TO PUBLIC",
     ),

@@ -7,9 +7,10 @@ from typing import Final
 import psycopg
 
 from tallystick.common.v1 import access_pb2, money_pb2
-from tallystick.ledger.v1 import account_pb2
+from tallystick.ledger.v1 import account_pb2, write_off_pb2
 from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
+from tallystick.ledger.v1 import funding_service_pb2 as funding_pb
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_credits import OUTCOME, allocation, hold_request, intent, of_hold, release_of, usd
 from tests.support.ledger_funding import CHARGEBACK, Funding
@@ -38,6 +39,7 @@ async def play_everything(server: LedgerServer) -> None:
     await _owe(server, funding)
     await _pay_out(server)
     await _take_back(server, funding)
+    await _give_up(server, funding)
     await _in_euros(server)
     await server.create_caller(access_pb2.ROLE_OWNER, "owner", organization_id="org_x")
     await _set_aside(funding)
@@ -143,6 +145,40 @@ async def _take_back(server: LedgerServer, funding: Funding) -> None:
     await funding.reverse("dp_1", 3_000, CHARGEBACK, purchase="disputed", customer="cus_9--_-")
     await funding.reinstate("dp_1", "adj_1", 1_200, customer="cus_9--_-")
     await funding.fee("fee_1", 59)
+
+
+async def _give_up(server: LedgerServer, funding: Funding) -> None:
+    """Write-offs of what is unpaid, of what is owed, of a chargeback, of earnings below zero."""
+    await funding.post(intent("small", 5, customer="cus_9--_-"))
+    (unpaid,) = await funding.post(intent("given-up", 40, customer="cus_A-b_c.d"))
+    await server.operator.directory.SetCreditLimit(
+        directory.SetCreditLimitRequest(customer_id="cus_a-ub", credit_limit=usd(1_000))
+    )
+    (owed,) = await funding.post(intent("given-up", 60, customer="cus_a-ub"))
+    (wrong,) = await funding.post(intent("paid-out", 800, organization="org_u"))
+    await server.service.earnings.DebitPayout(
+        earnings.DebitPayoutRequest(organization_id="org_u", payout_id="po_all", amount=usd(1_400))
+    )
+    await server.operator.ledger.CorrectCharge(
+        ledger.CorrectChargeRequest(
+            charge_id=wrong.charge.charge_id, correction_id="rf_1", amount=usd(800), reason="a wrong answer"
+        )
+    )
+    for kind, of, amount in (
+        (write_off_pb2.WRITE_OFF_KIND_UNPAID, {"charge_id": unpaid.charge.charge_id}, 11),
+        (write_off_pb2.WRITE_OFF_KIND_RECEIVABLE, {"charge_id": owed.charge.charge_id}, 22),
+        (write_off_pb2.WRITE_OFF_KIND_CHARGEBACKS, {"owner_id": "cus_9--_-"}, 33),
+        (write_off_pb2.WRITE_OFF_KIND_CLAWBACK, {"owner_id": "org_u"}, 44),
+    ):
+        await server.operator.funding.WriteOff(
+            funding_pb.WriteOffRequest(
+                kind=kind,
+                amount=usd(amount),
+                reason="will not be paid any more",
+                idempotency_key=f"{kind}",
+                **of,
+            )
+        )
 
 
 async def _in_euros(server: LedgerServer) -> None:

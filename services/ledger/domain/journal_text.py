@@ -33,6 +33,8 @@ ROOTS: Final = {
     AccountKind.STRIPE_FEES: "Expenses",
     AccountKind.PROMOTIONS: "Expenses",
     AccountKind.ADJUSTMENTS: "Equity",
+    AccountKind.WRITE_OFFS: "Expenses",
+    AccountKind.CLAWBACK_LOSSES: "Expenses",
 }
 
 

@@ -21,10 +21,11 @@ CHECKS: Final = (
             ) AS part
             WHERE kind = 'organization_payable'
             UNION ALL
-            -- Not from entries: from what charges agreed on, less what was taken back and what is unpaid.
+            -- Not from entries: from what charges agreed on, less what was taken back, given up or is unpaid.
             SELECT p.organization_id, c.currency_code, 0,
                    p.gross - p.platform_fee - p.processing_fee
                        - coalesce(x.legs[p.payee_number::integer * 3 - 2], 0)
+                       - coalesce(x.written_off_legs[p.payee_number::integer * 3 - 2], 0)
                        - coalesce(o.unearned_legs[p.payee_number::integer * 3 - 2], 0), 0, 0
             FROM ledger.charge c
             LEFT JOIN ledger.corrected_charge x USING (charge_id, customer_id)

@@ -6,15 +6,18 @@ from services.ledger.store.audit_check import Check
 
 # Tables whose rows never change once they are written.
 APPEND_ONLY: Final = (
+    "adjustment",
     "audit_run",
     "charge",
     "correction",
+    "decided_adjustment",
     "entry",
     "freeze_event",
     "idempotency",
     "journal_position",
     "revenue_share_agreement",
     "transaction",
+    "write_off",
 )
 _APPEND_ONLY: Final = ", ".join(f"'{table}'" for table in APPEND_ONLY)
 

@@ -22,11 +22,13 @@ def settlement_of_charge(
     settlement = settlement_of_release(reservation, ended)
     # What another reservation gave for the charge is excess, from where this one stands.
     excess = charge.gross.amount_micros - settlement.captured.amount_micros
-    unpaid = charge.payment.unpaid.amount_micros
     # A top-up collects what was captured of the room under the credit limit like anything owed: then less is
     # owed than was captured.
     owed = charge.payment.from_receivable.amount_micros - ended.captured_receivable.amount_micros
     from_receivable = max(owed, 0)
+    # What was written off nobody paid. It may have been captured, and be more than the excess has.
+    given_up = charge.payment.unpaid.amount_micros + charge.written_off.amount_micros
+    unpaid = min(given_up, excess - from_receivable)
 
     def money(amount: int) -> money_pb2.Money:
         return money_to_proto(reservation.currency_code, amount)

@@ -1237,7 +1237,7 @@ class PostedEntry(_message.Message):
     type: _transaction_pb2.TransactionType.ValueType
     """What happened."""
     charge_id: _builtins.str
-    """The charge that the transaction posts, collects or corrects, or empty."""
+    """The charge that the transaction posts, collects, corrects or writes off, or empty."""
     payout_id: _builtins.str
     """The payout whose money its transaction moves, or empty."""
     correction_id: _builtins.str
@@ -1375,8 +1375,8 @@ class SequencedTransaction(_message.Message):
 
     @_builtins.property
     def charge(self) -> _charge_pb2.Charge:
-        """Of a CHARGE, if charges are included: the charge as it was posted. `payment`, `captured` and `corrected` are unset;
-        they follow from transactions.
+        """Of a CHARGE, if charges are included: the charge as it was posted. `payment`, `captured`, `corrected` and
+        `written_off` are unset; they follow from transactions.
         """
 
     @_builtins.property

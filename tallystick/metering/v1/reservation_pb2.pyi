@@ -258,7 +258,7 @@ class Settlement(_message.Message):
 
     @_builtins.property
     def excess_unpaid(self) -> _money_pb2.Money:
-        """Neither."""
+        """Neither, with what was written off since."""
 
     def __init__(
         self,

@@ -173,7 +173,7 @@ class ReportingServiceServicer(object):
 
     def ExportTransactions(self, request, context):
         """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
-        correction of it, and for a payee one for each collection of what had been unpaid.
+        correction of it, and for a payee one for each collection of what had been unpaid or write-off of what was owed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

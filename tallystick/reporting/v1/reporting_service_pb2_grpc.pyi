@@ -63,7 +63,7 @@ class ReportingServiceStub:
     """
     ExportTransactions: _grpc.UnaryStreamMultiCallable[_reporting_service_pb2.ExportTransactionsRequest, _reporting_service_pb2.ExportTransactionsResponse]
     """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
-    correction of it, and for a payee one for each collection of what had been unpaid.
+    correction of it, and for a payee one for each collection of what had been unpaid or write-off of what was owed.
     """
     ListPayoutHistory: _grpc.UnaryUnaryMultiCallable[_reporting_service_pb2.ListPayoutHistoryRequest, _reporting_service_pb2.ListPayoutHistoryResponse]
     """Lists the payouts of an organization, newest first, each with its steps, its status at the bank and its transactions."""
@@ -103,7 +103,7 @@ class ReportingServiceAsyncStub(ReportingServiceStub):
     """
     ExportTransactions: _aio.UnaryStreamMultiCallable[_reporting_service_pb2.ExportTransactionsRequest, _reporting_service_pb2.ExportTransactionsResponse]  # type: ignore[assignment]
     """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
-    correction of it, and for a payee one for each collection of what had been unpaid.
+    correction of it, and for a payee one for each collection of what had been unpaid or write-off of what was owed.
     """
     ListPayoutHistory: _aio.UnaryUnaryMultiCallable[_reporting_service_pb2.ListPayoutHistoryRequest, _reporting_service_pb2.ListPayoutHistoryResponse]  # type: ignore[assignment]
     """Lists the payouts of an organization, newest first, each with its steps, its status at the bank and its transactions."""
@@ -200,7 +200,7 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_reporting_service_pb2.ExportTransactionsResponse], _abc.AsyncIterator[_reporting_service_pb2.ExportTransactionsResponse]]:
         """Answers the charges of a period as a file, in pieces, oldest first: one row for each charge and payee, one for each
-        correction of it, and for a payee one for each collection of what had been unpaid.
+        correction of it, and for a payee one for each collection of what had been unpaid or write-off of what was owed.
         """
 
     @_abc_1.abstractmethod

@@ -143,8 +143,15 @@ async def test_a_payer_sees_no_split_of_what_it_owes(server: LedgerServer) -> No
 # Calls that the services never make, as the role that they run as: the last wall is in the database.
 UNSOUND = {
     "an adjustment out of balance": """
-        ledger.adjust(ARRAY['cus_a'], ARRAY['customer_credits']::ledger.account_kind[], ARRAY['USD'],
-                      ARRAY[1000]::bigint[], 'because', 'key_x', 'adjustment/1', '\\x00')
+        ledger.propose_adjustment(
+            ARRAY['cus_a'], ARRAY['customer_credits']::ledger.account_kind[], ARRAY['USD'],
+            ARRAY[1000]::bigint[], 'because', 'key_x', '1', '\\x00', interval '7 days', false)
+    """,
+    "a write-off of more than is owed": """
+        ledger.write_off_clawback('org_x', 'USD', 1, 'because', 'key_x', 'write-off/1', '\\x00')
+    """,
+    "a write-off that is negative": """
+        ledger.write_off_chargebacks('cus_a', 'USD', -1, 'because', 'key_x', 'write-off/2', '\\x00')
     """,
     "a grant that takes away": """
         ledger.grant_credits('cus_a', 'USD', -50, 'purchase', '', 'key_x', 'grant/2', '\\x00')

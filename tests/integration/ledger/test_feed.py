@@ -50,7 +50,7 @@ async def as_posted(server: LedgerServer, charge_id: str) -> charge_pb2.Charge:
     """What GetCharge says of a charge, without what became of it."""
     answer = await server.operator.ledger.GetCharge(pb.GetChargeRequest(charge_id=charge_id))
     charge = answer.charge
-    for field in ("payment", "captured", "corrected"):
+    for field in ("payment", "captured", "corrected", "written_off"):
         charge.ClearField(field)
     for earning in charge.earnings:
         earning.ClearField("corrected")

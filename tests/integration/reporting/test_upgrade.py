@@ -25,8 +25,8 @@ CHARGE = """
 """
 REVENUE = """
     INSERT INTO reporting.revenue (projection_id, position, organization_id, type, charge_id, agent_id,
-        customer_id, currency_code, billed_micros, platform_fee_micros, processing_fee_micros, net_micros, charge_count,
-        transaction_id, occur_time, create_time)
+        customer_id, currency_code, billed_micros, platform_fee_micros, processing_fee_micros, net_micros,
+        charge_count, transaction_id, occur_time, create_time)
     VALUES (7, %(position)s, 'org_a', 'charge', 'ch_' || %(run)s, 'agt_a', 'cus_a', 'USD', 5, 1, 1, 3, 1,
         'txn_' || %(run)s, now(), now())
 """

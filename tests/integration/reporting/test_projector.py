@@ -13,7 +13,6 @@ from services.kit.errors import Unavailable
 from services.kit.times import timestamp
 from services.reporting import projector
 from services.reporting.domain.projection import FeedGap
-from services.reporting.rpc import journal_feed
 from tallystick.common.v1 import access_pb2
 from tallystick.reporting.v1 import period_pb2, projection_pb2, revenue_pb2
 from tallystick.reporting.v1 import projection_service_pb2 as pb
@@ -143,7 +142,6 @@ async def test_nothing_is_said_to_be_known_up_to_a_time_while_a_feed_was_never_h
 async def test_a_feed_that_is_away_does_not_keep_the_other_from_its_end(
     database_url: str, feeds: FakeFeeds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_feed, "MESSAGE_RECORDS", 1)
     monkeypatch.setattr(projector, "_TURN", 2)
     async with (
         running_ledger(database_url) as ledger,

@@ -7,9 +7,10 @@
 -- 1970, which a driver writes without a look at the calendar.
 --
 -- The planner knows little of tables that are being filled, and takes them for small. So rows are looked up one by
--- one, in subqueries with a limit, which it cannot turn into a join that reads all of a table. Groups, of which it
--- expects one, are found by hashing and not by sorting: of wide keys that takes a third of the time. And rows that change are
+-- one, in subqueries with a limit, which it cannot turn into a join that reads all of a table; and rows that change are
 -- found like that first, and then changed where they are. Nobody moves them in between: see move_feed and lock_revenue.
+-- Groups, of which it expects one, are found by hashing and not by sorting, which takes three times as long of such
+-- keys. Arrays become rows in SELECT: in FROM each column would be stored by itself first.
 
 -- Not IMMUTABLE, which adding to a timestamptz is not: as STABLE it becomes a part of the statements that call it.
 CREATE FUNCTION reporting.from_micros(micros bigint) RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS $$
@@ -113,22 +114,34 @@ BEGIN
         price_version_id, transaction_id, position, occur_time, create_time)
     SELECT p_projection_id, t.charge_id, c.customer_id, c.workflow_id, c.component, c.ordinal, c.currency_code, c.gross,
            c.price_version_id, t.transaction_id, t.position, from_micros(t.occur_time), from_micros(t.create_time)
-    FROM unnest(c_positions, c_customer_ids, c_workflow_ids, c_components, c_ordinals, c_currency_codes, c_gross,
-                c_price_version_ids)
-        AS c (position, customer_id, workflow_id, component, ordinal, currency_code, gross, price_version_id)
-    JOIN unnest(t_positions, t_transaction_ids, t_charge_ids, t_occur_times, t_create_times)
-        AS t (position, transaction_id, charge_id, occur_time, create_time) USING (position);
+    FROM (
+        SELECT unnest(c_positions) AS position, unnest(c_customer_ids) AS customer_id,
+               unnest(c_workflow_ids) AS workflow_id, unnest(c_components) AS component,
+               unnest(c_ordinals) AS ordinal, unnest(c_currency_codes) AS currency_code, unnest(c_gross) AS gross,
+               unnest(c_price_version_ids) AS price_version_id
+    ) AS c
+    JOIN (
+        SELECT unnest(t_positions) AS position, unnest(t_transaction_ids) AS transaction_id,
+               unnest(t_charge_ids) AS charge_id, unnest(t_occur_times) AS occur_time,
+               unnest(t_create_times) AS create_time
+    ) AS t USING (position);
 
     WITH given AS MATERIALIZED (
         SELECT m.*, t.transaction_id, t.type, t.charge_id, t.correction_id, t.payout_id, t.reason,
                from_micros(t.occur_time) AS occur_time, from_micros(t.create_time) AS create_time
-        FROM unnest(m_positions, m_entry_numbers, m_owner_ids, m_currency_codes, m_kinds, m_amounts, m_collected,
-                    m_available_on)
-            AS m (position, entry_number, owner_id, currency_code, kind, amount, collected, available_on)
-        JOIN unnest(t_positions, t_transaction_ids, t_types, t_charge_ids, t_correction_ids, t_payout_ids, t_reasons,
-                    t_occur_times, t_create_times)
-            AS t (position, transaction_id, type, charge_id, correction_id, payout_id, reason, occur_time, create_time)
-            USING (position)
+        FROM (
+            SELECT unnest(m_positions) AS position, unnest(m_entry_numbers) AS entry_number,
+                   unnest(m_owner_ids) AS owner_id, unnest(m_currency_codes) AS currency_code,
+                   unnest(m_kinds) AS kind, unnest(m_amounts) AS amount, unnest(m_collected) AS collected,
+                   unnest(m_available_on) AS available_on
+        ) AS m
+        JOIN (
+            SELECT unnest(t_positions) AS position, unnest(t_transaction_ids) AS transaction_id,
+                   unnest(t_types) AS type, unnest(t_charge_ids) AS charge_id,
+                   unnest(t_correction_ids) AS correction_id, unnest(t_payout_ids) AS payout_id,
+                   unnest(t_reasons) AS reason, unnest(t_occur_times) AS occur_time,
+                   unnest(t_create_times) AS create_time
+        ) AS t USING (position)
     ),
     into_movement AS (
         INSERT INTO movement (
@@ -165,8 +178,10 @@ BEGIN
     -- Of the event, if usage has said it. Bounded, so that it is looked up row by row and never by reading all usage.
     WITH posted AS MATERIALIZED (
         SELECT c.position, c.customer_id, c.workflow_id, c.ordinal, u.agent_id, u.agent_version, u.action_type
-        FROM unnest(c_positions, c_customer_ids, c_workflow_ids, c_ordinals)
-            AS c (position, customer_id, workflow_id, ordinal)
+        FROM (
+            SELECT unnest(c_positions) AS position, unnest(c_customer_ids) AS customer_id,
+                   unnest(c_workflow_ids) AS workflow_id, unnest(c_ordinals) AS ordinal
+        ) AS c
         LEFT JOIN LATERAL (
             SELECT u.agent_id, u.agent_version, u.action_type FROM usage u
             WHERE u.projection_id = p_projection_id AND u.customer_id = c.customer_id AND u.workflow_id = c.workflow_id
@@ -189,11 +204,17 @@ BEGIN
            CASE p.agent_id WHEN r.agent_id THEN p.action_type ELSE '' END,
            r.currency_code, r.billed, r.platform_fee, r.processing_fee, r.net, 1, t.transaction_id,
            from_micros(t.occur_time), from_micros(t.create_time)
-    FROM unnest(r_positions, r_organization_ids, r_agent_ids, r_currency_codes, r_billed, r_platform_fees,
-                r_processing_fees, r_net)
-        AS r (position, organization_id, agent_id, currency_code, billed, platform_fee, processing_fee, net)
-    JOIN unnest(t_positions, t_transaction_ids, t_charge_ids, t_occur_times, t_create_times)
-        AS t (position, transaction_id, charge_id, occur_time, create_time) USING (position)
+    FROM (
+        SELECT unnest(r_positions) AS position, unnest(r_organization_ids) AS organization_id,
+               unnest(r_agent_ids) AS agent_id, unnest(r_currency_codes) AS currency_code, unnest(r_billed) AS billed,
+               unnest(r_platform_fees) AS platform_fee, unnest(r_processing_fees) AS processing_fee,
+               unnest(r_net) AS net
+    ) AS r
+    JOIN (
+        SELECT unnest(t_positions) AS position, unnest(t_transaction_ids) AS transaction_id,
+               unnest(t_charge_ids) AS charge_id, unnest(t_occur_times) AS occur_time,
+               unnest(t_create_times) AS create_time
+    ) AS t USING (position)
     JOIN posted p USING (position);
 
     IF '' = ANY (r_agent_ids) THEN
@@ -205,12 +226,18 @@ BEGIN
         SELECT p_projection_id, r.position, r.organization_id, t.type, t.charge_id, t.correction_id, o.agent_id,
                o.customer_id, o.agent_version, o.action_type, r.currency_code, r.billed, r.platform_fee,
                r.processing_fee, r.net, 0, t.transaction_id, from_micros(t.occur_time), from_micros(t.create_time)
-        FROM unnest(r_positions, r_organization_ids, r_agent_ids, r_currency_codes, r_billed, r_platform_fees,
-                    r_processing_fees, r_net)
-            AS r (position, organization_id, agent_id, currency_code, billed, platform_fee, processing_fee, net)
-        JOIN unnest(t_positions, t_transaction_ids, t_types, t_charge_ids, t_correction_ids, t_occur_times,
-                    t_create_times)
-            AS t (position, transaction_id, type, charge_id, correction_id, occur_time, create_time) USING (position)
+        FROM (
+            SELECT unnest(r_positions) AS position, unnest(r_organization_ids) AS organization_id,
+                   unnest(r_agent_ids) AS agent_id, unnest(r_currency_codes) AS currency_code,
+                   unnest(r_billed) AS billed, unnest(r_platform_fees) AS platform_fee,
+                   unnest(r_processing_fees) AS processing_fee, unnest(r_net) AS net
+        ) AS r
+        JOIN (
+            SELECT unnest(t_positions) AS position, unnest(t_transaction_ids) AS transaction_id,
+                   unnest(t_types) AS type, unnest(t_charge_ids) AS charge_id,
+                   unnest(t_correction_ids) AS correction_id, unnest(t_occur_times) AS occur_time,
+                   unnest(t_create_times) AS create_time
+        ) AS t USING (position)
         -- Left joins: what has no charge violates a constraint, and does not go missing.
         LEFT JOIN LATERAL (
             SELECT c.position FROM charge c
@@ -352,11 +379,16 @@ BEGIN
         SELECT p_projection_id, e.customer_id, e.workflow_id, e.ordinal, e.organization_id, e.agent_id, e.agent_version,
                e.action_type, e.model, e.input_tokens, e.output_tokens, e.outcome, e.currency_code, e.price,
                decode(e.lines, 'hex'), e.model_cost, from_micros(e.occur_time)
-        FROM unnest(e_customer_ids, e_workflow_ids, e_ordinals, e_organization_ids, e_agent_ids, e_agent_versions,
-                    e_action_types, e_models, e_input_tokens, e_output_tokens, e_outcomes, e_currency_codes, e_prices,
-                    e_lines, e_model_costs, e_occur_times)
-            AS e (customer_id, workflow_id, ordinal, organization_id, agent_id, agent_version, action_type, model,
-                  input_tokens, output_tokens, outcome, currency_code, price, lines, model_cost, occur_time)
+        FROM (
+            SELECT unnest(e_customer_ids) AS customer_id, unnest(e_workflow_ids) AS workflow_id,
+                   unnest(e_ordinals) AS ordinal, unnest(e_organization_ids) AS organization_id,
+                   unnest(e_agent_ids) AS agent_id, unnest(e_agent_versions) AS agent_version,
+                   unnest(e_action_types) AS action_type, unnest(e_models) AS model,
+                   unnest(e_input_tokens) AS input_tokens, unnest(e_output_tokens) AS output_tokens,
+                   unnest(e_outcomes) AS outcome, unnest(e_currency_codes) AS currency_code,
+                   unnest(e_prices) AS price, unnest(e_lines) AS lines, unnest(e_model_costs) AS model_cost,
+                   unnest(e_occur_times) AS occur_time
+        ) AS e
         RETURNING organization_id, currency_code, customer_id, agent_id, agent_version, action_type, model,
                   input_tokens, output_tokens, outcome, price_micros, model_cost_usd, occur_time
     ),
@@ -413,8 +445,11 @@ BEGIN
             SET outcome = d.outcome, bonus_micros = d.bonus, bonus_lines = decode(d.lines, 'hex')
             FROM (
                 SELECT f.place, o.outcome, o.bonus, o.lines
-                FROM unnest(o_customer_ids, o_workflow_ids, o_ordinals, o_outcomes, o_bonuses, o_lines)
-                    AS o (customer_id, workflow_id, ordinal, outcome, bonus, lines)
+                FROM (
+                    SELECT unnest(o_customer_ids) AS customer_id, unnest(o_workflow_ids) AS workflow_id,
+                           unnest(o_ordinals) AS ordinal, unnest(o_outcomes) AS outcome, unnest(o_bonuses) AS bonus,
+                           unnest(o_lines) AS lines
+                ) AS o
                 CROSS JOIN LATERAL (
                     SELECT u.ctid AS place FROM usage u
                     WHERE u.projection_id = p_projection_id AND u.customer_id = o.customer_id
@@ -495,8 +530,11 @@ BEGIN
         -- The base's charge and the outcome's have the same event.
         DELETE FROM unnamed_charge n USING (
             SELECT f.place, e.agent_id, e.agent_version, e.action_type
-            FROM unnest(e_customer_ids, e_workflow_ids, e_ordinals, e_agent_ids, e_agent_versions, e_action_types)
-                AS e (customer_id, workflow_id, ordinal, agent_id, agent_version, action_type)
+            FROM (
+                SELECT unnest(e_customer_ids) AS customer_id, unnest(e_workflow_ids) AS workflow_id,
+                       unnest(e_ordinals) AS ordinal, unnest(e_agent_ids) AS agent_id,
+                       unnest(e_agent_versions) AS agent_version, unnest(e_action_types) AS action_type
+            ) AS e
             CROSS JOIN LATERAL (
                 SELECT n.ctid AS place FROM unnamed_charge n
                 WHERE n.projection_id = p_projection_id AND n.customer_id = e.customer_id
@@ -538,7 +576,10 @@ BEGIN
     END IF;
     WITH named AS (
         UPDATE revenue r SET agent_version = f.agent_version, action_type = f.action_type
-        FROM unnest(places, agent_versions, action_types) AS f (place, agent_version, action_type)
+        FROM (
+            SELECT unnest(places) AS place, unnest(agent_versions) AS agent_version,
+                   unnest(action_types) AS action_type
+        ) AS f
         WHERE r.ctid = f.place
         RETURNING r.*
     ),

@@ -10,7 +10,7 @@ from services.kit.db import Database
 from services.kit.health import SchemaHealth
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
-from services.ledger import background, reaper
+from services.ledger import background, lots, reaper
 from services.ledger.config import LedgerConfig
 from services.ledger.migrations import SCRIPTS
 from services.ledger.rpc.credits import CreditService
@@ -96,6 +96,7 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
             workers=[
                 *background.workers(config, writer, reader),
                 *reaper.workers(config, writer, reader),
+                *lots.workers(config, writer),
             ],
         )
     finally:

@@ -24,6 +24,7 @@ class AccountKind(StrEnum):
     PAYOUTS_IN_TRANSIT = "payouts_in_transit"
     CUSTOMER_CHARGEBACKS = "customer_chargebacks"
     STRIPE_FEES = "stripe_fees"
+    EXPIRED_CREDITS = "expired_credits"
 
 
 # Who may own an account of each kind, by the prefix of the id.
@@ -41,6 +42,7 @@ OWNER_PREFIX = {
     AccountKind.PAYOUTS_IN_TRANSIT: "org",
     AccountKind.CUSTOMER_CHARGEBACKS: "cus",
     AccountKind.STRIPE_FEES: PLATFORM_OWNER,
+    AccountKind.EXPIRED_CREDITS: PLATFORM_OWNER,
 }
 
 
@@ -61,6 +63,8 @@ class TransactionType(StrEnum):
     PURCHASE_REINSTATEMENT = "purchase_reinstatement"
     PROCESSOR_FEE = "processor_fee"
     CORRECTION = "correction"
+    CREDIT_EXPIRY = "credit_expiry"
+    PROMOTION_SETTLEMENT = "promotion_settlement"
 
 
 @dataclass(frozen=True, slots=True)

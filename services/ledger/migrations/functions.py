@@ -19,6 +19,9 @@ _FILES: Final = (
     "corrections",
     "background",
     "expiry",
+    "lots",
+    "lots_expiry",
+    "promotions",
     "rights",
 )
 # Policies and triggers stand on these two: they belong to migration 0001.

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.store import audit_funding
 from services.ledger.store.audit_check import Check
 from services.ledger.store.audit_corrections import CORRECTION_CHECKS
+from services.ledger.store.audit_lots import LOT_CHECKS
 
 # How many differences of one check are shown.
 SHOWN = 20
@@ -256,7 +257,7 @@ CHECKS = (
                    sum(n.amount) FILTER (WHERE n.kind = 'platform_fees') AS platform_fee,
                    sum(n.amount) FILTER (WHERE n.kind = 'processing_fees') AS processing_fee
             FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-            WHERE t.charge_id IS NOT NULL
+            WHERE t.charge_id IS NOT NULL AND t.type <> 'promotion_settlement'
             GROUP BY t.charge_id, n.owner_id
         ) AS e ON e.charge_id = c.charge_id AND e.owner_id = p.organization_id
         WHERE NOT EXISTS (
@@ -308,7 +309,7 @@ CHECKS = (
                    sum(n.amount) FILTER (WHERE n.kind = 'platform_fees') AS platform_fee,
                    sum(n.amount) FILTER (WHERE n.kind = 'processing_fees') AS processing_fee
             FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-            WHERE t.charge_id IS NOT NULL
+            WHERE t.charge_id IS NOT NULL AND t.type <> 'promotion_settlement'
             GROUP BY t.charge_id, n.owner_id
         ) AS e ON e.charge_id = o.charge_id AND e.owner_id = p.organization_id
         WHERE (
@@ -346,7 +347,7 @@ CHECKS = (
         FROM ledger.entry n
         JOIN ledger.transaction t USING (transaction_id, partition_id)
         JOIN ledger.charge c ON c.charge_id = t.charge_id AND c.customer_id = t.partition_id
-        WHERE n.kind = 'organization_payable' AND t.type <> 'correction'
+        WHERE n.kind = 'organization_payable' AND t.type NOT IN ('correction', 'promotion_settlement')
           AND n.available_on IS DISTINCT FROM
               (CASE WHEN n.collected THEN t.create_time ELSE c.create_time END AT TIME ZONE 'UTC')::date
               + c.settlement_hold_days[array_position(c.organization_ids, n.owner_id)]
@@ -423,10 +424,11 @@ CHECKS = (
                OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
                OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%'
         ) AS k
-        -- Collections are what was open, and payouts are known by their debits.
+        -- Collections are what was open, payouts are known by their debits, expiries and settlements by lots.
         FULL JOIN (
             SELECT * FROM ledger.transaction
-            WHERE type NOT IN ('collection', 'payout', 'payout_completion', 'payout_return')
+            WHERE type NOT IN ('collection', 'payout', 'payout_completion', 'payout_return',
+                               'credit_expiry', 'promotion_settlement')
         ) AS t
             ON t.partition_id = k.owner_id
            AND k.outcome = CASE t.type WHEN 'charge' THEN t.charge_id ELSE t.transaction_id END
@@ -475,6 +477,7 @@ CHECKS = (
     ),
     *audit_funding.CHECKS,
     *CORRECTION_CHECKS,
+    *LOT_CHECKS,
 )
 
 

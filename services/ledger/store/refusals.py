@@ -7,7 +7,13 @@ from datetime import timedelta
 
 import psycopg
 
-from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, PreconditionViolation
+from services.kit.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PreconditionViolation,
+)
 from services.ledger.store.charges import unknown_charge, unknown_party
 
 # SQLSTATEs of our own.
@@ -22,6 +28,7 @@ _REVERSAL_EXCEEDS_PURCHASE = "TL008"
 _ALREADY_REINSTATED = "TL009"
 _UNKNOWN_CHARGE = "TL020"
 _CORRECTION_TOO_LARGE = "TL021"
+_EXPIRED_GRANT = "TL065"
 # How long metering needs to see that a lease is recalled, and to return it.
 _RECALL_TIME = timedelta(seconds=5)
 
@@ -79,6 +86,8 @@ def refusals(key: str = "") -> Iterator[None]:
                 reason="CORRECTION_EXCEEDS_CHARGE",
                 metadata=json.loads(detail),
             ) from None
+        if error.sqlstate == _EXPIRED_GRANT:
+            raise InvalidArgument.of("expire_time", "must be in the future") from None
         raise
 
 

@@ -20,14 +20,15 @@ PURCHASE = pb.CREDIT_SOURCE_PURCHASE
 PLATFORM = pb.CREDIT_SOURCE_PLATFORM_PROMOTION
 ORGANIZATION = pb.CREDIT_SOURCE_ORGANIZATION_PROMOTION
 # As only somebody with the whole machine can: the time of these lots was over a second ago.
-OVER = (
-    "SET LOCAL session_replication_role = replica",
-    "UPDATE ledger.credit_grant SET expire_time = clock_timestamp() - interval '1 second'"
-    " WHERE expire_time IS NOT NULL AND (%(lot_id)s = '' OR transaction_id = %(lot_id)s)",
-    "UPDATE ledger.credit_lot l SET expire_time = g.expire_time, check_time = g.expire_time"
-    " FROM ledger.credit_grant g"
-    " WHERE g.customer_id = l.customer_id AND g.transaction_id = l.lot_id AND g.expire_time IS NOT NULL",
+OVER = """
+WITH ended AS (
+    UPDATE ledger.credit_grant SET expire_time = now() - interval '1 second'
+    WHERE expire_time IS NOT NULL AND (%(lot_ids)s::text[] IS NULL OR transaction_id = ANY (%(lot_ids)s))
+    RETURNING *
 )
+UPDATE ledger.credit_lot l SET expire_time = e.expire_time, check_time = e.expire_time
+FROM ended e WHERE e.customer_id = l.customer_id AND e.transaction_id = l.lot_id
+"""
 
 
 class Lot(NamedTuple):
@@ -90,18 +91,17 @@ class Lots(Corrections):
         lots = await self.listed_lots(customer)
         return [lots[lot_id].remaining.amount_micros for lot_id in lot_ids]
 
-    async def end_time(self, lot_id: str = "") -> None:
-        """Of one lot, or of all whose time ends at all."""
+    async def end_time(self, *lot_ids: str, customer: str = "cus_a") -> None:
+        """Of these lots, or of all whose time ends at all."""
         async with await psycopg.AsyncConnection.connect(self.server.database_url) as superuser:
-            await superuser.execute("SELECT ledger.refresh_lots('cus_a', 100000)")
-            await superuser.commit()
-            for statement in OVER:
-                await superuser.execute(statement.encode(), {"lot_id": lot_id} if "%" in statement else None)
+            await superuser.execute("SELECT ledger.refresh_lots(%s, 100000)", [customer])
+            await superuser.execute("SET LOCAL session_replication_role = replica")
+            await superuser.execute(OVER.encode(), {"lot_ids": list(lot_ids) or None})
 
-    async def expire(self) -> int:
+    async def expire(self, customer: str = "cus_a") -> int:
         """Expire all whose time is over; how much."""
         async with await psycopg.AsyncConnection.connect(self.server.database_url) as owner:
-            await owner.execute("SELECT ledger.refresh_lots('cus_a', 100000)")
+            await owner.execute("SELECT ledger.refresh_lots(%s, 100000)", [customer])
             await owner.commit()
             rows = await owner.execute("SELECT credits FROM ledger.expire_lots(1000)")
             return sum([row[0] async for row in rows])

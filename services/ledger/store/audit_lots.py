@@ -185,12 +185,23 @@ LOT_CHECKS = (
     ),
     Check(
         "settlements_stay_within_charges",
-        "settlements take of what an organization earned by a charge no more than the charge has brought it",
+        "settlements take of what an organization earned by a charge no more than it has of that",
         """
-        SELECT t.charge_id, n.owner_id, n.kind, sum(n.amount) AS left_over
+        SELECT t.charge_id, n.owner_id, n.kind, n.available_on, sum(n.amount) AS left_over
         FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-        WHERE t.charge_id IS NOT NULL AND n.kind IN ('platform_fees', 'processing_fees')
-        GROUP BY t.charge_id, n.owner_id, n.kind HAVING sum(n.amount) < 0
+        WHERE t.charge_id IS NOT NULL AND n.kind IN ('organization_payable', 'platform_fees', 'processing_fees')
+          -- What has just been corrected is given back an instant later.
+          AND NOT EXISTS (
+              SELECT FROM ledger.promotion_due d
+              WHERE d.customer_id = t.partition_id AND d.debit_id = t.charge_id AND d.funder_id = n.owner_id)
+          AND NOT EXISTS (
+              SELECT FROM ledger.correction r
+              JOIN ledger.entry e ON e.transaction_id = r.transaction_id AND e.kind = 'customer_credits'
+              LEFT JOIN ledger.lot_cursor c
+                  ON c.customer_id = r.customer_id AND c.currency_code = e.currency_code
+              WHERE r.charge_id = t.charge_id AND e.account_version > coalesce(c.allocated_version, 0))
+        GROUP BY t.charge_id, n.owner_id, n.kind, n.collected, n.earned_on, n.available_on
+        HAVING sum(n.amount) < 0
         """,
     ),
     Check(

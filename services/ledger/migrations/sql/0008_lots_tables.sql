@@ -88,13 +88,15 @@ CREATE TABLE ledger.promotion_due (
 );
 CREATE INDEX promotion_due_time ON ledger.promotion_due (create_time);
 
--- How often a debit was settled with a funder: once, and again after each change. The amounts add up to what that
--- funder's lots have paid of it.
+-- How a debit was settled with a funder: once, and again after each change. The amounts add up to what that funder's lots
+-- have paid of it.
 CREATE TABLE ledger.promotion_settlement (
     customer_id text COLLATE "C" NOT NULL,
     debit_id text COLLATE "C" NOT NULL,
     funder_id text COLLATE "C" NOT NULL,
     transaction_id text COLLATE "C" NOT NULL,
+    -- Whether it took back what the funder had earned by the debit itself, or pays for what that bought from others.
+    of_earnings boolean NOT NULL,
     currency_code text COLLATE "C" NOT NULL,
     amount bigint NOT NULL,
     PRIMARY KEY (customer_id, debit_id, funder_id, transaction_id)

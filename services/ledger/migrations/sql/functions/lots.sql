@@ -170,6 +170,8 @@ DECLARE
     due integer := 0;
     due_debits text[] := '{}';
     due_funders text[] := '{}';
+    -- Charges of which something was collected.
+    collected text[] := '{}';
     -- Of one debit.
     own_lot integer;
     need bigint;
@@ -187,7 +189,7 @@ BEGIN
             IF rows > 0 THEN
                 PERFORM ledger.write_allocations(
                     p_customer_id, p_currency_code, first_versions, last_versions, numbers, lots, amounts,
-                    due_debits, due_funders);
+                    due_debits, due_funders, collected);
                 rows := 0;
                 first_versions := '{}';
                 last_versions := '{}';
@@ -197,6 +199,7 @@ BEGIN
                 due := 0;
                 due_debits := '{}';
                 due_funders := '{}';
+                collected := '{}';
             END IF;
             IF item.amount > 0 THEN
                 PERFORM ledger.credit_lots(
@@ -220,6 +223,8 @@ BEGIN
         IF item.type IN ('purchase_refund', 'purchase_chargeback') THEN
             -- What goes back is taken out of what it had bought, as far as that is there.
             own_lot := array_position(lot_ids, ledger.reversed_lot(p_customer_id, item.transaction_id));
+        ELSIF item.type = 'collection' AND item.debit_id <> item.transaction_id THEN
+            collected := collected || item.debit_id;
         END IF;
         need := -item.amount;
         number := 0;
@@ -261,7 +266,7 @@ BEGIN
     IF rows > 0 THEN
         PERFORM ledger.write_allocations(
             p_customer_id, p_currency_code, first_versions, last_versions, numbers, lots, amounts,
-            due_debits, due_funders);
+            due_debits, due_funders, collected);
     END IF;
     UPDATE ledger.lot_cursor c SET allocated_version = p_versions[cardinality(p_versions)]
     WHERE c.customer_id = p_customer_id AND c.currency_code = p_currency_code;
@@ -272,7 +277,8 @@ $$;
 -- Writes what debits took, and marks for settlement what they took of organizations' promotions.
 CREATE FUNCTION ledger.write_allocations(
     p_customer_id text, p_currency_code text, p_first_versions bigint[], p_last_versions bigint[],
-    p_numbers smallint[], p_lot_ids text[], p_amounts bigint[], p_due_debits text[], p_due_funders text[]
+    p_numbers smallint[], p_lot_ids text[], p_amounts bigint[], p_due_debits text[], p_due_funders text[],
+    p_collected text[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO ledger.lot_allocation (
@@ -292,6 +298,28 @@ BEGIN
         FROM unnest(p_due_debits, p_due_funders) AS d (debit_id, funder_id)
         ON CONFLICT DO NOTHING;
     END IF;
+    IF p_collected <> '{}' AND EXISTS (
+        SELECT FROM ledger.credit_lot l
+        WHERE l.customer_id = p_customer_id AND l.currency_code = p_currency_code
+          AND l.funder_id NOT IN ('', 'platform')
+    ) THEN
+        PERFORM ledger.mark_due(p_customer_id, p_currency_code, c.debit_id) FROM unnest(p_collected) AS c (debit_id);
+    END IF;
+END
+$$;
+
+-- Marks a debit for settlement with all organizations whose promotions have paid any of it: what each has to take of its
+-- legs depends on how much of the legs is collected, and on what the others take.
+CREATE FUNCTION ledger.mark_due(p_customer_id text, p_currency_code text, p_debit_id text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO ledger.promotion_due (customer_id, debit_id, funder_id, currency_code)
+    SELECT DISTINCT p_customer_id, p_debit_id, l.funder_id, p_currency_code
+    FROM ledger.lots_of_debit(p_customer_id, p_currency_code, p_debit_id) AS d
+    JOIN ledger.credit_lot l
+        ON l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.lot_id = d.lot_id
+    WHERE d.last_taken IS NOT NULL AND l.funder_id NOT IN ('', 'platform')
+    ON CONFLICT DO NOTHING;
 END
 $$;
 
@@ -322,13 +350,7 @@ BEGIN
             FROM part p
             WHERE p.amount > 0 AND l.customer_id = p_customer_id AND l.currency_code = p_currency_code
               AND l.lot_id = p.lot_id
-            RETURNING l.lot_id, l.funder_id, p.number, p.amount
-        ),
-        into_due AS (
-            INSERT INTO ledger.promotion_due (customer_id, debit_id, funder_id, currency_code)
-            SELECT DISTINCT p_customer_id, given_back, r.funder_id, p_currency_code
-            FROM refilled r WHERE r.funder_id NOT IN ('', 'platform')
-            ON CONFLICT DO NOTHING
+            RETURNING l.lot_id, p.number, p.amount
         ),
         written AS (
             INSERT INTO ledger.lot_allocation (
@@ -338,6 +360,7 @@ BEGIN
             RETURNING amount
         )
         SELECT p_amount - coalesce(sum(w.amount), 0), count(*) INTO opened, numbers FROM written w;
+        PERFORM ledger.mark_due(p_customer_id, p_currency_code, given_back);
     END IF;
     IF opened > 0 THEN
         INSERT INTO ledger.credit_lot (

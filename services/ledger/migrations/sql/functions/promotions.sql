@@ -61,133 +61,136 @@ END
 $$;
 
 
--- Posts what is missing of the settlement of one debit with one funder. The caller holds the locks of the funder, of the
--- customer and of its lots.
+-- Posts what is missing of the settlement of one debit with one funder, in up to two transactions: what the funder had
+-- earned by the debit itself is taken back, and what it buys from others the funder pays for. The caller holds the locks
+-- of the funder, of the customer and of its lots.
 CREATE FUNCTION ledger.settle_promotion(
     p_customer_id text, p_currency_code text, p_debit_id text, p_funder_id text
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    settlement_id text := ledger.new_transaction_id();
     charge ledger.charge;
-    debit ledger.transaction;
-    collected bigint[];
-    -- What the funder's lots paid, and of which legs of the charge.
-    funded bigint := 0;
-    parts bigint[];
-    own integer;
-    own_net bigint := 0;
-    own_platform_fee bigint := 0;
-    own_processing_fee bigint := 0;
-    paid_on date;
     worked_on date;
-    moved bigint;
-    lines integer;
+    paid_on date;
+    -- What the funder's lots paid, and how much of each leg of the charge that is.
+    funded bigint := 0;
+    collected bigint[];
+    parts bigint[];
     lot record;
+    own integer;
+    earned bigint[] := '{0,0,0}';
+    dates date[];
+    nets bigint[];
 BEGIN
     SELECT * INTO charge FROM ledger.charge c WHERE c.charge_id = p_debit_id AND c.customer_id = p_customer_id;
     IF FOUND THEN
         collected := ledger.collected_legs(charge);
-        -- Several funders share the legs one after the other, so that together they never take more than there is.
-        FOR lot IN
-            SELECT l.funder_id, sum(d.taken)::bigint AS taken
-            FROM ledger.lots_of_debit(p_customer_id, p_currency_code, p_debit_id) AS d
-            JOIN ledger.credit_lot l
-                ON l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.lot_id = d.lot_id
-            WHERE d.taken > 0 AND l.funder_id NOT IN ('', 'platform') AND l.funder_id <= p_funder_id
-            GROUP BY l.funder_id ORDER BY l.funder_id
-        LOOP
-            parts := ledger.allocate(lot.taken, collected);
-            collected := ledger.subtract(collected, parts);
-            funded := CASE lot.funder_id WHEN p_funder_id THEN lot.taken ELSE 0 END;
-        END LOOP;
         worked_on := (charge.occur_time AT TIME ZONE 'UTC')::date;
         paid_on := (charge.create_time AT TIME ZONE 'UTC')::date;
-        own := array_position(charge.organization_ids, p_funder_id);
-        IF funded > 0 AND own IS NOT NULL THEN
-            own_net := parts[own * 3 - 2];
-            own_platform_fee := parts[own * 3 - 1];
-            own_processing_fee := parts[own * 3];
-        END IF;
     ELSE
-        SELECT * INTO STRICT debit FROM ledger.transaction t WHERE t.transaction_id = p_debit_id;
-        SELECT coalesce(sum(d.taken), 0) INTO funded
+        SELECT (t.create_time AT TIME ZONE 'UTC')::date INTO STRICT worked_on
+        FROM ledger.transaction t WHERE t.transaction_id = p_debit_id;
+        paid_on := worked_on;
+    END IF;
+    -- Several funders share the legs one after the other, so that together they never take more than there is.
+    FOR lot IN
+        SELECT l.funder_id, sum(d.taken)::bigint AS taken
         FROM ledger.lots_of_debit(p_customer_id, p_currency_code, p_debit_id) AS d
         JOIN ledger.credit_lot l
             ON l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.lot_id = d.lot_id
-        WHERE d.taken > 0 AND l.funder_id = p_funder_id;
-        worked_on := (debit.create_time AT TIME ZONE 'UTC')::date;
-        paid_on := worked_on;
-    END IF;
-
-    WITH bucket AS (
-        -- What the charge has brought the funder itself, by bucket, settlements apart.
-        SELECT e.earned_on, e.available_on, sum(e.amount)::bigint AS balance
-        FROM ledger.charge_entries(charge.charge_id, p_customer_id) AS e
-        WHERE own_net > 0 AND e.owner_id = p_funder_id AND e.kind = 'organization_payable' AND e.collected
-        GROUP BY e.earned_on, e.available_on
-    ),
-    target AS (
-        SELECT 'organization_payable'::ledger.account_kind AS kind, true AS collected, b.earned_on, b.available_on,
-               -b.amount AS amount
+        WHERE d.taken > 0 AND l.funder_id NOT IN ('', 'platform') AND l.funder_id <= p_funder_id
+        GROUP BY l.funder_id ORDER BY l.funder_id
+    LOOP
+        parts := ledger.allocate(lot.taken, collected);
+        collected := ledger.subtract(collected, parts);
+        funded := CASE lot.funder_id WHEN p_funder_id THEN lot.taken ELSE 0 END;
+    END LOOP;
+    own := array_position(charge.organization_ids, p_funder_id);
+    IF funded > 0 AND own IS NOT NULL THEN
+        earned := parts[own * 3 - 2 : own * 3];
+        -- Out of the buckets that the charge has filled, each in proportion.
+        SELECT array_agg(b.available_on ORDER BY b.available_on),
+               ledger.allocate(earned[1], array_agg(b.balance ORDER BY b.available_on))
+        INTO dates, nets
         FROM (
-            SELECT unnest(array_agg(k.earned_on ORDER BY k.available_on)) AS earned_on,
-                   unnest(array_agg(k.available_on ORDER BY k.available_on)) AS available_on,
-                   unnest(ledger.allocate(own_net, array_agg(k.balance ORDER BY k.available_on))) AS amount
-            FROM bucket k
-        ) AS b
+            SELECT e.available_on, sum(e.amount)::bigint AS balance
+            FROM ledger.charge_entries(charge.charge_id, p_customer_id) AS e
+            WHERE e.owner_id = p_funder_id AND e.kind = 'organization_payable' AND e.collected
+            GROUP BY e.available_on
+        ) AS b;
+    END IF;
+    IF charge.charge_id IS NOT NULL THEN
+        PERFORM ledger.post_settlement(
+            p_customer_id, p_currency_code, p_debit_id, p_funder_id, charge.charge_id, worked_on, dates, nets,
+            earned[2], earned[3]);
+    END IF;
+    PERFORM ledger.post_settlement(
+        p_customer_id, p_currency_code, p_debit_id, p_funder_id, NULL, worked_on, ARRAY[paid_on],
+        ARRAY[funded - ledger.total(earned)], 0, 0);
+END
+$$;
+
+
+-- Posts the difference between what the settlement should have taken by now, net from these buckets and of both fees,
+-- and what it has. p_charge_id: of what the funder had earned by this charge; NULL: what it pays for others.
+CREATE FUNCTION ledger.post_settlement(
+    p_customer_id text, p_currency_code text, p_debit_id text, p_funder_id text, p_charge_id text, p_earned_on date,
+    p_available_on date[], p_nets bigint[], p_platform_fee bigint, p_processing_fee bigint
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    settlement_id text := ledger.new_transaction_id();
+    lines integer;
+    moved bigint;
+BEGIN
+    WITH target AS (
+        SELECT 'organization_payable'::ledger.account_kind AS kind, b.available_on, -b.net AS amount
+        FROM unnest(p_available_on, p_nets) AS b (available_on, net)
         UNION ALL
-        -- What others earned from it, and the platform's fees on that, the funder pays out of what it has.
-        SELECT 'organization_payable', true, worked_on, paid_on,
-               own_net + own_platform_fee + own_processing_fee - funded
-        UNION ALL
-        SELECT v.kind, NULL, NULL, NULL, v.amount
+        SELECT v.kind, NULL, v.amount
         FROM (VALUES
-            ('platform_fees'::ledger.account_kind, -own_platform_fee),
-            ('processing_fees', -own_processing_fee),
-            ('promotions', funded)
+            ('platform_fees'::ledger.account_kind, -p_platform_fee),
+            ('processing_fees', -p_processing_fee),
+            ('promotions', coalesce(ledger.total(p_nets), 0) + p_platform_fee + p_processing_fee)
         ) AS v (kind, amount)
-    ),
-    posted AS (
-        SELECT e.kind, e.collected, e.earned_on, e.available_on, e.amount
+        UNION ALL
+        SELECT e.kind, e.available_on, -e.amount
         FROM ledger.promotion_settlement s
         JOIN ledger.entry e ON e.transaction_id = s.transaction_id AND e.partition_id = s.customer_id
         WHERE s.customer_id = p_customer_id AND s.debit_id = p_debit_id AND s.funder_id = p_funder_id
+          AND s.of_earnings = (p_charge_id IS NOT NULL)
     ),
     line AS MATERIALIZED (
-        SELECT row_number() OVER (ORDER BY d.kind, d.available_on) AS number, d.*
-        FROM (
-            SELECT u.kind, u.collected, u.earned_on, u.available_on, sum(u.amount)::bigint AS amount
-            FROM (
-                SELECT t.kind, t.collected, t.earned_on, t.available_on, t.amount FROM target t
-                UNION ALL
-                SELECT p.kind, p.collected, p.earned_on, p.available_on, -p.amount FROM posted p
-            ) AS u
-            GROUP BY u.kind, u.collected, u.earned_on, u.available_on
-            HAVING sum(u.amount) <> 0
-        ) AS d
+        SELECT row_number() OVER (ORDER BY t.kind, t.available_on) AS number, t.kind, t.available_on,
+               sum(t.amount)::bigint AS amount
+        FROM target t
+        GROUP BY t.kind, t.available_on
+        HAVING sum(t.amount) <> 0
     ),
     into_entry AS (
         INSERT INTO ledger.entry
         SELECT settlement_id, l.number, p_customer_id, p_funder_id, l.kind, p_currency_code, l.amount,
-               l.collected, l.earned_on, l.available_on, NULL
+               CASE WHEN l.available_on IS NOT NULL THEN true END,
+               CASE WHEN l.available_on IS NOT NULL THEN p_earned_on END, l.available_on, NULL
         FROM line l
     ),
     into_delta AS (
         INSERT INTO ledger.balance_delta (
             owner_id, kind, currency_code, collected, earned_on, available_on, credits, debits)
-        SELECT p_funder_id, l.kind, p_currency_code, l.collected, l.earned_on, l.available_on,
+        SELECT p_funder_id, l.kind, p_currency_code, CASE WHEN l.available_on IS NOT NULL THEN true END,
+               CASE WHEN l.available_on IS NOT NULL THEN p_earned_on END, l.available_on,
                greatest(l.amount, 0), greatest(-l.amount, 0)
         FROM line l
     )
-    SELECT sum(l.amount) FILTER (WHERE l.kind = 'promotions'), count(*) INTO moved, lines FROM line l;
+    SELECT count(*), coalesce(sum(l.amount) FILTER (WHERE l.kind = 'promotions'), 0) INTO lines, moved FROM line l;
     IF lines = 0 THEN
         RETURN;
     END IF;
     INSERT INTO ledger.transaction (
-        transaction_id, partition_id, type, charge_id, occur_time, create_time, actor_api_key_id)
-    VALUES (settlement_id, p_customer_id, 'promotion_settlement', charge.charge_id, now(), now(), 'ledger');
-    INSERT INTO ledger.promotion_settlement (customer_id, debit_id, funder_id, transaction_id, currency_code, amount)
-    VALUES (p_customer_id, p_debit_id, p_funder_id, settlement_id, p_currency_code, coalesce(moved, 0));
+        transaction_id, partition_id, type, charge_id, occur_time, create_time, reason, actor_api_key_id)
+    VALUES (settlement_id, p_customer_id, 'promotion_settlement', p_charge_id, now(), now(),
+            CASE WHEN p_charge_id IS NULL THEN 'promotional credits paid ' || p_debit_id ELSE '' END, 'ledger');
+    INSERT INTO ledger.promotion_settlement (
+        customer_id, debit_id, funder_id, transaction_id, of_earnings, currency_code, amount)
+    VALUES (p_customer_id, p_debit_id, p_funder_id, settlement_id, p_charge_id IS NOT NULL, p_currency_code, moved);
     INSERT INTO ledger.unsequenced (partition_id, transaction_id) VALUES (p_customer_id, settlement_id);
 END
 $$;

@@ -35,6 +35,7 @@ from tallystick.ledger.v1.transaction_pb2 import (
     TRANSACTION_TYPE_PAYOUT_COMPLETION,
     TRANSACTION_TYPE_PAYOUT_RETURN,
     TRANSACTION_TYPE_PAYOUT_REVERSAL,
+    TRANSACTION_TYPE_PROMOTION_SETTLEMENT,
     TRANSACTION_TYPE_PURCHASE,
     Transaction,
 )
@@ -238,7 +239,7 @@ class Journal:
             self.sums[account.owner_id, account.kind] += amount
             if account.kind == ACCOUNT_KIND_ORGANIZATION_PAYABLE:
                 self.uncollected[account.owner_id] += 0 if entry.bucket.collected else amount
-                self.earned[account.owner_id] += 0 if transaction.type in _OF_PAYOUTS else amount
+                self.earned[account.owner_id] += 0 if _is_no_earning(transaction) else amount
         self.entry_count += len(transaction.entries)
         # There is one currency here: another one would be somebody else's money in these sums.
         self.balanced &= not any(balance.values()) and balance.keys() <= {CURRENCY}
@@ -357,6 +358,12 @@ def _earnings(balance: EarningsBalance) -> EarningsStanding:
         platform_fees=balance.platform_fees.amount_micros,
         processing_fees=balance.processing_fees.amount_micros,
     )
+
+
+def _is_no_earning(transaction: Transaction) -> bool:
+    """Whether it takes earnings for something: a payout, or what an organization's promotion bought of others."""
+    is_settlement = transaction.type == TRANSACTION_TYPE_PROMOTION_SETTLEMENT
+    return transaction.type in _OF_PAYOUTS or (is_settlement and not transaction.charge_id)
 
 
 def _moved(transaction: Transaction, *kinds: AccountKind.ValueType) -> int:

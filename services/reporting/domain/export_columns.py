@@ -19,11 +19,13 @@ class RowKind(StrEnum):
     COLLECTION = "collection"
     # What had been charged was taken back.
     CORRECTION = "correction"
+    # What an organization's own promotional credits had paid, and it does not earn.
+    PROMOTION_SETTLEMENT = "promotion_settlement"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A charge, a collection or a correction, as one payee or as the customer sees it.
+    """A charge, a collection, a correction or a settlement, as one payee or as the customer sees it.
 
     A correction's amounts are negative, and what describes the work is that of its charge. "" is for what is
     not known or not for the reader's eyes, None for amounts that are not. Times are UTC.

@@ -57,6 +57,8 @@ def _description(row: ExportRow) -> str:
             return f"Correction of {what}"
         case RowKind.COLLECTION:
             return f"Collection of {what}"
+        case RowKind.PROMOTION_SETTLEMENT:
+            return f"Own promotion for {what}"
         case _:
             return f"Outcome of {what}" if row.component == "outcome" else what
 

@@ -76,13 +76,14 @@ CREATE INDEX charge_customer ON reporting.charge (projection_id, customer_id, oc
 -- From an event to the charges that are for it.
 CREATE INDEX charge_event ON reporting.charge (projection_id, customer_id, workflow_id, ordinal);
 
--- What one transaction made an organization earn, or give back: one row for each payee of a charge, a collection or a
--- correction. Sums over it equal the ledger's accounts of earnings and fees, without payouts and adjustments.
+-- What one transaction made an organization earn, or give back: one row for each payee of a charge, a collection, a
+-- correction, or the settlement of its own promotion. Sums over it equal the ledger's accounts of earnings and fees,
+-- without payouts, adjustments, and what it pays for others by its promotions.
 CREATE TABLE reporting.revenue (
     projection_id integer NOT NULL,
     position bigint NOT NULL,
     organization_id text COLLATE "C" NOT NULL,
-    type text COLLATE "C" NOT NULL CHECK (type IN ('charge', 'collection', 'correction')),
+    type text COLLATE "C" NOT NULL CHECK (type IN ('charge', 'collection', 'correction', 'promotion_settlement')),
     charge_id text COLLATE "C" NOT NULL,
     -- '' if it is none.
     correction_id text COLLATE "C" NOT NULL DEFAULT '',
@@ -93,7 +94,7 @@ CREATE TABLE reporting.revenue (
     action_type text COLLATE "C" NOT NULL DEFAULT '',
     currency_code text COLLATE "C" NOT NULL,
     -- What the customer was charged for this payee's work, whether it could pay or not; negative in a correction, zero in
-    -- a collection.
+    -- a collection or a settlement.
     billed_micros bigint NOT NULL,
     -- What was earned, and so not of what nobody has paid or owes.
     platform_fee_micros bigint NOT NULL,

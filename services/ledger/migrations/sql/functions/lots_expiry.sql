@@ -116,7 +116,7 @@ BEGIN
         UPDATE ledger.lot_cursor c SET allocated_version = account.version + expired_lots
         WHERE c.customer_id = p_customer_id AND c.currency_code = p_currency_code AND expired_lots > 0;
     END IF;
-    IF expired_lots = p_limit THEN
+    IF expired_lots = p_limit AND expired_amount < free THEN
         -- Others, if there are any, come with the next call.
         RETURN;
     END IF;

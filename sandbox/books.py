@@ -361,7 +361,7 @@ def _earnings(balance: EarningsBalance) -> EarningsStanding:
 
 
 def _is_no_earning(transaction: Transaction) -> bool:
-    """Whether it takes earnings for something: a payout, or what an organization's promotion bought of others."""
+    """Whether it takes earnings for a payout, or for what an organization's promotion bought of others."""
     is_settlement = transaction.type == TRANSACTION_TYPE_PROMOTION_SETTLEMENT
     return transaction.type in _OF_PAYOUTS or (is_settlement and not transaction.charge_id)
 

@@ -21,7 +21,9 @@ _ALLOCATE_LIMIT = 5000
 _EXPIRE_LIMIT = 200
 _SETTLE_LIMIT = 50
 
-_EXPIRED = Counter("tallystick_expired_lots", "Credit lots that expired, in whole or in part.", ["currency_code"])
+_EXPIRED = Counter(
+    "tallystick_expired_lots", "Credit lots that expired, in whole or in part.", ["currency_code"]
+)
 _EXPIRED_MICROS = Counter(
     "tallystick_expired_credits_micros", "Credits that expired, in micros.", ["currency_code"]
 )

@@ -359,7 +359,8 @@ def shown_bucket(
         }
     # A posting of a charge is on the day of its charge; a receivable goes out of the bucket it went into, and
     # into one that counts from now.
-    # What a payout, a correction or a settlement takes, and what comes back, is of the bucket that the charge went into.
+    # What a payout, a correction or a settlement takes, and what comes back, is of the bucket that the charge
+    # went into.
     of_charge = (
         transaction.type
         in (

@@ -52,8 +52,8 @@ class GrantRpcs(LedgerBase):
                     reason=reason,
                     actor_api_key_id=actor,
                     key=key,
-                    # Fields that are not set leave no trace in it: a request from before there were terms is the
-                    # same one today.
+                    # Fields that are not set leave no trace in it: a request from before there were terms
+                    # is the same one today.
                     request_hash=content_hash(request),
                 )
                 if posted.duplicate:

@@ -9,10 +9,10 @@ from services.kit.clock import Clock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
 from services.kit.errors import Aborted, FailedPrecondition, InvalidArgument, TallystickError
-from services.kit.money import check_amount, check_currency
+from services.kit.money import check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
-from services.kit.tenancy import PLATFORM, Tenants, scope, tenants_of
+from services.kit.tenancy import Tenants, scope, tenants_of
 from services.kit.text import check_text
 from services.ledger.domain import adjustments
 from services.ledger.domain.accounts import (
@@ -29,7 +29,6 @@ from services.ledger.rpc.grants import GrantRpcs
 from services.ledger.rpc.journal import JournalRpcs
 from services.ledger.rpc.ledger_base import Context, check_owner, content_hash
 from services.ledger.store import balances, charges, credits, movements, transactions
-from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc, transaction_pb2
 
 _MAX_REASON_LENGTH = 500

@@ -26,8 +26,8 @@ LOT_CHECKS = (
         "lots_match_allocations",
         "every lot has left what its allocations add up to, and has expired what expiry took of it",
         """
-        SELECT customer_id, currency_code, lot_id, l.amount, l.remaining, a.remaining AS allocated, l.expired,
-               a.opened, l.expire_time, l.check_time, l.is_open
+        SELECT customer_id, currency_code, lot_id, l.amount, l.remaining, a.remaining AS allocated,
+               l.expired, a.opened, l.expire_time, l.check_time, l.is_open
         FROM ledger.credit_lot l
         FULL JOIN (
             SELECT customer_id, currency_code, lot_id, sum(amount) AS remaining,
@@ -47,7 +47,8 @@ LOT_CHECKS = (
             WHERE t.type = 'credit_expiry' AND n.kind = 'customer_credits'
             GROUP BY x.customer_id, x.currency_code, x.lot_id
         ) AS e USING (customer_id, currency_code, lot_id)
-        WHERE l.lot_id IS NULL OR l.remaining IS DISTINCT FROM a.remaining OR l.amount IS DISTINCT FROM a.opened
+        WHERE l.lot_id IS NULL OR l.remaining IS DISTINCT FROM a.remaining
+           OR l.amount IS DISTINCT FROM a.opened
            OR l.expired <> coalesce(e.expired, 0) OR l.remaining NOT BETWEEN 0 AND l.amount
            OR (l.expire_time IS NULL) <> (l.check_time IS NULL)
         """,
@@ -56,7 +57,8 @@ LOT_CHECKS = (
         "allocations_match_entries",
         "every entry of credits up to that version is allocated once and wholly, and none beyond",
         """
-        SELECT c.customer_id, c.currency_code, c.allocated_version, a.versions, a.distinct_versions, a.highest,
+        SELECT c.customer_id, c.currency_code, c.allocated_version, a.versions, a.distinct_versions,
+               a.highest,
                d.account_version, d.amount AS posted, d.allocated
         FROM ledger.lot_cursor c
         LEFT JOIN (
@@ -102,7 +104,7 @@ LOT_CHECKS = (
     ),
     Check(
         "lots_are_as_granted",
-        "every lot was added by an entry that adds credits, on the terms of its grant, and is no correction's",
+        "every lot was added by an entry that adds credits and is no correction, on the terms of its grant",
         """
         SELECT l.customer_id, l.lot_id, l.source, l.funder_id, l.priority, l.expire_time, t.type,
                g.funder_id AS granted_by, n.amount AS granted, l.amount
@@ -147,7 +149,7 @@ LOT_CHECKS = (
     ),
     Check(
         "promotions_are_settled",
-        "every organization has paid for what its promotional credits bought, unless that waits to be settled",
+        "every organization has paid for what its promotional credits bought, or that waits to be settled",
         """
         SELECT customer_id, currency_code, funder_id, spent, settled
         FROM (
@@ -163,7 +165,8 @@ LOT_CHECKS = (
         WHERE coalesce(spent, 0) <> coalesce(settled, 0)
           AND NOT EXISTS (
               SELECT FROM ledger.promotion_due d
-              WHERE (d.customer_id, d.currency_code, d.funder_id) = (l.customer_id, l.currency_code, l.funder_id))
+              WHERE (d.customer_id, d.currency_code, d.funder_id)
+                  = (l.customer_id, l.currency_code, l.funder_id))
         """,
     ),
     Check(
@@ -173,7 +176,8 @@ LOT_CHECKS = (
         SELECT customer_id, transaction_id, funder_id, currency_code, s.amount, t.amount AS posted, t.owners
         FROM ledger.promotion_settlement s
         FULL JOIN (
-            SELECT t.partition_id AS customer_id, t.transaction_id, n.currency_code, min(n.owner_id) AS funder_id,
+            SELECT t.partition_id AS customer_id, t.transaction_id, n.currency_code,
+                   min(n.owner_id) AS funder_id,
                    count(DISTINCT n.owner_id) AS owners,
                    coalesce(sum(n.amount) FILTER (WHERE n.kind = 'promotions'), 0) AS amount
             FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
@@ -189,7 +193,8 @@ LOT_CHECKS = (
         """
         SELECT t.charge_id, n.owner_id, n.kind, n.available_on, sum(n.amount) AS left_over
         FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-        WHERE t.charge_id IS NOT NULL AND n.kind IN ('organization_payable', 'platform_fees', 'processing_fees')
+        WHERE t.charge_id IS NOT NULL
+          AND n.kind IN ('organization_payable', 'platform_fees', 'processing_fees')
           -- What has just been corrected is given back an instant later.
           AND NOT EXISTS (
               SELECT FROM ledger.promotion_due d
@@ -206,7 +211,7 @@ LOT_CHECKS = (
     ),
     Check(
         "promotions_are_what_is_unspent",
-        "what an organization gave away and has not paid for is what its lots have left and what is not settled",
+        "what an organization gave away and has not paid for is what its lots have left or is not settled",
         """
         SELECT owner_id, currency_code, p.balance, l.remaining, l.unsettled
         FROM (

@@ -56,7 +56,8 @@ async def _count(connection: AsyncConnection[TupleRow], statement: str, limit: i
 _LOTS = text("""
     SELECT customer_id, currency_code, lot_id,
            CASE WHEN source <> 'promotion' THEN source::text
-                WHEN funder_id = 'platform' THEN 'platform_promotion' ELSE 'organization_promotion' END AS source,
+                WHEN funder_id = 'platform' THEN 'platform_promotion'
+                ELSE 'organization_promotion' END AS source,
            CASE WHEN funder_id = 'platform' THEN '' ELSE funder_id END AS funder_organization_id,
            amount, remaining, expired, expire_time, priority, create_time
     FROM ledger.credit_lot
@@ -69,9 +70,7 @@ _LOTS = text("""
 """)
 
 
-async def list_lots(
-    connection: Connection, customer_id: str, open_only: bool, page: Page
-) -> list[CreditLot]:
+async def list_lots(connection: Connection, customer_id: str, open_only: bool, page: Page) -> list[CreditLot]:
     """Lots by (customer, currency, lot), up to `page.limit`; of all customers for ""."""
     customer, currency, lot = page.after or (None, None, None)
     rows = await connection.execute(

@@ -106,8 +106,8 @@ def _add_transaction(batch: JournalBatch, sequenced: pb.SequencedTransaction) ->
     elif transaction.type == posted.TRANSACTION_TYPE_COLLECTION or (
         transaction.type == posted.TRANSACTION_TYPE_PROMOTION_SETTLEMENT and transaction.charge_id
     ):
-        # Of what the customer owed it moves earnings between buckets; what was unpaid is earned now. And what an
-        # organization's own promotion paid it does not earn: what it pays for others' earnings names no charge.
+        # Of what the customer owed it moves earnings between buckets; what was unpaid is earned now. And what
+        # an organization's own promotion paid it does not earn: what it pays for others names no charge.
         batch.revenue += [
             Revenue(position, organization_id, "", currency_code, 0, *legs)
             for organization_id, legs in earned.items()

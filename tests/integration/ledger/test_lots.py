@@ -112,7 +112,7 @@ async def test_what_is_held_expires_when_it_is_free(books: Lots) -> None:
     await books.end_time()
     assert await books.expire() == 40
     assert await books.lot(lot) == Lot(100, 60, 40, "expire_due")
-    # Whoever allocates in the lease is asked for it, and what it returns goes at once, before a lease gets it again.
+    # Whoever allocates in the lease is asked for it; what it returns goes at once, before a lease can get it.
     renewed = await credits.renew(1, 0)
     assert renewed.granted.lease.recall
     await credits.post(intent("run-1", 25, allocation("rsv-1", 1, 25)))

@@ -1,4 +1,4 @@
-"""Lots under load: replicas that allocate, expire and settle at once, steps that die, and many lots at once."""
+"""Lots under load: replicas that allocate, expire and settle at once, steps that die, and many lots."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def all_done(database_url: str) -> bool:
             "   ON c.customer_id = a.owner_id AND c.currency_code = a.currency_code"
             " WHERE a.kind = 'customer_credits' AND a.version > coalesce(c.allocated_version, 0))"
         )
-        return (await rows.fetchone() or (False,))[0]
+        return await rows.fetchone() == (True,)
 
 
 async def test_two_replicas_allocate_settle_and_expire_while_charges_go_on(database_url: str) -> None:
@@ -160,8 +160,10 @@ async def test_ten_thousand_lots_expire_at_once(still: Lots) -> None:
         await still.server.create_customer(f"cus_{number}")
     async with await psycopg.AsyncConnection.connect(url) as superuser:
         await superuser.execute(
-            "SELECT ledger.grant_credits('cus_' || CASE WHEN n %% 2 = 0 THEN 'a' ELSE (n / 2 %% 50 + 1)::text END,"
-            " 'USD', 10, 'promotion', '', 'key_x', 'grant/' || n, '', 'platform', 50::smallint, now() + '1 day')"
+            "SELECT ledger.grant_credits("
+            " 'cus_' || CASE WHEN n %% 2 = 0 THEN 'a' ELSE (n / 2 %% 50 + 1)::text END,"
+            " 'USD', 10, 'promotion', '', 'key_x', 'grant/' || n, '',"
+            " 'platform', 50::smallint, now() + '1 day')"
             " FROM generate_series(1, %s) AS n",
             [count],
         )
@@ -180,7 +182,8 @@ async def test_ten_thousand_lots_expire_at_once(still: Lots) -> None:
     assert seconds < 60
     async with await psycopg.AsyncConnection.connect(url) as superuser:
         rows = await superuser.execute(
-            "SELECT count(*) FILTER (WHERE is_open), count(*) FROM ledger.credit_lot WHERE expire_time IS NOT NULL"
+            "SELECT count(*) FILTER (WHERE is_open), count(*) FROM ledger.credit_lot"
+            " WHERE expire_time IS NOT NULL"
         )
         assert await rows.fetchone() == (0, count)
 
@@ -192,9 +195,9 @@ async def test_a_customer_that_is_behind_by_much_is_allocated_from_the_log(still
     await charge(still, 20)
     async with await psycopg.AsyncConnection.connect(url) as superuser:
         # Two calls may expire and settle at most this much by themselves; nothing is allocated for more.
-        assert await (await superuser.execute("SELECT ledger.catch_up_lots('cus_a', 'USD', 3)")).fetchone() == (
-            False,
-        )
+        assert await (
+            await superuser.execute("SELECT ledger.catch_up_lots('cus_a', 'USD', 3)")
+        ).fetchone() == (False,)
     done = 0
     while more := await step(url, "allocate_lots(5)", commit=True):
         done += more

@@ -1,7 +1,7 @@
-"""Whoever funds what pays a charge, and whenever it is corrected: the money is conserved, and settled as it should be.
+"""Whoever funds what pays a charge, and whenever it is corrected: the money is conserved, and settled.
 
-"As it should be" is what the charge, as it stands in the end, would have been settled to at once; so when it is
-allocated, settled and corrected makes no difference, and a charge that is corrected whole is as if it had never been.
+It is settled to what the charge, as it stands in the end, would have been settled to at once. So when it is
+allocated, settled and corrected makes no difference, and one that is corrected whole is as if never charged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ PAID_BY = {
     "two of one": [("org_x", 400, 10), ("", 200, 20), ("org_x", 400, 30)],
 }
 PAYEES = {"one payee": ["org_x"], "two payees": ["org_x", "org_y"]}
-CORRECTED = {"nothing": [], "a part": [351], "parts": [1, 350, 2], "all": [1000], "all in parts": [333, 1, 666]}
+CORRECTED = {
+    "nothing": [],
+    "a part": [351],
+    "parts": [1, 350, 2],
+    "all": [1000],
+    "all in parts": [333, 1, 666],
+}
 MOMENTS = ("before the allocation", "before the settlement", "after the settlement")
 
 

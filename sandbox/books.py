@@ -35,6 +35,7 @@ from tallystick.ledger.v1.transaction_pb2 import (
     TRANSACTION_TYPE_PAYOUT_COMPLETION,
     TRANSACTION_TYPE_PAYOUT_RETURN,
     TRANSACTION_TYPE_PAYOUT_REVERSAL,
+    TRANSACTION_TYPE_PROMOTION_SETTLEMENT,
     TRANSACTION_TYPE_PURCHASE,
     TRANSACTION_TYPE_WRITE_OFF,
     Transaction,
@@ -62,6 +63,8 @@ _OF_PAYOUTS = (
     TRANSACTION_TYPE_PAYOUT_RETURN,
     TRANSACTION_TYPE_PAYOUT_REVERSAL,
 )
+# Where they name a charge they change what it earned.
+_OF_CHARGES_OR_NOT = (TRANSACTION_TYPE_PROMOTION_SETTLEMENT, TRANSACTION_TYPE_WRITE_OFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +271,11 @@ class Journal:
 
 
 def _is_not_of_work(transaction: Transaction) -> bool:
-    """Whether it moves earnings that were earned before: to a payout or back, or up from below zero."""
-    given_up = transaction.type == TRANSACTION_TYPE_WRITE_OFF and not transaction.charge_id
-    return given_up or transaction.type in _OF_PAYOUTS
+    """Whether it moves earnings that were earned before: to a payout or back, up from below zero, or away for
+    what a promotion bought of others.
+    """
+    of_no_charge = transaction.type in _OF_CHARGES_OR_NOT and not transaction.charge_id
+    return of_no_charge or transaction.type in _OF_PAYOUTS
 
 
 class Books:

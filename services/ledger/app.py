@@ -10,7 +10,7 @@ from services.kit.db import Database
 from services.kit.health import SchemaHealth
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
-from services.ledger import aging, background, reaper
+from services.ledger import aging, background, lots, reaper
 from services.ledger.auditing import Auditor
 from services.ledger.config import APPROVAL_REQUIRED, LedgerConfig
 from services.ledger.migrations import SCRIPTS
@@ -111,6 +111,7 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
             workers=[
                 *background.workers(config, writer, reader),
                 *reaper.workers(config, writer, reader),
+                *lots.workers(config, writer),
                 *aging.workers(config, writer, reader),
                 auditor,
             ],

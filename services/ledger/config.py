@@ -30,6 +30,10 @@ class LedgerConfig(ServerConfig, DatabaseConfig):
         default=timedelta(milliseconds=50),
         metadata=setting("pause between two assignments of journal positions, in seconds"),
     )
+    lot_interval: timedelta = field(
+        default=timedelta(milliseconds=500),
+        metadata=setting("pause between two steps that allocate what was spent to credit lots, in seconds"),
+    )
     collect_interval: timedelta = field(
         default=timedelta(seconds=2),
         metadata=setting("pause between two searches for debts that credits could pay, in seconds"),

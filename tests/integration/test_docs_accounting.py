@@ -30,8 +30,9 @@ from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import funding_service_pb2 as funding
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_corrections import Corrections
-from tests.support.ledger_credits import hold_request, of_hold
+from tests.support.ledger_credits import hold_request, of_hold, release_of
 from tests.support.ledger_funding import CHARGEBACK, REFUND, Funding
+from tests.support.ledger_lots import Lots
 from tests.support.ledger_server import LedgerServer, running_ledger
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "accounting.md"
@@ -51,7 +52,11 @@ TRANSACTION_TYPES = (
     "purchase_reinstatement",
     "processor_fee",
     "write_off",
+    "credit_expiry",
+    "promotion_settlement",
 )
+# What credits are granted on, where a story says it.
+TERMS = r"(?: from (\S+?))?(?:, expires in (\d+) days)?(?:, priority (\d+))?"
 # Work and its charge are on different days in the examples.
 WORK_TO_CHARGE = timedelta(days=3)
 # What the folder and the sequencer get, before something is wrong with them.
@@ -130,8 +135,11 @@ class Play:
                 self._organization,
             ),
             (r"customer (\S+?)(?:, may owe ([\d,]+))?", self._customer),
-            (r"(purchase)(?: (\S+))? of ([\d,]+) by (\S+)", self._grant),
-            (r"(promotion)(?: (\S+))? of ([\d,]+) to (\S+)", self._grant),
+            (rf"(purchase)(?: (\S+))? of ([\d,]+) by (\S+?){TERMS}", self._grant),
+            (rf"(promotion)(?: (\S+))? of ([\d,]+) to (\S+?){TERMS}", self._grant),
+            (r"credits of (\S+) expire", self._expire),
+            (r"promotions settle", self._settle),
+            (r"release (\S+) of (\S+)", self._release),
             (r"(refund|chargeback) (\S+) of ([\d,]+) from purchase (\S+) of (\S+)", self._reverse_purchase),
             (r"reinstatement (\S+) of (\S+) of (\S+)", self._reinstate),
             (r"processor fee (\S+) of (-?[\d,]+)", self._fee),
@@ -167,17 +175,38 @@ class Play:
         )
         self.owners.append(owner_id)
 
-    async def _grant(self, what: str, key: str | None, amount: str, customer_id: str) -> None:
-        sources = {
-            "purchase": ledger.CREDIT_SOURCE_PURCHASE,
-            "promotion": ledger.CREDIT_SOURCE_PLATFORM_PROMOTION,
-        }
-        await self.server.operator.ledger.GrantCredits(
-            ledger.GrantCreditsRequest(
-                customer_id=customer_id,
-                amount=usd(number(amount)),
-                source=sources[what],
-                idempotency_key=key or f"story-{next(self._keys)}",
+    async def _grant(
+        self,
+        what: str,
+        key: str | None,
+        amount: str,
+        customer_id: str,
+        funder: str | None,
+        days: str | None,
+        priority: str | None,
+    ) -> None:
+        await Lots(self.server).give(
+            number(amount),
+            key or f"story-{next(self._keys)}",
+            funder=funder or ("platform" if what == "promotion" else ""),
+            expires=timedelta(days=int(days)) if days else None,
+            priority=int(priority) if priority else None,
+            customer=customer_id,
+        )
+
+    async def _expire(self, customer_id: str) -> None:
+        await Lots(self.server).end_time(customer=customer_id)
+        await Lots(self.server).expire(customer_id)
+
+    async def _settle(self) -> None:
+        for owner_id in self.owners:
+            if owner_id.startswith("cus_"):
+                await Lots(self.server).settle(owner_id)
+
+    async def _release(self, hold_id: str, customer_id: str) -> None:
+        await self.server.service.credits.ReleaseReservations(
+            credit_service_pb2.ReleaseReservationsRequest(
+                releases=[release_of(of_hold(hold_id), customer=customer_id)]
             )
         )
 
@@ -310,8 +339,12 @@ class Play:
         )
 
     def charge_of(self, transaction: transaction_pb2.Transaction) -> charge_pb2.Charge | None:
-        """The charge whose money a transaction moves: of payouts and clawbacks, the only one of the story."""
-        if transaction.payout_id or is_of_clawback(transaction):
+        """The charge whose money a transaction moves: where it does not say, the only one of the story."""
+        of_only_one = (
+            transaction.type == transaction_pb2.TRANSACTION_TYPE_PROMOTION_SETTLEMENT
+            and not transaction.charge_id
+        )
+        if transaction.payout_id or of_only_one or is_of_clawback(transaction):
             (charge,) = self.charges.values()
             return charge
         return self.charges.get(transaction.charge_id)
@@ -393,9 +426,14 @@ def shown_bucket(
         }
     # A posting of a charge is on the day of its charge; a receivable goes out of the bucket it went into, and
     # into one that counts from now.
-    # What a payout or a correction takes, and what comes back, is of the bucket that the charge went into.
+    # What a payout, a correction or a settlement takes, and what comes back, is of the bucket that the charge
+    # went into.
     of_charge = (
-        transaction.type == transaction_pb2.TRANSACTION_TYPE_CHARGE
+        transaction.type
+        in (
+            transaction_pb2.TRANSACTION_TYPE_CHARGE,
+            transaction_pb2.TRANSACTION_TYPE_PROMOTION_SETTLEMENT,
+        )
         or transaction.payout_id
         or transaction.correction_id
         or is_of_clawback(transaction)

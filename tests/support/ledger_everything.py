@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Final
 
 import psycopg
@@ -14,6 +15,7 @@ from tallystick.ledger.v1 import funding_service_pb2 as funding_pb
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_credits import OUTCOME, allocation, hold_request, intent, of_hold, release_of, usd
 from tests.support.ledger_funding import CHARGEBACK, Funding
+from tests.support.ledger_lots import Lots
 from tests.support.ledger_server import LedgerServer
 from tests.support.waiting import eventually
 
@@ -40,6 +42,7 @@ async def play_everything(server: LedgerServer) -> None:
     await _pay_out(server)
     await _take_back(server, funding)
     await _give_up(server, funding)
+    await _give_away(server)
     await _in_euros(server)
     await server.create_caller(access_pb2.ROLE_OWNER, "owner", organization_id="org_x")
     await _set_aside(funding)
@@ -179,6 +182,19 @@ async def _give_up(server: LedgerServer, funding: Funding) -> None:
                 **of,
             )
         )
+
+
+async def _give_away(server: LedgerServer) -> None:
+    """Credits that an organization gave away and pays for, and credits that expire."""
+    await server.create_customer("cus_gift")
+    lots = Lots(server)
+    await lots.give(500, "gift", funder="org_u", customer="cus_gift")
+    await lots.charge(120, "gift", "cus_gift")
+    await lots.charge(30, "own", "cus_gift", "org_u")
+    await lots.settle("cus_gift")
+    await lots.give(70, "soon", expires=timedelta(hours=1), customer="cus_gift")
+    await lots.end_time(customer="cus_gift")
+    await lots.expire("cus_gift")
 
 
 async def _in_euros(server: LedgerServer) -> None:

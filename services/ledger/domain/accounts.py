@@ -27,6 +27,7 @@ class AccountKind(StrEnum):
     STRIPE_FEES = "stripe_fees"
     WRITE_OFFS = "write_offs"
     CLAWBACK_LOSSES = "clawback_losses"
+    EXPIRED_CREDITS = "expired_credits"
 
 
 # Who may own an account of each kind, by the prefix of the id.
@@ -46,6 +47,7 @@ OWNER_PREFIX = {
     AccountKind.STRIPE_FEES: PLATFORM_OWNER,
     AccountKind.WRITE_OFFS: PLATFORM_OWNER,
     AccountKind.CLAWBACK_LOSSES: PLATFORM_OWNER,
+    AccountKind.EXPIRED_CREDITS: PLATFORM_OWNER,
 }
 
 
@@ -67,6 +69,8 @@ class TransactionType(StrEnum):
     PROCESSOR_FEE = "processor_fee"
     CORRECTION = "correction"
     WRITE_OFF = "write_off"
+    CREDIT_EXPIRY = "credit_expiry"
+    PROMOTION_SETTLEMENT = "promotion_settlement"
 
 
 @dataclass(frozen=True, slots=True)

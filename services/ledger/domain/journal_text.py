@@ -35,6 +35,7 @@ ROOTS: Final = {
     AccountKind.ADJUSTMENTS: "Equity",
     AccountKind.WRITE_OFFS: "Expenses",
     AccountKind.CLAWBACK_LOSSES: "Expenses",
+    AccountKind.EXPIRED_CREDITS: "Income",
 }
 
 

@@ -21,6 +21,9 @@ _FILES: Final = (
     "adjustments",
     "background",
     "expiry",
+    "lots",
+    "lots_expiry",
+    "promotions",
     "rights",
 )
 # Policies and triggers stand on these two: they belong to migration 0001.

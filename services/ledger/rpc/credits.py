@@ -15,11 +15,11 @@ from services.kit.errors import InvalidArgument, TallystickError
 from services.kit.money import check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
-from services.kit.tenancy import scope, tenants_of
+from services.kit.tenancy import Tenants, scope, tenants_of
 from services.ledger.domain import credits as rules
 from services.ledger.domain.credits import GrantedLease, HoldRequest, PlacedHold, ReleasedReservation
 from services.ledger.rpc import credits_convert as convert
-from services.ledger.store import credits
+from services.ledger.store import balances, credits, lots
 from tallystick.ledger.v1 import credit_service_pb2 as pb
 from tallystick.ledger.v1 import credit_service_pb2_grpc
 
@@ -27,6 +27,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Wire = TypeVar("Wire", bound=Message)
 Item = TypeVar("Item")
 Done = TypeVar("Done")
+
+# Entries that a list of lots allocates at most; what is more, the background step has to.
+_REFRESH_LIMIT = 1000
 
 
 class CreditService(credit_service_pb2_grpc.CreditServiceServicer):
@@ -187,6 +190,40 @@ class CreditService(credit_service_pb2_grpc.CreditServiceServicer):
         return pb.ListHoldsResponse(
             holds=[convert.hold_to_proto(hold) for hold in shown], next_page_token=next_page_token
         )
+
+    async def ListCreditLots(
+        self, request: pb.ListCreditLotsRequest, context: Context
+    ) -> pb.ListCreditLotsResponse:
+        customer_id = _customer_filter(request.customer_id)
+        page = Page.parse(
+            request.page_size,
+            request.page_token,
+            key_types=(str, str, str),
+            filter={"customer_id": customer_id, "open_only": str(request.open_only)},
+        )
+        tenants = tenants_of(current_principal())
+        if customer_id and page.after is None:
+            await self._refresh_lots(tenants, customer_id)
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants)
+            found = await lots.list_lots(connection, customer_id, request.open_only, page)
+        shown, next_page_token = page.cut(found, lambda one: (one.customer_id, one.currency_code, one.lot_id))
+        now = self._clock.now()
+        return pb.ListCreditLotsResponse(
+            lots=[convert.lot_to_proto(lot, now) for lot in shown], next_page_token=next_page_token
+        )
+
+    async def _refresh_lots(self, tenants: Tenants, customer_id: str) -> None:
+        """Let the lots of a customer that the caller may see be what they are now."""
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants)
+            await balances.check_owner(connection, customer_id)
+
+        async def refresh() -> None:
+            async with self._writer.hot() as connection:
+                await lots.refresh(connection, customer_id, _REFRESH_LIMIT)
+
+        await retry_transaction(refresh, idempotent=True)
 
 
 def _items(

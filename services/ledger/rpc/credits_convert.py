@@ -1,10 +1,11 @@
 """Leases, holds, reservations and balances, between the contract and the domain."""
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from services.kit.errors import InvalidArgument
 from services.kit.messages import set_money
-from services.kit.times import optional_time_from_proto, time_from_proto, timestamp
+from services.kit.times import optional_time_from_proto, optional_timestamp, time_from_proto, timestamp
 from services.ledger.domain.accounts import CustomerBalance
 from services.ledger.domain.credits import (
     NO_LEASE,
@@ -23,6 +24,7 @@ from services.ledger.domain.credits import (
     ReservationRelease,
     ReservationState,
 )
+from services.ledger.domain.lots import CreditLot
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, credit_pb2, credit_service_pb2
 
@@ -186,6 +188,22 @@ def fill_customer_balance(message: account_pb2.CustomerBalance, balance: Custome
     set_money(message.held_receivable, currency, balance.held_receivable)
     set_money(message.chargebacks, currency, balance.chargebacks)
     message.frozen = balance.frozen
+
+
+def lot_to_proto(lot: CreditLot, now: datetime) -> credit_pb2.CreditLot:
+    return credit_pb2.CreditLot(
+        customer_id=lot.customer_id,
+        lot_id=lot.lot_id,
+        source=credit_pb2.CreditLotSource.Value(f"CREDIT_LOT_SOURCE_{lot.source.name}"),
+        funder_organization_id=lot.funder_organization_id,
+        amount=_money(lot.currency_code, lot.amount),
+        remaining=_money(lot.currency_code, lot.remaining),
+        expired=_money(lot.currency_code, lot.expired),
+        expire_time=optional_timestamp(lot.expire_time),
+        priority=lot.priority,
+        state=credit_pb2.CreditLotState.Value(f"CREDIT_LOT_STATE_{lot.state(now).name}"),
+        create_time=timestamp(lot.create_time),
+    )
 
 
 def _money(currency_code: str, amount: int) -> money_pb2.Money:

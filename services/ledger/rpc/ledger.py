@@ -8,27 +8,22 @@ from services.kit.clock import Clock
 from services.kit.coalesce import Coalescer
 from services.kit.db import Database, retry_transaction
 from services.kit.errors import Aborted, InvalidArgument, TallystickError
-from services.kit.money import check_amount, check_currency
+from services.kit.money import check_currency
 from services.kit.pages import Page
 from services.kit.status import to_item_error
-from services.kit.tenancy import PLATFORM, Tenants, scope, tenants_of
-from services.kit.text import check_text
-from services.ledger.domain.accounts import DEFAULT_CURRENCY, PLATFORM_OWNER, TransactionType
+from services.kit.tenancy import Tenants, scope, tenants_of
+from services.ledger.domain.accounts import DEFAULT_CURRENCY, PLATFORM_OWNER
 from services.ledger.domain.charges import MAX_CHARGES_PER_CALL, ChargeIntent, PostedCharge, check
 from services.ledger.rpc import convert
 from services.ledger.rpc.adjustments import AdjustmentRpcs
 from services.ledger.rpc.corrections import CorrectionRpcs
 from services.ledger.rpc.credits_convert import customer_balance_to_proto
+from services.ledger.rpc.grants import GrantRpcs
 from services.ledger.rpc.journal import JournalRpcs
-from services.ledger.rpc.ledger_base import Context, check_owner, content_hash
-from services.ledger.store import balances, charges, movements, transactions
-from tallystick.common.v1 import money_pb2
+from services.ledger.rpc.ledger_base import Context, check_owner
+from services.ledger.store import balances, charges, transactions
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 
-_CREDIT_SOURCES = {
-    ledger_service_pb2.CREDIT_SOURCE_PURCHASE: TransactionType.PURCHASE,
-    ledger_service_pb2.CREDIT_SOURCE_PLATFORM_PROMOTION: TransactionType.PROMOTION,
-}
 _MAX_REASON_LENGTH = 500
 _MAX_KEY_LENGTH = 128
 # Database calls for one batch: more than one only if a charge comes again after it was refused.
@@ -38,7 +33,11 @@ Verdict = PostedCharge | TallystickError
 
 
 class LedgerService(
-    AdjustmentRpcs, CorrectionRpcs, JournalRpcs, ledger_service_pb2_grpc.LedgerServiceServicer
+    AdjustmentRpcs,
+    CorrectionRpcs,
+    GrantRpcs,
+    JournalRpcs,
+    ledger_service_pb2_grpc.LedgerServiceServicer,
 ):
     """The journal and the balances, over gRPC."""
 
@@ -153,46 +152,6 @@ class LedgerService(
             await scope(connection, tenants_of(current_principal()))
             charge = await charges.get_charge(connection, charge_id)
         return ledger_service_pb2.GetChargeResponse(charge=convert.charge_to_proto(charge))
-
-    async def GrantCredits(
-        self, request: ledger_service_pb2.GrantCreditsRequest, context: Context
-    ) -> ledger_service_pb2.GrantCreditsResponse:
-        actor = current_principal().api_key_id
-        customer_id = ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
-        currency = check_currency(request.amount.currency_code, field="amount.currency_code")
-        amount = check_amount(request.amount.amount_micros, field="amount.amount_micros")
-        key = check_text(request.idempotency_key, "idempotency_key", shortest=1, longest=_MAX_KEY_LENGTH)
-        reason = check_text(request.reason, "reason", shortest=0, longest=_MAX_REASON_LENGTH)
-        if request.source not in _CREDIT_SOURCES:
-            raise InvalidArgument.of("source", "must be a known source")
-
-        async def grant() -> tuple[movements.Posted, movements.Collected]:
-            async with self._writer.hot() as connection:
-                posted = await movements.grant_credits(
-                    connection,
-                    customer_id=customer_id,
-                    currency_code=currency,
-                    amount=amount,
-                    type=_CREDIT_SOURCES[request.source],
-                    reason=reason,
-                    actor_api_key_id=actor,
-                    key=key,
-                    request_hash=content_hash(request),
-                )
-                if posted.duplicate:
-                    return posted, movements.Collected(0, False)
-                # In the same transaction: no charge comes between the money and the oldest debts.
-                return posted, await movements.collect(
-                    connection, customer_id, currency, movements.COLLECT_LIMIT, actor
-                )
-
-        posted, collected = await retry_transaction(grant, idempotent=True)
-        total = await self._collect_rest(customer_id, currency, actor, collected)
-        return ledger_service_pb2.GrantCreditsResponse(
-            transaction_id=posted.transaction_id,
-            collected=money_pb2.Money(currency_code=currency, amount_micros=total),
-            balance=customer_balance_to_proto(await self._customer_balance(PLATFORM, customer_id, currency)),
-        )
 
     async def GetCustomerBalance(
         self, request: ledger_service_pb2.GetCustomerBalanceRequest, context: Context

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.store import audit_across, audit_funding, audit_walls
 from services.ledger.store.audit_check import SHOWN, Check, Finding, run_check
 from services.ledger.store.audit_corrections import CORRECTION_CHECKS
+from services.ledger.store.audit_lots import LOT_CHECKS
 from services.ledger.store.audit_write_offs import WRITE_OFF_CHECKS
 
 __all__ = ["CHECKS", "SHOWN", "Finding", "prepare", "run_check", "run_checks"]
@@ -258,7 +259,7 @@ CHECKS: Final = (
                    sum(n.amount) FILTER (WHERE n.kind = 'platform_fees') AS platform_fee,
                    sum(n.amount) FILTER (WHERE n.kind = 'processing_fees') AS processing_fee
             FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-            WHERE t.charge_id IS NOT NULL
+            WHERE t.charge_id IS NOT NULL AND t.type <> 'promotion_settlement'
             GROUP BY t.charge_id, n.owner_id
         ) AS e ON e.charge_id = c.charge_id AND e.owner_id = p.organization_id
         WHERE NOT EXISTS (
@@ -317,7 +318,7 @@ CHECKS: Final = (
                    sum(n.amount) FILTER (WHERE n.kind = 'platform_fees') AS platform_fee,
                    sum(n.amount) FILTER (WHERE n.kind = 'processing_fees') AS processing_fee
             FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-            WHERE t.charge_id IS NOT NULL
+            WHERE t.charge_id IS NOT NULL AND t.type <> 'promotion_settlement'
             GROUP BY t.charge_id, n.owner_id
         ) AS e ON e.charge_id = o.charge_id AND e.owner_id = p.organization_id
         WHERE (
@@ -355,7 +356,7 @@ CHECKS: Final = (
         FROM ledger.entry n
         JOIN ledger.transaction t USING (transaction_id, partition_id)
         JOIN ledger.charge c ON c.charge_id = t.charge_id AND c.customer_id = t.partition_id
-        WHERE n.kind = 'organization_payable' AND t.type <> 'correction'
+        WHERE n.kind = 'organization_payable' AND t.type NOT IN ('correction', 'promotion_settlement')
           AND n.available_on IS DISTINCT FROM greatest(
               (CASE WHEN n.collected THEN t.create_time ELSE c.create_time END AT TIME ZONE 'UTC')::date
                   + c.settlement_hold_days[array_position(c.organization_ids, n.owner_id)],
@@ -435,10 +436,11 @@ CHECKS: Final = (
                OR key LIKE 'reversal/%' OR key LIKE 'purchase-reversal/%' OR key LIKE 'reinstatement/%'
                OR key LIKE 'processor-fee/%' OR key LIKE 'correction/%' OR key LIKE 'write-off%'
         ) AS k
-        -- Collections are what was open, and payouts are known by their debits.
+        -- Collections are what was open, payouts are known by their debits, expiries and settlements by lots.
         FULL JOIN (
             SELECT * FROM ledger.transaction
-            WHERE type NOT IN ('collection', 'payout', 'payout_completion', 'payout_return')
+            WHERE type NOT IN ('collection', 'payout', 'payout_completion', 'payout_return',
+                               'credit_expiry', 'promotion_settlement')
         ) AS t
             ON t.partition_id = k.owner_id
            AND k.outcome = CASE t.type WHEN 'charge' THEN t.charge_id ELSE t.transaction_id END
@@ -490,6 +492,7 @@ CHECKS: Final = (
     *audit_across.CHECKS,
     *audit_walls.CHECKS,
     *WRITE_OFF_CHECKS,
+    *LOT_CHECKS,
 )
 
 

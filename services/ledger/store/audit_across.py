@@ -39,7 +39,8 @@ CHECKS: Final = (
             -- Whatever else moves it, such as an adjustment, is of no charge and of no payout.
             SELECT n.owner_id, n.currency_code, 0, 0, 0, n.amount
             FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-            WHERE t.charge_id IS NULL AND t.payout_id IS NULL AND n.kind = 'organization_payable'
+            WHERE (t.charge_id IS NULL OR t.type = 'promotion_settlement') AND t.payout_id IS NULL
+              AND n.kind = 'organization_payable'
         ) AS part
         GROUP BY organization_id, currency_code
         HAVING sum(kept) <> sum(earned) - sum(paid_out) + sum(adjusted)

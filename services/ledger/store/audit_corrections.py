@@ -85,7 +85,7 @@ CORRECTION_CHECKS = (
         """
         SELECT t.charge_id, n.owner_id, n.collected, n.earned_on, n.available_on, sum(n.amount) AS left_over
         FROM ledger.transaction t JOIN ledger.entry n USING (transaction_id, partition_id)
-        WHERE t.charge_id IS NOT NULL AND n.kind = 'organization_payable'
+        WHERE t.charge_id IS NOT NULL AND t.type <> 'promotion_settlement' AND n.kind = 'organization_payable'
         GROUP BY t.charge_id, n.owner_id, n.collected, n.earned_on, n.available_on
         HAVING sum(n.amount) < 0
         """,

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from services.kit.db import single
-from services.ledger.domain.accounts import TransactionType
+from services.ledger.domain.lots import GrantTerms
 from services.ledger.store.refusals import refusals
 
 # Charges collected in one database transaction: it holds the customer's lock, so it is kept short.
@@ -38,7 +38,7 @@ async def grant_credits(
     customer_id: str,
     currency_code: str,
     amount: int,
-    type: TransactionType,
+    terms: GrantTerms,
     reason: str,
     actor_api_key_id: str,
     key: str,
@@ -47,16 +47,20 @@ async def grant_credits(
     """Add credits to a customer, once per key."""
     with refusals(key):
         cursor = await connection.execute(
-            "SELECT transaction_id, duplicate FROM ledger.grant_credits(%s, %s, %s, %s, %s, %s, %s, %s)",
+            "SELECT transaction_id, duplicate"
+            " FROM ledger.grant_credits(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s::smallint, %s)",
             (
                 customer_id,
                 currency_code,
                 amount,
-                type,
+                terms.type,
                 reason,
                 actor_api_key_id,
                 f"grant/{key}",
                 request_hash,
+                terms.funder_id,
+                terms.priority,
+                terms.expire_time,
             ),
         )
         return Posted(*await single(cursor))

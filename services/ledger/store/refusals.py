@@ -7,7 +7,13 @@ from datetime import timedelta
 
 import psycopg
 
-from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, PreconditionViolation
+from services.kit.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PreconditionViolation,
+)
 from services.ledger.store.charges import unknown_charge, unknown_party
 
 # SQLSTATEs of our own.
@@ -26,6 +32,7 @@ _WRITE_OFF_TOO_LARGE = "TL030"
 _UNKNOWN_ADJUSTMENT = "TL031"
 _APPROVED_BY_PROPOSER = "TL032"
 _ADJUSTMENT_STATE = "TL033"
+_EXPIRED_GRANT = "TL065"
 # How long metering needs to see that a lease is recalled, and to return it.
 _RECALL_TIME = timedelta(seconds=5)
 
@@ -103,6 +110,8 @@ def refusals(key: str = "") -> Iterator[None]:
                 reason="ADJUSTMENT_STATE_CONFLICT",
                 metadata=json.loads(detail),
             ) from None
+        if error.sqlstate == _EXPIRED_GRANT:
+            raise InvalidArgument.of("expire_time", "must be in the future") from None
         raise
 
 

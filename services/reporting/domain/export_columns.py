@@ -21,6 +21,8 @@ class RowKind(StrEnum):
     CORRECTION = "correction"
     # What had been earned and not collected will not be paid.
     WRITE_OFF = "write_off"
+    # What an organization's own promotional credits had paid, and it does not earn.
+    PROMOTION_SETTLEMENT = "promotion_settlement"
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ def _description(row: ExportRow) -> str:
             return f"Collection of {what}"
         case RowKind.WRITE_OFF:
             return f"Write-off of {what}"
+        case RowKind.PROMOTION_SETTLEMENT:
+            return f"Own promotion for {what}"
         case _:
             return f"Outcome of {what}" if row.component == "outcome" else what
 

@@ -9,7 +9,7 @@ from services.reporting.domain.owner import OwnerKind
 
 # Whose balance means something to its owner: not the other side of a memorandum, nor the platform's fees.
 STATEMENT_KINDS: Final[Mapping[OwnerKind, tuple[str, ...]]] = {
-    OwnerKind.ORGANIZATION: ("organization_payable", "payouts_in_transit"),
+    OwnerKind.ORGANIZATION: ("organization_payable", "payouts_in_transit", "promotions"),
     OwnerKind.CUSTOMER: (
         "customer_credits",
         "customer_receivable",

@@ -33,6 +33,14 @@ _LEGS: Final = {
     account.ACCOUNT_KIND_ORGANIZATION_PAYABLE: _PAYABLE,
 }
 _NOTHING: Final = (0, 0, 0)
+# What changes what was earned by a charge, without changing what was billed.
+_OF_A_CHARGE: Final = frozenset(
+    {
+        posted.TRANSACTION_TYPE_COLLECTION,
+        posted.TRANSACTION_TYPE_WRITE_OFF,
+        posted.TRANSACTION_TYPE_PROMOTION_SETTLEMENT,
+    }
+)
 
 
 class JournalReader(FeedReader[JournalBatch]):
@@ -106,12 +114,11 @@ def _add_transaction(batch: JournalBatch, sequenced: pb.SequencedTransaction) ->
         )
     if transaction.type == posted.TRANSACTION_TYPE_CHARGE:
         _add_charge(batch, sequenced, earned)
-    elif transaction.type == posted.TRANSACTION_TYPE_COLLECTION or (
-        transaction.type == posted.TRANSACTION_TYPE_WRITE_OFF and transaction.charge_id
-    ):
-        # Of what was owed a collection moves earnings between buckets; what was unpaid is earned now.
-        # A write-off of what was owed takes them back, though it stays billed. (What is given up of earnings
-        # below zero is of no charge, and no revenue.)
+    elif transaction.type in _OF_A_CHARGE and transaction.charge_id:
+        # Of what was owed a collection moves earnings between buckets; what was unpaid is earned now. A
+        # write-off of what was owed takes them back, though it stays billed, and so does a settlement of what
+        # an organization's own promotion paid. (What is given up of earnings below zero, and what a promotion
+        # pays for others, names no charge, and is no revenue.)
         currency_code = transaction.entries[0].account.currency_code
         batch.revenue += [
             Revenue(position, organization_id, "", currency_code, 0, *legs)

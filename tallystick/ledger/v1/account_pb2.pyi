@@ -47,7 +47,9 @@ class _AccountKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountKi
     ACCOUNT_KIND_STRIPE_CLEARING: _AccountKind.ValueType  # 8
     """Money of the platform at the payment processor. Owner: the platform."""
     ACCOUNT_KIND_PROMOTIONS: _AccountKind.ValueType  # 9
-    """Promotional credit that the platform gave away. Owner: the platform."""
+    """Promotional credit that its owner gave away, and did not have to pay for yet. Owner: the platform, or the
+    organization that funds it.
+    """
     ACCOUNT_KIND_ADJUSTMENTS: _AccountKind.ValueType  # 10
     """The other side of operators' adjustments. Owner: the platform."""
     ACCOUNT_KIND_PAYOUTS_IN_TRANSIT: _AccountKind.ValueType  # 11
@@ -66,6 +68,8 @@ class _AccountKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountKi
     """What the platform lost because organizations did not make up what was taken back of their earnings. Owner: the
     platform.
     """
+    ACCOUNT_KIND_EXPIRED_CREDITS: _AccountKind.ValueType  # 14
+    """Credits that customers had bought and that expired. Owner: the platform."""
 
 class AccountKind(_AccountKind, metaclass=_AccountKindEnumTypeWrapper):
     """AccountKind is the position of an account in the chart of accounts (docs/accounting.md). A positive
@@ -95,7 +99,9 @@ ACCOUNT_KIND_PROCESSING_FEES: AccountKind.ValueType  # 7
 ACCOUNT_KIND_STRIPE_CLEARING: AccountKind.ValueType  # 8
 """Money of the platform at the payment processor. Owner: the platform."""
 ACCOUNT_KIND_PROMOTIONS: AccountKind.ValueType  # 9
-"""Promotional credit that the platform gave away. Owner: the platform."""
+"""Promotional credit that its owner gave away, and did not have to pay for yet. Owner: the platform, or the
+organization that funds it.
+"""
 ACCOUNT_KIND_ADJUSTMENTS: AccountKind.ValueType  # 10
 """The other side of operators' adjustments. Owner: the platform."""
 ACCOUNT_KIND_PAYOUTS_IN_TRANSIT: AccountKind.ValueType  # 11
@@ -114,6 +120,8 @@ ACCOUNT_KIND_CLAWBACK_LOSSES: AccountKind.ValueType  # 16
 """What the platform lost because organizations did not make up what was taken back of their earnings. Owner: the
 platform.
 """
+ACCOUNT_KIND_EXPIRED_CREDITS: AccountKind.ValueType  # 14
+"""Credits that customers had bought and that expired. Owner: the platform."""
 Global___AccountKind: _TypeAlias = AccountKind  # noqa: Y015
 
 @_typing.final

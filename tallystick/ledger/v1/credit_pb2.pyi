@@ -107,6 +107,74 @@ RESERVATION_STATE_EXPIRED: ReservationState.ValueType  # 3
 """Its time was over before a charge came."""
 Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
+class _CreditLotSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CreditLotSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CreditLotSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CREDIT_LOT_SOURCE_UNSPECIFIED: _CreditLotSource.ValueType  # 0
+    """Never valid."""
+    CREDIT_LOT_SOURCE_PURCHASE: _CreditLotSource.ValueType  # 1
+    """The customer bought them."""
+    CREDIT_LOT_SOURCE_PLATFORM_PROMOTION: _CreditLotSource.ValueType  # 2
+    """The platform gave them away."""
+    CREDIT_LOT_SOURCE_ORGANIZATION_PROMOTION: _CreditLotSource.ValueType  # 3
+    """An organization gave them away."""
+    CREDIT_LOT_SOURCE_ADJUSTMENT: _CreditLotSource.ValueType  # 4
+    """An operator's adjustment gave them."""
+    CREDIT_LOT_SOURCE_REINSTATEMENT: _CreditLotSource.ValueType  # 5
+    """Money that had gone back came again, beyond what had been taken out of other lots for it."""
+
+class CreditLotSource(_CreditLotSource, metaclass=_CreditLotSourceEnumTypeWrapper):
+    """CreditLotSource says where the credits of a lot came from."""
+
+CREDIT_LOT_SOURCE_UNSPECIFIED: CreditLotSource.ValueType  # 0
+"""Never valid."""
+CREDIT_LOT_SOURCE_PURCHASE: CreditLotSource.ValueType  # 1
+"""The customer bought them."""
+CREDIT_LOT_SOURCE_PLATFORM_PROMOTION: CreditLotSource.ValueType  # 2
+"""The platform gave them away."""
+CREDIT_LOT_SOURCE_ORGANIZATION_PROMOTION: CreditLotSource.ValueType  # 3
+"""An organization gave them away."""
+CREDIT_LOT_SOURCE_ADJUSTMENT: CreditLotSource.ValueType  # 4
+"""An operator's adjustment gave them."""
+CREDIT_LOT_SOURCE_REINSTATEMENT: CreditLotSource.ValueType  # 5
+"""Money that had gone back came again, beyond what had been taken out of other lots for it."""
+Global___CreditLotSource: _TypeAlias = CreditLotSource  # noqa: Y015
+
+class _CreditLotState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CreditLotStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CreditLotState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CREDIT_LOT_STATE_UNSPECIFIED: _CreditLotState.ValueType  # 0
+    """Never valid."""
+    CREDIT_LOT_STATE_OPEN: _CreditLotState.ValueType  # 1
+    """It has credits to spend."""
+    CREDIT_LOT_STATE_SPENT: _CreditLotState.ValueType  # 2
+    """Nothing is left. A correction may give something back to it."""
+    CREDIT_LOT_STATE_EXPIRED: _CreditLotState.ValueType  # 3
+    """Its time is over, and what was left of it is gone."""
+    CREDIT_LOT_STATE_EXPIRE_DUE: _CreditLotState.ValueType  # 4
+    """Its time is over; what is left of it is held for work under way, and goes as soon as it is free."""
+
+class CreditLotState(_CreditLotState, metaclass=_CreditLotStateEnumTypeWrapper):
+    """CreditLotState says what may still become of a lot."""
+
+CREDIT_LOT_STATE_UNSPECIFIED: CreditLotState.ValueType  # 0
+"""Never valid."""
+CREDIT_LOT_STATE_OPEN: CreditLotState.ValueType  # 1
+"""It has credits to spend."""
+CREDIT_LOT_STATE_SPENT: CreditLotState.ValueType  # 2
+"""Nothing is left. A correction may give something back to it."""
+CREDIT_LOT_STATE_EXPIRED: CreditLotState.ValueType  # 3
+"""Its time is over, and what was left of it is gone."""
+CREDIT_LOT_STATE_EXPIRE_DUE: CreditLotState.ValueType  # 4
+"""Its time is over; what is left of it is held for work under way, and goes as soon as it is free."""
+Global___CreditLotState: _TypeAlias = CreditLotState  # noqa: Y015
+
 @_typing.final
 class CreditLease(_message.Message):
     """CreditLease is a part of a customer's credits that is set aside for allocations outside the ledger. There is
@@ -282,3 +350,75 @@ class EndedReservation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndedReservation: _TypeAlias = EndedReservation  # noqa: Y015
+
+@_typing.final
+class CreditLot(_message.Message):
+    """CreditLot is what a grant, or another transaction that added credits, has left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    LOT_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    FUNDER_ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The customer."""
+    lot_id: _builtins.str
+    """The transaction that added the credits."""
+    source: Global___CreditLotSource.ValueType
+    """Where they came from."""
+    funder_organization_id: _builtins.str
+    """The organization that funds them, for ORGANIZATION_PROMOTION; else empty."""
+    priority: _builtins.int
+    """Lots of a lower priority are spent first."""
+    state: Global___CreditLotState.ValueType
+    """Whether it can still be spent."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much it was."""
+
+    @_builtins.property
+    def remaining(self) -> _money_pb2.Money:
+        """How much is left."""
+
+    @_builtins.property
+    def expired(self) -> _money_pb2.Money:
+        """How much expired."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When what is left expires; never, if unset."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was added."""
+
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        lot_id: _builtins.str = ...,
+        source: Global___CreditLotSource.ValueType = ...,
+        funder_organization_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        remaining: _money_pb2.Money | None = ...,
+        expired: _money_pb2.Money | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _builtins.int = ...,
+        state: Global___CreditLotState.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "expire_time", b"expire_time", "expired", b"expired", "remaining", b"remaining"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "customer_id", b"customer_id", "expire_time", b"expire_time", "expired", b"expired", "funder_organization_id", b"funder_organization_id", "lot_id", b"lot_id", "priority", b"priority", "remaining", b"remaining", "source", b"source", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditLot: _TypeAlias = CreditLot  # noqa: Y015

@@ -755,3 +755,67 @@ class ListHoldsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015
+
+@_typing.final
+class ListCreditLotsRequest(_message.Message):
+    """ListCreditLotsRequest is the request of ListCreditLots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    OPEN_ONLY_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 50 when zero, never more than 1,000."""
+    page_token: _builtins.str
+    """From `next_page_token` of the page before; the other fields must stay the same."""
+    customer_id: _builtins.str
+    """Only this customer's; all that the caller may see when empty. With a customer, the lots are as they are now; else
+    they may be behind what was posted, usually by less than a second.
+    """
+    open_only: _builtins.bool
+    """Only those that have something left."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        open_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "open_only", b"open_only", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCreditLotsRequest: _TypeAlias = ListCreditLotsRequest  # noqa: Y015
+
+@_typing.final
+class ListCreditLotsResponse(_message.Message):
+    """ListCreditLotsResponse is the response of ListCreditLots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def lots(self) -> _containers.RepeatedCompositeFieldContainer[_credit_pb2.CreditLot]:
+        """One page."""
+
+    def __init__(
+        self,
+        *,
+        lots: _abc.Iterable[_credit_pb2.CreditLot] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lots", b"lots", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCreditLotsResponse: _TypeAlias = ListCreditLotsResponse  # noqa: Y015

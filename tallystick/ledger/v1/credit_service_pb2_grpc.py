@@ -72,6 +72,11 @@ class CreditServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListHoldsRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListHoldsResponse.FromString,
                 _registered_method=True)
+        self.ListCreditLots = channel.unary_unary(
+                '/tallystick.ledger.v1.CreditService/ListCreditLots',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListCreditLotsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListCreditLotsResponse.FromString,
+                _registered_method=True)
 
 
 class CreditServiceServicer(object):
@@ -137,6 +142,13 @@ class CreditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCreditLots(self, request, context):
+        """Lists credit lots by customer: what each grant has left, when it expires, and in which order it is spent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CreditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,6 +186,11 @@ def add_CreditServiceServicer_to_server(servicer, server):
                     servicer.ListHolds,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListHoldsRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListHoldsResponse.SerializeToString,
+            ),
+            'ListCreditLots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCreditLots,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListCreditLotsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListCreditLotsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -368,6 +385,33 @@ class CreditService(object):
             '/tallystick.ledger.v1.CreditService/ListHolds',
             tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListHoldsRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCreditLots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.CreditService/ListCreditLots',
+            tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListCreditLotsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_credit__service__pb2.ListCreditLotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,8 @@ class CreditServiceStub:
     """Lists the leases that hold money, by customer."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListHoldsRequest, _credit_service_pb2.ListHoldsResponse]
     """Lists the holds that stand, by customer."""
+    ListCreditLots: _grpc.UnaryUnaryMultiCallable[_credit_service_pb2.ListCreditLotsRequest, _credit_service_pb2.ListCreditLotsResponse]
+    """Lists credit lots by customer: what each grant has left, when it expires, and in which order it is spent."""
 
 @_typing.type_check_only
 class CreditServiceAsyncStub(CreditServiceStub):
@@ -97,6 +99,8 @@ class CreditServiceAsyncStub(CreditServiceStub):
     """Lists the leases that hold money, by customer."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListHoldsRequest, _credit_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
     """Lists the holds that stand, by customer."""
+    ListCreditLots: _aio.UnaryUnaryMultiCallable[_credit_service_pb2.ListCreditLotsRequest, _credit_service_pb2.ListCreditLotsResponse]  # type: ignore[assignment]
+    """Lists credit lots by customer: what each grant has left, when it expires, and in which order it is spent."""
 
 class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
     """CreditService sets credits aside before work is done: in leases, within which somebody else allocates, and in
@@ -171,5 +175,13 @@ class CreditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_credit_service_pb2.ListHoldsResponse, _abc.Awaitable[_credit_service_pb2.ListHoldsResponse]]:
         """Lists the holds that stand, by customer."""
+
+    @_abc_1.abstractmethod
+    def ListCreditLots(
+        self,
+        request: _credit_service_pb2.ListCreditLotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_credit_service_pb2.ListCreditLotsResponse, _abc.Awaitable[_credit_service_pb2.ListCreditLotsResponse]]:
+        """Lists credit lots by customer: what each grant has left, when it expires, and in which order it is spent."""
 
 def add_CreditServiceServicer_to_server(servicer: CreditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,6 +39,8 @@ class _CreditSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CreditSo
     """The customer paid for them."""
     CREDIT_SOURCE_PLATFORM_PROMOTION: _CreditSource.ValueType  # 2
     """The platform gives them and pays for what they buy."""
+    CREDIT_SOURCE_ORGANIZATION_PROMOTION: _CreditSource.ValueType  # 3
+    """An organization gives them and pays for what they buy, whoever earns from it."""
 
 class CreditSource(_CreditSource, metaclass=_CreditSourceEnumTypeWrapper):
     """CreditSource says where granted credits come from."""
@@ -49,6 +51,8 @@ CREDIT_SOURCE_PURCHASE: CreditSource.ValueType  # 1
 """The customer paid for them."""
 CREDIT_SOURCE_PLATFORM_PROMOTION: CreditSource.ValueType  # 2
 """The platform gives them and pays for what they buy."""
+CREDIT_SOURCE_ORGANIZATION_PROMOTION: CreditSource.ValueType  # 3
+"""An organization gives them and pays for what they buy, whoever earns from it."""
 Global___CreditSource: _TypeAlias = CreditSource  # noqa: Y015
 
 class _AdjustmentState:
@@ -452,6 +456,9 @@ class GrantCreditsRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    FUNDER_ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     source: Global___CreditSource.ValueType
@@ -462,9 +469,19 @@ class GrantCreditsRequest(_message.Message):
     """Required, up to 128 characters: sending the same request with the same key again changes nothing and
     answers the same.
     """
+    funder_organization_id: _builtins.str
+    """The organization that funds a promotion; required for CREDIT_SOURCE_ORGANIZATION_PROMOTION, else empty."""
+    priority: _builtins.int
+    """0 to 100: credits of a lower priority are spent first; 50 if unset. Among equals those that expire soonest, then
+    promotions before what was bought, then the oldest.
+    """
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """How much, above zero."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When what is left of them expires; in the future. Never, if unset."""
 
     def __init__(
         self,
@@ -474,12 +491,17 @@ class GrantCreditsRequest(_message.Message):
         source: Global___CreditSource.ValueType = ...,
         reason: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        funder_organization_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "amount", b"amount", "expire_time", b"expire_time", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "customer_id", b"customer_id", "idempotency_key", b"idempotency_key", "reason", b"reason", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "amount", b"amount", "customer_id", b"customer_id", "expire_time", b"expire_time", "funder_organization_id", b"funder_organization_id", "idempotency_key", b"idempotency_key", "priority", b"priority", "reason", b"reason", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___GrantCreditsRequest: _TypeAlias = GrantCreditsRequest  # noqa: Y015
 

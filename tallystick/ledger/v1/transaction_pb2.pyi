@@ -39,7 +39,7 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     TRANSACTION_TYPE_PURCHASE: _TransactionType.ValueType  # 3
     """A customer bought credits."""
     TRANSACTION_TYPE_PROMOTION: _TransactionType.ValueType  # 4
-    """The platform gave credits away."""
+    """The platform or an organization gave credits away."""
     TRANSACTION_TYPE_ADJUSTMENT: _TransactionType.ValueType  # 5
     """An operator adjusted balances, with a reason."""
     TRANSACTION_TYPE_PAYOUT: _TransactionType.ValueType  # 6
@@ -60,6 +60,10 @@ class _TransactionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     """The payment processor took a fee, or gave one back."""
     TRANSACTION_TYPE_CORRECTION: _TransactionType.ValueType  # 20
     """A part of a charge was taken back, or all of it."""
+    TRANSACTION_TYPE_CREDIT_EXPIRY: _TransactionType.ValueType  # 21
+    """Credits of a customer expired."""
+    TRANSACTION_TYPE_PROMOTION_SETTLEMENT: _TransactionType.ValueType  # 22
+    """An organization paid for what its promotional credits had bought, or got back what they had not bought in the end."""
     TRANSACTION_TYPE_WRITE_OFF: _TransactionType.ValueType  # 23
     """What will not be paid any more was given up: a part of a charge, a debt for chargebacks, or earnings below zero."""
 
@@ -77,7 +81,7 @@ charge, what it owed for purchases that had come back.
 TRANSACTION_TYPE_PURCHASE: TransactionType.ValueType  # 3
 """A customer bought credits."""
 TRANSACTION_TYPE_PROMOTION: TransactionType.ValueType  # 4
-"""The platform gave credits away."""
+"""The platform or an organization gave credits away."""
 TRANSACTION_TYPE_ADJUSTMENT: TransactionType.ValueType  # 5
 """An operator adjusted balances, with a reason."""
 TRANSACTION_TYPE_PAYOUT: TransactionType.ValueType  # 6
@@ -98,6 +102,10 @@ TRANSACTION_TYPE_PROCESSOR_FEE: TransactionType.ValueType  # 13
 """The payment processor took a fee, or gave one back."""
 TRANSACTION_TYPE_CORRECTION: TransactionType.ValueType  # 20
 """A part of a charge was taken back, or all of it."""
+TRANSACTION_TYPE_CREDIT_EXPIRY: TransactionType.ValueType  # 21
+"""Credits of a customer expired."""
+TRANSACTION_TYPE_PROMOTION_SETTLEMENT: TransactionType.ValueType  # 22
+"""An organization paid for what its promotional credits had bought, or got back what they had not bought in the end."""
 TRANSACTION_TYPE_WRITE_OFF: TransactionType.ValueType  # 23
 """What will not be paid any more was given up: a part of a charge, a debt for chargebacks, or earnings below zero."""
 Global___TransactionType: _TypeAlias = TransactionType  # noqa: Y015
@@ -201,7 +209,7 @@ class Transaction(_message.Message):
     type: Global___TransactionType.ValueType
     """What happened."""
     charge_id: _builtins.str
-    """The charge that it posts, collects, corrects or writes off, or empty."""
+    """The charge that it posts, collects, corrects, writes off or settles, or empty."""
     partition_id: _builtins.str
     """The customer or organization in whose partition it was written, or "platform"."""
     reason: _builtins.str

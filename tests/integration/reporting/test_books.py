@@ -13,12 +13,14 @@ from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import account_pb2
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger_pb
+from tallystick.ledger.v1.transaction_pb2 import TRANSACTION_TYPE_PROMOTION_SETTLEMENT
 from tallystick.ledger.v1.write_off_pb2 import WRITE_OFF_KIND_RECEIVABLE, WRITE_OFF_KIND_UNPAID
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
 from tallystick.reporting.v1 import period_pb2, statement_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.metering.world import BONUS_MICROS, RUN_MICROS, World, run
 from tests.support.ledger_corrections import Corrections
+from tests.support.ledger_lots import Lots
 from tests.support.ledger_server import LedgerServer, running_ledger
 from tests.support.metering_server import AGENT_RUN, running_metering
 from tests.support.reporting_server import ReportingServer, running_reporting
@@ -168,6 +170,47 @@ async def test_sums_are_the_ledgers_and_meterings(suite: Suite) -> None:
         "SELECT type, sum(billed_micros) FROM reporting.revenue r JOIN reporting.charge c USING (charge_id)"
         " WHERE c.workflow_id = 'shared' GROUP BY type ORDER BY type"
     ) == [("charge", 2_000_001), ("collection", 0), ("correction", -1_333_333), ("write_off", 0)]
+
+
+async def test_what_an_own_promotion_paid_is_no_revenue(suite: Suite) -> None:
+    """What an organization pays for others by its promotion is no revenue either, but an expense."""
+    lots = Lots(suite.ledger)
+    await lots.give(1_000, "promo", funder="org_x", customer="cus_b")
+    charge_id = await lots.charge(600, "shared", "cus_b", "org_y")
+    await lots.charge(400, "alone", "cus_b")
+    await lots.settle("cus_b")
+    await lots.correct("a-part", 200, charge_id=charge_id)
+    await lots.settle("cus_b")
+    await suite.catch_up()
+    # Nothing of the shared charge, of which 200 each are left, nor of the other is earned.
+    query = suite.reporting.query
+    for table, grain in (("revenue", ""), ("revenue_rollup", " AND grain = 'month'")):
+        assert query(
+            "SELECT sum(platform_fee_micros), sum(processing_fee_micros), sum(net_micros)"
+            f" FROM reporting.{table} WHERE organization_id = 'org_x'{grain}"
+        ) == [(0, 0, 0)]
+    assert query(
+        "SELECT sum(net_micros) FROM reporting.revenue"
+        " WHERE organization_id = 'org_x' AND type = 'promotion_settlement'"
+    ) == [(-(200 - 30 - 5) - (400 - 60 - 11),)]
+    accounts, movements = await _statement(suite, {"organization_id": "org_x"}, period_pb2.Period(name="12m"))
+    closing = {one.account.kind: one.closing.amount_micros for one in accounts}
+    assert closing == {
+        account_pb2.ACCOUNT_KIND_ORGANIZATION_PAYABLE: -200,
+        account_pb2.ACCOUNT_KIND_PROMOTIONS: -200,
+    }
+    settled = [one for one in movements if one.type == TRANSACTION_TYPE_PROMOTION_SETTLEMENT]
+    assert {one.charge_id or one.reason for one in settled} >= {
+        charge_id,
+        f"promotional credits paid {charge_id}",
+    }
+    stream = suite.reporting.operator.reporting.ExportTransactions(
+        pb.ExportTransactionsRequest(organization_id="org_x", period=period_pb2.Period(name="12m"))
+    )
+    content = b"".join([message.content async for message in stream]).decode()
+    rows = list(csv.DictReader(io.StringIO(content)))
+    assert sum(Decimal(row["net"]) for row in rows) == 0
+    assert "promotion_settlement" in {row["type"] for row in rows}
 
 
 async def test_usage_and_what_it_earned_know_of_each_other(suite: Suite) -> None:

@@ -392,6 +392,12 @@ def _(world: World) -> Iterator[Case]:
     )
 
 
+@case_of(CREDIT, "ListCreditLots")
+def _(world: World) -> Iterator[Case]:
+    yield Case(credit.ListCreditLotsRequest(), refusals=LISTED)
+    yield Case(credit.ListCreditLotsRequest(customer_id=world.bravo.customer))
+
+
 # EarningsService
 
 one(EARNINGS, "DebitPayout", lambda w: debit_request(w.bravo, "po_first"))

@@ -271,6 +271,9 @@ class World:
             rows = self._admin.execute(
                 "SELECT (SELECT count(*) FROM ledger.balance_delta)"
                 " + (SELECT count(*) FROM ledger.unsequenced)"
+                " + (SELECT count(*) FROM ledger.journal_log l LEFT JOIN ledger.lot_feed f USING (log_id)"
+                "    WHERE l.last_position > coalesce(f.position, 0))"
+                " + (SELECT count(*) FROM ledger.promotion_due)"
                 " + (SELECT count(*) FROM metering.pending_charge)"
                 " + (SELECT count(*) FROM metering.unsequenced_usage)"
                 # The lock of an audit that runs.

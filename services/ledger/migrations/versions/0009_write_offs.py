@@ -1,7 +1,7 @@
 """Write-offs, adjustments that another operator approves, dispute windows.
 
 Revision ID: 0009
-Revises: 0006
+Revises: 0008
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from alembic import op
 from services.kit.migrations import execute_sql_file
 
 revision = "0009"
-down_revision = "0006"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

@@ -262,6 +262,14 @@ BEGIN
         WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_credits', p_currency_code)
           AND returned > 0;
         PERFORM FROM ledger.collect(p_customer_id, p_currency_code, p_limit, p_actor_api_key_id);
+        -- Then what should have expired while the lease kept it goes, before it is granted to a lease again.
+        IF returned > 0 AND EXISTS (
+            SELECT FROM ledger.credit_lot l
+            WHERE l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.is_open
+              AND l.expire_time <= clock_timestamp()
+        ) THEN
+            PERFORM ledger.expire_lots_of(p_customer_id, p_currency_code, 100);
+        END IF;
     END IF;
     RETURN QUERY
     SELECT CASE WHEN l.epoch IS NULL THEN 'superseded' ELSE 'returned' END,

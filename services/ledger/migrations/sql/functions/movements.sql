@@ -1,6 +1,7 @@
--- Adds credits to a customer: 'purchase' against the money at Stripe, 'promotion' against what the platform gives
--- away. Answers the transaction, and whether it had been posted before. Collecting what the customer owes is
--- collect(), which the caller runs next in the same database transaction.
+-- Adds credits to a customer: 'purchase' against the money at Stripe, 'promotion' against what its funder, the platform
+-- or an organization, gives away. Answers the transaction, and whether it had been posted before. Collecting what the
+-- customer owes is collect(), which the caller runs next in the same database transaction. SQLSTATE TL065 if the
+-- credits would have expired already.
 CREATE FUNCTION ledger.grant_credits(
     p_customer_id text,
     p_currency_code text,
@@ -10,6 +11,10 @@ CREATE FUNCTION ledger.grant_credits(
     p_actor_api_key_id text,
     p_key text,
     p_request_hash bytea,
+    -- An organization, for its promotion; else the platform's.
+    p_funder_id text DEFAULT 'platform',
+    p_priority smallint DEFAULT 50,
+    p_expire_time timestamptz DEFAULT NULL,
     OUT transaction_id text,
     OUT duplicate boolean
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
@@ -18,12 +23,16 @@ DECLARE
                                               WHEN 'promotion' THEN 'promotions' END;
     credits_version bigint;
 BEGIN
-    IF p_amount <= 0 OR source IS NULL THEN
+    IF p_amount <= 0 OR source IS NULL OR (p_type = 'purchase' AND p_funder_id <> 'platform') THEN
         RAISE EXCEPTION 'a grant needs an amount and a source' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM FROM ledger.customer WHERE customer_id = p_customer_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown customer' USING ERRCODE = 'TL002', DETAIL = p_customer_id;
+    END IF;
+    PERFORM FROM ledger.organization WHERE organization_id = p_funder_id;
+    IF NOT FOUND AND p_funder_id <> 'platform' THEN
+        RAISE EXCEPTION 'unknown organization' USING ERRCODE = 'TL002', DETAIL = p_funder_id;
     END IF;
     transaction_id := ledger.new_transaction_id();
     DECLARE
@@ -35,6 +44,10 @@ BEGIN
             RETURN;
         END IF;
     END;
+    -- Only now: a request that comes again after that time is still the same one.
+    IF p_expire_time <= now() THEN
+        RAISE EXCEPTION 'expires in the past' USING ERRCODE = 'TL065';
+    END IF;
     PERFORM ledger.lock_customers(ARRAY[p_customer_id], ARRAY[p_currency_code]);
     UPDATE ledger.account SET credits = credits + p_amount, version = version + 1
     WHERE owner_id = p_customer_id AND kind = 'customer_credits' AND currency_code = p_currency_code
@@ -49,9 +62,13 @@ BEGIN
         transaction_id, entry_number, partition_id, owner_id, kind, currency_code, amount, account_version)
     VALUES
         (transaction_id, 1, p_customer_id, p_customer_id, 'customer_credits', p_currency_code, p_amount, credits_version),
-        (transaction_id, 2, p_customer_id, 'platform', source, p_currency_code, -p_amount, NULL);
+        (transaction_id, 2, p_customer_id, p_funder_id, source, p_currency_code, -p_amount, NULL);
     INSERT INTO ledger.balance_delta (owner_id, kind, currency_code, credits, debits)
-    VALUES ('platform', source, p_currency_code, 0, p_amount);
+    VALUES (p_funder_id, source, p_currency_code, 0, p_amount);
+    -- For the lot that the background step opens.
+    INSERT INTO ledger.credit_grant (customer_id, transaction_id, funder_id, priority, expire_time)
+    VALUES (p_customer_id, transaction_id, CASE p_type WHEN 'promotion' THEN p_funder_id ELSE '' END, p_priority,
+            p_expire_time);
     INSERT INTO ledger.unsequenced (partition_id, transaction_id) VALUES (p_customer_id, transaction_id);
 END
 $$;

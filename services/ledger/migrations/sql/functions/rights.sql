@@ -10,6 +10,7 @@ GRANT EXECUTE ON FUNCTION
     ledger.reverse_purchase, ledger.reinstate_purchase, ledger.record_processor_fee,
     ledger.freeze_payouts, ledger.freeze_customer,
     ledger.fold, ledger.sequence,
+    ledger.allocate_lots, ledger.refresh_lots, ledger.expire_lots, ledger.settle_promotions,
     ledger.open_lease, ledger.renew_leases, ledger.return_lease, ledger.recall_lease,
     ledger.place_holds, ledger.release_reservations,
     ledger.reap_leases, ledger.reap_holds, ledger.forget_ended

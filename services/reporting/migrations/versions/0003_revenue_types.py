@@ -1,4 +1,4 @@
-"""Write-offs are revenue, below zero."""
+"""Write-offs and settlements of promotions are revenue, below zero."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 
 def upgrade() -> None:
-    execute_sql_file(op, _SQL / "0003_write_offs.sql")
+    execute_sql_file(op, _SQL / "0003_revenue_types.sql")
 
 
 def downgrade() -> None:

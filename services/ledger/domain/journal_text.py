@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from services.kit.money import MICROS_PER_UNIT
-from services.ledger.domain.accounts import OWNER_PREFIX, PLATFORM_OWNER, AccountKind
+from services.ledger.domain.accounts import PLATFORM_OWNER, AccountKind
 
 # Before everything that could be posted.
 _OPENED: Final = "1970-01-01"
@@ -73,10 +73,10 @@ class TextTransaction:
 @lru_cache(maxsize=10_000)
 def account_name(owner_id: str, kind: str) -> str:
     """The name of an account in both programs: Liabilities:Customers:Cus-ada:CustomerCredits."""
-    known = AccountKind(kind)
-    kind_of_owner = _KIND_OF_OWNER[OWNER_PREFIX[known]]
+    # Of the owner and not of the kind: promotions are the platform's or an organization's.
+    kind_of_owner = _KIND_OF_OWNER[owner_id.partition("_")[0]]
     last = "".join(part.capitalize() for part in kind.split("_"))
-    parts = [ROOTS[known], kind_of_owner]
+    parts = [ROOTS[AccountKind(kind)], kind_of_owner]
     if owner_id != PLATFORM_OWNER:
         parts.append(_owner_name(owner_id))
     return ":".join([*parts, last])

@@ -240,3 +240,30 @@ async def test_nobody_changes_what_lots_paid(books: Lots) -> None:
             database,
             [("ledger", table) for table in ("credit_grant", "lot_allocation", "promotion_settlement")],
         )
+
+
+async def test_charges_know_no_lots(books: Lots) -> None:
+    """No function that a charge runs names a table of lots, and posting leaves them as they are."""
+    await books.give(100, "first", funder="org_x")
+    await books.listed_lots()
+    tables = ("credit_lot", "credit_grant", "lot_allocation", "lot_cursor", "lot_feed", "promotion_due")
+    async with await psycopg.AsyncConnection.connect(books.server.database_url) as superuser:
+        names = "|".join(tables)
+        rows = await superuser.execute(
+            "SELECT count(*), count(*) FILTER (WHERE prosrc ~ %s) FROM pg_proc"
+            " WHERE pronamespace = 'ledger'::regnamespace AND proname IN ('post_charges', 'insert_charges',"
+            " 'lock_customers', 'judge_claims', 'end_claims', 'place_outcome_holds', 'allocate', 'legs')",
+            [names],
+        )
+        assert await rows.fetchone() == (8, 0)
+
+        async def contents() -> list[object]:
+            return [
+                await (await superuser.execute(f"SELECT * FROM ledger.{table}".encode())).fetchall()
+                for table in tables
+                if table != "lot_feed"
+            ]
+
+        before = await contents()
+        await books.charge(70)
+        assert await contents() == before

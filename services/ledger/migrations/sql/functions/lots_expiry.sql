@@ -52,11 +52,11 @@ BEGIN
         WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_credits', p_currency_code);
         free := account.credits - account.debits - account.held;
         WITH due AS (
-            SELECT l.lot_id, l.funder_id, ledger.new_transaction_id() AS transaction_id,
+            SELECT l.place, l.lot_id, l.funder_id, ledger.new_transaction_id() AS transaction_id,
                    account.version + row_number() OVER soonest AS version,
                    least(l.remaining, free - (sum(l.remaining) OVER soonest - l.remaining))::bigint AS amount
             FROM (
-                SELECT * FROM ledger.credit_lot o
+                SELECT o.ctid AS place, o.* FROM ledger.credit_lot o
                 WHERE o.customer_id = p_customer_id AND o.currency_code = p_currency_code AND o.is_open
                   AND o.expire_time <= clock_timestamp()
                 ORDER BY o.expire_time, o.lot_id LIMIT p_limit
@@ -108,7 +108,8 @@ BEGIN
             UPDATE ledger.credit_lot l
             SET remaining = l.remaining - t.amount, expired = l.expired + t.amount, is_open = l.remaining > t.amount
             FROM taken t
-            WHERE l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.lot_id = t.lot_id
+            -- Where it is: a join by keys would be planned for a customer of few lots.
+            WHERE l.ctid = t.place
         )
         SELECT count(*), coalesce(sum(t.amount), 0)::bigint INTO expired_lots, expired_amount FROM taken t;
         UPDATE ledger.account a SET debits = a.debits + expired_amount, version = a.version + expired_lots

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tallystick.cli import balance, charge, doctor, earnings, failures, keys, payouts, usage
+from tallystick.cli import balance, charge, doctor, earnings, failures, keys, payouts, proofs, usage
 from tallystick.cli.output import Answer, show
 from tallystick.cli.session import Options, address_variable, of_environment
 from tallystick.errors import TallystickError
@@ -128,6 +128,9 @@ _add(app, "balance", balance.balance)
 _add(app, "usage", usage.usage)
 _add(app, "earnings", earnings.earnings)
 _add(app, "payouts", payouts.payouts)
+_add(app, "proof", proofs.proof)
+_add(app, "verify", proofs.verify)
+_add(app, "checkpoint", proofs.checkpoint)
 _add(_charge, "show", charge.show)
 _add(_keys, "create", keys.create)
 _add(app, "doctor", doctor.doctor)

@@ -25,6 +25,7 @@ from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceStub
 from tallystick.ledger.v1.funding_service_pb2_grpc import FundingServiceStub
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
+from tallystick.ledger.v1.proof_service_pb2_grpc import LedgerProofServiceStub
 
 if TYPE_CHECKING:
     # The stubs' types of calls on an aio channel; at run time there is one class for both.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceAsyncStub
     from tallystick.ledger.v1.funding_service_pb2_grpc import FundingServiceAsyncStub
     from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
+    from tallystick.ledger.v1.proof_service_pb2_grpc import LedgerProofServiceAsyncStub
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Caller:
     credits: CreditServiceAsyncStub
     earnings: EarningsServiceAsyncStub
     funding: FundingServiceAsyncStub
+    proofs: LedgerProofServiceAsyncStub
 
 
 def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
@@ -55,6 +58,7 @@ def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
         CreditServiceStub(channel),
         EarningsServiceStub(channel),
         FundingServiceStub(channel),
+        LedgerProofServiceStub(channel),
     )
 
 

@@ -18,6 +18,7 @@ _FILES: Final = (
     "payouts",
     "corrections",
     "background",
+    "seal",
     "expiry",
     "rights",
 )

@@ -1,4 +1,4 @@
-"""Corrections: what was taken back of charges; and the functions that move money.
+"""Corrections: what was taken back of charges.
 
 Revision ID: 0006
 Revises: 0005
@@ -9,7 +9,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0006"
 down_revision = "0005"
@@ -21,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0006_corrections_tables.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

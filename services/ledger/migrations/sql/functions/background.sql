@@ -49,7 +49,8 @@ $$;
 
 -- Gives the next positions of the log to waiting transactions, at most p_limit; answers how many. Any number of
 -- sequencers may run: whoever finds the log's row locked leaves the work to its holder. Positions are taken in the
--- order of commits of this function, never by comparing ids, because ids become visible out of order.
+-- order of commits of this function, never by comparing ids, because ids become visible out of order. A log never goes
+-- on in another cluster than the one it began in: there the answer is -1, and the caller begins a new one.
 CREATE FUNCTION ledger.sequence(p_limit integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
@@ -62,6 +63,13 @@ BEGIN
     FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;
+    END IF;
+    IF EXISTS (SELECT FROM ledger.journal_log WHERE create_time > log.create_time) THEN
+        -- A newer one was begun between finding this one and locking it.
+        RETURN 0;
+    END IF;
+    IF log.cluster <> ledger.present_cluster() THEN
+        RETURN -1;
     END IF;
     WITH deleted AS (
         DELETE FROM ledger.unsequenced

@@ -2,6 +2,8 @@
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger.visible(text) TO ledger_reader, ledger_writer;
 GRANT EXECUTE ON FUNCTION ledger.today() TO ledger_reader, ledger_writer;
+-- What they show depends on whose rows the caller may see.
+GRANT EXECUTE ON FUNCTION ledger.sealed_transaction, ledger.sealed_entries TO ledger_reader;
 GRANT EXECUTE ON FUNCTION
     ledger.post_charges, ledger.grant_credits, ledger.collect, ledger.set_credit_limit, ledger.adjust,
     ledger.correct_charge,
@@ -9,6 +11,7 @@ GRANT EXECUTE ON FUNCTION
     ledger.reverse_purchase, ledger.reinstate_purchase, ledger.record_processor_fee,
     ledger.freeze_payouts, ledger.freeze_customer,
     ledger.fold, ledger.sequence,
+    ledger.begin_log, ledger.hash_leaves, ledger.store_checkpoint, ledger.erase_salt,
     ledger.open_lease, ledger.renew_leases, ledger.return_lease, ledger.recall_lease,
     ledger.place_holds, ledger.release_reservations,
     ledger.reap_leases, ledger.reap_holds, ledger.forget_ended

@@ -41,9 +41,7 @@ def workers(config: LedgerConfig, writer: Database, reader: Database) -> list[Pe
     """The sealer, if there is a key to seal with."""
     keys = config.seal_keys()
     if not keys:
-        _log.warning(
-            "seal.off", reason="there is no seal_key: the journal is not sealed, nothing can be proven"
-        )
+        _log.warning("seal.off", reason="no seal_key: the journal is not sealed, and has no proofs")
         return []
     sealer = Sealer(writer, reader, keys, config.checkpoint_file)
     return [PeriodicWorker("ledger.seal", config.seal_interval, sealer.step)]
@@ -60,7 +58,7 @@ def note_new_log(found_by: str, old_log_id: str, log_id: str | None) -> None:
         found_by=found_by,
         old_log_id=old_log_id,
         new_log_id=log_id,
-        advice="what was posted after the backup is lost: compare the feeds' readers and the payment processor",
+        advice="what was posted after the backup is lost: compare with the payment processor",
     )
 
 

@@ -71,7 +71,7 @@ def checkpoint(
     ] = None,
     log: Annotated[str, typer.Option(help="An earlier log, from before a restore.")] = "",
 ) -> Answer:
-    """Fetch the newest checkpoint of the ledger's log. Keep it: it shows later whether history was changed."""
+    """Fetch the newest checkpoint of the ledger's log. Keep it: it shows later if history was changed."""
     stub = LedgerProofServiceStub(session.channel("ledger"))
     note = session.call(stub.GetCheckpoint, pb.GetCheckpointRequest(log_id=log)).checkpoint
     found = _checkpoint(note, "the answer")

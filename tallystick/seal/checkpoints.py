@@ -42,10 +42,10 @@ class Checkpoint:
 
 def parse(text: str) -> Checkpoint:
     """The checkpoint that the text of a note is; raises NoteError if it is none."""
-    origin, *rest = text.split("\n")[:-1]
-    if len(rest) < 2 or not origin or not all(rest):
+    lines = text.split("\n")[:-1]
+    if len(lines) < 3 or not all(lines):
         raise NoteError("this is no checkpoint: it has no origin, size and root")
-    size, root, *extensions = rest
+    origin, size, root, *extensions = lines
     # Only one way to write each: two texts never stand for one checkpoint.
     if not (size.isascii() and size.isdecimal()) or str(int(size)) != size:
         raise NoteError("this is no checkpoint: its size is no number")

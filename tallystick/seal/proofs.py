@@ -223,7 +223,7 @@ def _check_history(
         if given is None or int(given.get("from_size", 0)) != kept.size:
             raise ProofError(
                 Wrong.NO_CONSISTENCY,
-                f"the proof does not show that its log continues that of size {kept.size}: fetch it with --since",
+                f"the proof does not show that its log continues that of {kept.size}: fetch it with --since",
             )
         path = _hashes(given, "path")
     try:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.store import audit_funding
 from services.ledger.store.audit_check import Check
 from services.ledger.store.audit_corrections import CORRECTION_CHECKS
+from services.ledger.store.audit_seal import SEAL_CHECKS, TREE_CHECK, tree_differences
 
 # How many differences of one check are shown.
 SHOWN = 20
@@ -457,7 +458,7 @@ CHECKS = (
     ),
     Check(
         "every_transaction_is_sequenced_once",
-        "every transaction has one position, or waits for it",
+        "every transaction has one position in the newest log, or waits for it",
         """
         SELECT transaction_id, partition_id, t.type, s.places
         FROM ledger.transaction t
@@ -465,6 +466,7 @@ CHECKS = (
             SELECT transaction_id, partition_id, count(*) AS places
             FROM (
                 SELECT transaction_id, partition_id FROM ledger.journal_position
+                WHERE log_id = (SELECT log_id FROM ledger.journal_log ORDER BY create_time DESC LIMIT 1)
                 UNION ALL
                 SELECT transaction_id, partition_id FROM ledger.unsequenced
             ) AS place
@@ -475,6 +477,7 @@ CHECKS = (
     ),
     *audit_funding.CHECKS,
     *CORRECTION_CHECKS,
+    *SEAL_CHECKS,
 )
 
 
@@ -501,3 +504,5 @@ async def run_checks(connection: AsyncConnection) -> AsyncIterator[Finding]:
         for row in rows:
             del row["found"]
         yield Finding(check, count, rows)
+    differences = await tree_differences(connection)
+    yield Finding(TREE_CHECK, len(differences), differences[:SHOWN])

@@ -11,6 +11,8 @@ from typing import Any, Final
 import grpc
 import psycopg
 
+from services.kit.db import Database
+from services.ledger.sealer import Sealer
 from tallystick.ledger.v1 import account_pb2, transaction_pb2
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
@@ -35,6 +37,21 @@ async def sealing_ledger(database_url: str, **settings: Any) -> AsyncIterator[Le
     settings = {"seal_key": KEY.secret, "seal_interval": timedelta(milliseconds=20), **settings}
     async with running_ledger(database_url, **settings) as server:
         yield server
+
+
+async def seal_once(database_url: str) -> None:
+    """Seal everything that has a position, and nothing more."""
+    writer = Database(database_url, role="ledger_writer", schema="ledger")
+    reader = Database(database_url, role="ledger_reader", schema="ledger")
+    await writer.open()
+    await reader.open()
+    try:
+        sealer = Sealer(writer, reader, [KEY], None)
+        while await sealer.step():
+            pass
+    finally:
+        await writer.close()
+        await reader.close()
 
 
 async def checkpoint_of(server: LedgerServer, log_id: str = "", min_size: int = 0) -> Checkpoint:
@@ -101,7 +118,7 @@ async def journal(server: LedgerServer, size: int) -> list[ledger.SequencedTrans
 
 
 async def post_everything(server: LedgerServer) -> list[str]:
-    """At least one transaction of each type, between org_x, org_y and cus_a; the ids of all in their order."""
+    """At least one transaction of each type, between org_x, org_y and cus_a; the ids of all."""
     books, funding, payouts = Corrections(server), Funding(server), server.service.earnings
     await books.grant(10_000)
     await server.operator.ledger.GrantCredits(
@@ -171,7 +188,8 @@ async def stored_leaves(database_url: str, log_id: str) -> list[StoredLeaf]:
     async with await psycopg.AsyncConnection.connect(database_url) as superuser:
         found = await superuser.execute(
             "SELECT leaf_hashes, salts"
-            " FROM ledger.seal_block JOIN ledger.seal_salt USING (log_id, first_position) WHERE log_id = %s ORDER BY first_position",
+            " FROM ledger.seal_block JOIN ledger.seal_salt USING (log_id, first_position)"
+            " WHERE log_id = %s ORDER BY first_position",
             [log_id],
         )
         return [

@@ -28,6 +28,8 @@ DO $$
 DECLARE
     signature text;
 BEGIN
+    -- They stand on functions, and are made anew with them.
+    DROP VIEW IF EXISTS ledger.sealed_transaction, ledger.sealed_entry;
     FOR signature IN
         SELECT p.oid::regprocedure::text FROM pg_proc p
         WHERE p.pronamespace = 'ledger'::regnamespace AND p.proname NOT IN ('visible', 'refuse_rewrite')

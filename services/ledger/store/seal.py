@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Final
 
 from psycopg import AsyncConnection
-from psycopg.rows import TupleRow, namedtuple_row
+from psycopg.rows import TupleRow
 
 from services.kit.db import single
 from services.ledger.domain.seal_tree import TILE, Frontier, Node, stored_ranges
@@ -28,6 +28,18 @@ _CHECKPOINT: Final = (
 )
 _FIRST_CHECKPOINT: Final = f"{_CHECKPOINT} ORDER BY size LIMIT 1"
 _NEWEST_CHECKPOINT: Final = f"{_CHECKPOINT} ORDER BY size DESC LIMIT 1"
+_SEALED: Final = """
+    SELECT position, leaf_hash, partition_id, type, charge_id, payout_id, external_id, correction_id,
+           occur_time, create_time, actor, actor_salt, actor_commitment, reason, reason_salt,
+           reason_commitment, evidence_hash, evidence_salt, evidence_commitment
+    FROM ledger.sealed_transaction WHERE log_id = %s AND transaction_id = %s
+"""
+_SEALED_ENTRIES: Final = """
+    SELECT entry_number, commitment, salt, owner_id, kind, currency_code, amount, collected, earned_on,
+           available_on, account_version
+    FROM ledger.sealed_entry WHERE log_id = %s AND transaction_id = %s
+    ORDER BY entry_number
+"""
 # The age of what has waited longest for its checkpoint: the next position, or else what has none yet.
 _LAG: Final = """
     SELECT coalesce(extract(epoch FROM clock_timestamp() - coalesce(
@@ -246,10 +258,10 @@ async def sealed_transaction(
     """A transaction as it was sealed, as far as the connection's tenants may see it; None if they may not, or
     if it is not hashed yet.
     """
-    cursor: Any = connection.cursor(row_factory=namedtuple_row, binary=True)
-    await cursor.execute("SELECT * FROM ledger.sealed_transaction(%s, %s)", (log_id, transaction_id))
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_SEALED, (log_id, transaction_id))
     row = await cursor.fetchone()
     if row is None:
         return None
-    await cursor.execute("SELECT * FROM ledger.sealed_entries(%s, %s)", (log_id, transaction_id))
+    await cursor.execute(_SEALED_ENTRIES, (log_id, transaction_id))
     return SealedRow(*row), [SealedEntryRow(*entry) for entry in await cursor.fetchall()]

@@ -24,6 +24,7 @@ from tallystick.ledger.v1 import (
     earnings_service_pb2,
     funding_service_pb2,
     ledger_service_pb2,
+    proof_service_pb2,
 )
 from tallystick.metering.v1 import (
     budget_service_pb2,
@@ -42,6 +43,7 @@ LEDGER_SERVICES: tuple[ServiceDescriptor, ...] = (
     credit_service_pb2.DESCRIPTOR.services_by_name["CreditService"],
     earnings_service_pb2.DESCRIPTOR.services_by_name["EarningsService"],
     funding_service_pb2.DESCRIPTOR.services_by_name["FundingService"],
+    proof_service_pb2.DESCRIPTOR.services_by_name["LedgerProofService"],
 )
 METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"],

@@ -238,81 +238,72 @@ $$;
 
 
 -- The header of a sealed transaction, and its details as far as the caller may see them: of those it may not, their
--- commitments only. No row if the caller sees no entry of it.
-CREATE FUNCTION ledger.sealed_transaction(p_log_id text, p_transaction_id text) RETURNS TABLE (
-    "position" bigint, leaf_hash bytea, partition_id text, type text, charge_id text, payout_id text, external_id text,
-    correction_id text, occur_time timestamptz, create_time timestamptz,
-    actor text, actor_salt bytea, actor_commitment bytea,
-    reason text, reason_salt bytea, reason_commitment bytea,
-    evidence_hash bytea, evidence_salt bytea, evidence_commitment bytea
-) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ledger, pg_temp SET client_encoding = 'UTF8' AS $$
-    SELECT p.position, substring(b.leaf_hashes, ((p.position - b.first_position) * 32 + 1)::integer, 32),
-           t.partition_id, t.type::text, coalesce(t.charge_id, ''), coalesce(t.payout_id, ''),
-           coalesce(t.external_id, ''), coalesce(t.correction_id, ''), t.occur_time, t.create_time,
-           CASE WHEN ledger.visible('platform') THEN t.actor_api_key_id END,
-           CASE WHEN ledger.visible('platform') THEN s.actor END,
-           coalesce(x.actor, ledger.detail_commitment(s.actor, 'actor', convert_to(t.actor_api_key_id, 'UTF8'))),
-           t.reason, s.reason,
-           CASE WHEN t.reason <> '' THEN
-               coalesce(x.reason, ledger.detail_commitment(s.reason, 'reason', convert_to(t.reason, 'UTF8'))) END,
-           -- The payer's, as in GetCharge.
-           CASE WHEN ledger.visible(t.partition_id) THEN c.evidence_hash END,
-           CASE WHEN ledger.visible(t.partition_id) THEN s.evidence END,
-           CASE WHEN c.evidence_hash <> '' THEN
-               coalesce(x.evidence, ledger.detail_commitment(s.evidence, 'evidence', c.evidence_hash)) END
-    FROM ledger.journal_position p
-    JOIN ledger.transaction t USING (transaction_id, partition_id)
-    LEFT JOIN ledger.charge c ON t.type = 'charge' AND c.charge_id = t.charge_id AND c.customer_id = t.partition_id
-    CROSS JOIN LATERAL (
-        SELECT * FROM ledger.seal_block
-        WHERE log_id = p.log_id AND first_position <= p.position ORDER BY first_position DESC LIMIT 1
-    ) AS b
-    JOIN ledger.seal_salt k ON k.log_id = b.log_id AND k.first_position = b.first_position
-    CROSS JOIN LATERAL (
-        SELECT substring(salts, 1, 16) AS actor, substring(salts, 17, 16) AS reason, substring(salts, 33, 16) AS evidence
-        FROM (SELECT k.salts[p.position - k.first_position + 1] AS salts) AS own
-    ) AS s
-    CROSS JOIN LATERAL (
-        SELECT (array_agg(commitment) FILTER (WHERE item = 0))[1] AS actor,
-               (array_agg(commitment) FILTER (WHERE item = -1))[1] AS reason,
-               (array_agg(commitment) FILTER (WHERE item = -2))[1] AS evidence
-        FROM ledger.erased_salt WHERE log_id = p.log_id AND position = p.position
-    ) AS x
-    WHERE p.log_id = p_log_id AND p.transaction_id = p_transaction_id
-      AND p.position < b.first_position + octet_length(b.leaf_hashes) / 32
-      AND (ledger.visible(t.partition_id) OR EXISTS (
-          SELECT FROM ledger.entry e WHERE e.transaction_id = t.transaction_id AND ledger.visible(e.owner_id)))
-$$;
+-- commitments only. No row if the caller sees no entry of it. (Views of this file go and come with its functions.)
+CREATE VIEW ledger.sealed_transaction WITH (security_barrier) AS
+SELECT p.log_id, p.transaction_id, p.position,
+       substring(b.leaf_hashes, ((p.position - b.first_position) * 32 + 1)::integer, 32) AS leaf_hash,
+       t.partition_id, t.type::text AS type, coalesce(t.charge_id, '') AS charge_id,
+       coalesce(t.payout_id, '') AS payout_id, coalesce(t.external_id, '') AS external_id,
+       coalesce(t.correction_id, '') AS correction_id, t.occur_time, t.create_time,
+       CASE WHEN ledger.visible('platform') THEN t.actor_api_key_id END AS actor,
+       CASE WHEN ledger.visible('platform') THEN s.actor END AS actor_salt,
+       coalesce(x.actor, ledger.detail_commitment(s.actor, 'actor', convert_to(t.actor_api_key_id, 'UTF8')))
+           AS actor_commitment,
+       t.reason, s.reason AS reason_salt,
+       CASE WHEN t.reason <> '' THEN
+           coalesce(x.reason, ledger.detail_commitment(s.reason, 'reason', convert_to(t.reason, 'UTF8')))
+       END AS reason_commitment,
+       -- The payer's, as in GetCharge.
+       CASE WHEN ledger.visible(t.partition_id) THEN c.evidence_hash END AS evidence_hash,
+       CASE WHEN ledger.visible(t.partition_id) THEN s.evidence END AS evidence_salt,
+       CASE WHEN c.evidence_hash <> '' THEN
+           coalesce(x.evidence, ledger.detail_commitment(s.evidence, 'evidence', c.evidence_hash))
+       END AS evidence_commitment
+FROM ledger.journal_position p
+JOIN ledger.transaction t USING (transaction_id, partition_id)
+LEFT JOIN ledger.charge c ON t.type = 'charge' AND c.charge_id = t.charge_id AND c.customer_id = t.partition_id
+CROSS JOIN LATERAL (
+    SELECT * FROM ledger.seal_block
+    WHERE log_id = p.log_id AND first_position <= p.position ORDER BY first_position DESC LIMIT 1
+) AS b
+JOIN ledger.seal_salt k ON k.log_id = b.log_id AND k.first_position = b.first_position
+CROSS JOIN LATERAL (
+    SELECT substring(salts, 1, 16) AS actor, substring(salts, 17, 16) AS reason, substring(salts, 33, 16) AS evidence
+    FROM (SELECT k.salts[p.position - k.first_position + 1] AS salts) AS own
+) AS s
+CROSS JOIN LATERAL (
+    SELECT (array_agg(commitment) FILTER (WHERE item = 0))[1] AS actor,
+           (array_agg(commitment) FILTER (WHERE item = -1))[1] AS reason,
+           (array_agg(commitment) FILTER (WHERE item = -2))[1] AS evidence
+    FROM ledger.erased_salt WHERE log_id = p.log_id AND position = p.position
+) AS x
+WHERE p.position < b.first_position + octet_length(b.leaf_hashes) / 32
+  AND (ledger.visible(t.partition_id) OR EXISTS (
+      SELECT FROM ledger.entry e WHERE e.transaction_id = t.transaction_id AND ledger.visible(e.owner_id)));
 
 -- The entries of a sealed transaction: the caller's own with their salts, of the others only the commitments.
-CREATE FUNCTION ledger.sealed_entries(p_log_id text, p_transaction_id text) RETURNS TABLE (
-    entry_number integer, commitment bytea, salt bytea, owner_id text, kind text, currency_code text, amount bigint,
-    collected boolean, earned_on date, available_on date, account_version bigint
-) LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ledger, pg_temp AS $$
-    SELECT e.entry_number,
-           coalesce(x.commitment, ledger.entry_commitment(
-               s.salt, e.entry_number, e.owner_id, e.kind, e.currency_code, e.amount, e.collected, e.earned_on,
-               e.available_on, e.account_version)),
-           o.salt, o.owner_id, o.kind, o.currency_code, o.amount, o.collected, o.earned_on, o.available_on,
-           o.account_version
-    FROM ledger.journal_position p
-    JOIN ledger.entry e USING (transaction_id, partition_id)
-    CROSS JOIN LATERAL (
-        SELECT * FROM ledger.seal_salt
-        WHERE log_id = p.log_id AND first_position <= p.position ORDER BY first_position DESC LIMIT 1
-    ) AS k
-    CROSS JOIN LATERAL (
-        SELECT substring(k.salts[p.position - k.first_position + 1], (e.entry_number + 2) * 16 + 1, 16) AS salt
-    ) AS s
-    LEFT JOIN ledger.erased_salt x ON x.log_id = p.log_id AND x.position = p.position AND x.item = e.entry_number
-    LEFT JOIN LATERAL (
-        SELECT s.salt, e.owner_id, e.kind::text, e.currency_code, e.amount, e.collected, e.earned_on, e.available_on,
-               coalesce(e.account_version, 0) AS account_version
-        WHERE ledger.visible(e.owner_id)
-    ) AS o ON true
-    WHERE p.log_id = p_log_id AND p.transaction_id = p_transaction_id
-      -- Who sees nothing of the transaction learns nothing of it here either.
-      AND (ledger.visible(p.partition_id) OR EXISTS (
-          SELECT FROM ledger.entry own WHERE own.transaction_id = p.transaction_id AND ledger.visible(own.owner_id)))
-    ORDER BY e.entry_number
-$$;
+CREATE VIEW ledger.sealed_entry WITH (security_barrier) AS
+SELECT p.log_id, p.transaction_id, e.entry_number,
+       coalesce(x.commitment, ledger.entry_commitment(
+           s.salt, e.entry_number, e.owner_id, e.kind, e.currency_code, e.amount, e.collected, e.earned_on,
+           e.available_on, e.account_version)) AS commitment,
+       o.salt, o.owner_id, o.kind, o.currency_code, o.amount, o.collected, o.earned_on, o.available_on,
+       o.account_version
+FROM ledger.journal_position p
+JOIN ledger.entry e USING (transaction_id, partition_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM ledger.seal_salt
+    WHERE log_id = p.log_id AND first_position <= p.position ORDER BY first_position DESC LIMIT 1
+) AS k
+CROSS JOIN LATERAL (
+    SELECT substring(k.salts[p.position - k.first_position + 1], (e.entry_number + 2) * 16 + 1, 16) AS salt
+) AS s
+LEFT JOIN ledger.erased_salt x ON x.log_id = p.log_id AND x.position = p.position AND x.item = e.entry_number
+LEFT JOIN LATERAL (
+    SELECT s.salt, e.owner_id, e.kind::text, e.currency_code, e.amount, e.collected, e.earned_on, e.available_on,
+           coalesce(e.account_version, 0) AS account_version
+    WHERE ledger.visible(e.owner_id)
+) AS o ON true
+-- Who sees nothing of the transaction learns nothing of it here either.
+WHERE ledger.visible(p.partition_id) OR EXISTS (
+    SELECT FROM ledger.entry own WHERE own.transaction_id = p.transaction_id AND ledger.visible(own.owner_id));

@@ -12,7 +12,9 @@ import typer
 from tallystick.cli.failures import Misuse
 from tallystick.cli.output import Answer, Facts, Part, Table, amount, count, moment
 from tallystick.cli.session import Session
+from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.ledger.v1 import proof_service_pb2 as pb
+from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.ledger.v1.proof_service_pb2_grpc import LedgerProofServiceStub
 from tallystick.money import Money
 from tallystick.seal import checkpoints, proofs, wire
@@ -25,7 +27,7 @@ _MAX_FILE = 10_000_000
 
 def proof(
     session: Session,
-    transaction_id: Annotated[str, typer.Argument(metavar="ID", help='The transaction, "txn_…".')],
+    id: Annotated[str, typer.Argument(metavar="ID", help='The transaction, "txn_…", or the charge, "ch_…".')],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write the proof to.")],
     since: Annotated[
         Path | None,
@@ -35,6 +37,7 @@ def proof(
 ) -> Answer:
     """Fetch the proof that a transaction is in the ledger's log; `tallystick verify` checks it."""
     kept = None if since is None else _checkpoint(_read(since), str(since))
+    transaction_id = _transaction_of(session, id)
     request = pb.GetTransactionProofRequest(
         transaction_id=transaction_id,
         log_id=log or (kept.log_id if kept else ""),
@@ -61,7 +64,16 @@ def proof(
         ("entries", f"{found.entry_count}, of which {opened} are open"),
         ("file", str(out)),
     ]
-    return Answer(data, [Facts("Proof", rows), f"Check it with: tallystick verify {out} --key …"])
+    return Answer(data, [Facts("Proof", rows), f"Check it with: tallystick verify {out} --key KEY"])
+
+
+def _transaction_of(session: Session, id: str) -> str:
+    """The transaction itself, or the one that posted a charge."""
+    if not id.startswith("ch_"):
+        return id
+    stub = LedgerServiceStub(session.channel("ledger"))
+    request = ledger_service_pb2.GetChargeRequest(charge_id=id)
+    return session.call(stub.GetCharge, request).charge.transaction_id
 
 
 def checkpoint(

@@ -28,11 +28,11 @@ _LEAVES: Final = """
       ON t.type = 'charge' AND c.charge_id = t.charge_id AND c.customer_id = t.partition_id
     CROSS JOIN LATERAL (SELECT k.salts[at.position - b.first_position + 1] AS salts) AS s
     LEFT JOIN LATERAL (
-        SELECT count(*) AS entries, string_agg(
+        SELECT count(*) AS entries, coalesce(string_agg(
             coalesce(x.commitment, ledger.entry_commitment(
                 substring(s.salts, (e.entry_number + 2) * 16 + 1, 16), e.entry_number, e.owner_id, e.kind,
                 e.currency_code, e.amount, e.collected, e.earned_on, e.available_on, e.account_version)),
-            '' ORDER BY e.entry_number) AS commitments
+            '' ORDER BY e.entry_number), '') AS commitments
         FROM ledger.entry e
         LEFT JOIN ledger.erased_salt x
           ON x.log_id = p.log_id AND x.position = p.position AND x.item = e.entry_number

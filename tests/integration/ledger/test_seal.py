@@ -163,6 +163,16 @@ async def test_a_proof_reaches_back_to_a_checkpoint_that_was_kept(server: Ledger
         verify(await proof_of(server.operator, early), [OTHER_KEY.verifier])
 
 
+async def test_a_charge_of_nothing_is_proven_too(server: LedgerServer) -> None:
+    """It has no entries."""
+    (posted,) = await Credits(server).post(intent("free", 0))
+
+    found = verified(await proof_of(server.operator, posted.charge.transaction_id))
+
+    assert (found.header.charge_id, found.header.entry_count) == (posted.charge.charge_id, 0)
+    assert await audit(server.database_url) == 0
+
+
 async def test_each_party_opens_its_own_entries_only(server: LedgerServer) -> None:
     await Corrections(server).grant(10_000)
     shared = intent("run-1", 9_000)

@@ -120,10 +120,11 @@ BEGIN
                ))) AS hash
         FROM placed p
         CROSS JOIN LATERAL (
-            SELECT count(*) AS entries, string_agg(s.salt, '') AS salts,
-                   string_agg(ledger.entry_commitment(
+            -- A charge of nothing has no entries.
+            SELECT count(*) AS entries, coalesce(string_agg(s.salt, ''), '') AS salts,
+                   coalesce(string_agg(ledger.entry_commitment(
                        s.salt, s.entry_number, s.owner_id, s.kind, s.currency_code, s.amount, s.collected,
-                       s.earned_on, s.available_on, s.account_version), '') AS commitments
+                       s.earned_on, s.available_on, s.account_version), ''), '') AS commitments
             FROM (
                 SELECT e.*,
                        substring(sha256(seed || int8send(p.position) || int4send(e.entry_number)), 1, 16) AS salt

@@ -1,7 +1,8 @@
 -- The seal: a Merkle log over the positions of the journal. docs/seal.md says what it proves, and how.
 
 -- A log belongs to the cluster that gives its positions: its system identifier and timeline. A database that wakes up in
--- another one was restored, or promoted, and what it had last said may be lost: it begins a new log.
+-- another one was restored, or promoted, and what it had last said may be lost: it begins a new log. Without one, it is
+-- the cluster that gives the next positions.
 ALTER TABLE ledger.journal_log ADD COLUMN cluster text COLLATE "C";
 -- The log that this one continues after a restore: all its transactions are in this one, in the same order.
 ALTER TABLE ledger.journal_log ADD COLUMN previous_log_id text REFERENCES ledger.journal_log (log_id);
@@ -13,7 +14,6 @@ ALTER TABLE ledger.journal_log ADD COLUMN begin_reason text NOT NULL DEFAULT '';
 UPDATE ledger.journal_log
 SET cluster = (SELECT system_identifier || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
                FROM pg_control_system());
-ALTER TABLE ledger.journal_log ALTER COLUMN cluster SET NOT NULL;
 
 -- Where a transaction is: proofs are asked for by transaction. Ids grow with time, so inserts stay at one end.
 CREATE INDEX journal_position_transaction ON ledger.journal_position (transaction_id, log_id);

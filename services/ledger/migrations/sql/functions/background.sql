@@ -82,7 +82,9 @@ BEGIN
     SELECT log.log_id, log.last_position + row_number() OVER (ORDER BY unsequenced_id), partition_id, transaction_id
     FROM deleted;
     GET DIAGNOSTICS taken = ROW_COUNT;
-    UPDATE ledger.journal_log SET last_position = last_position + taken WHERE log_id = log.log_id AND taken > 0;
+    UPDATE ledger.journal_log SET
+        last_position = last_position + taken, cluster = coalesce(cluster, ledger.present_cluster())
+    WHERE log_id = log.log_id AND taken > 0;
     RETURN taken;
 END
 $$;

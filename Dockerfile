@@ -6,9 +6,9 @@ RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /tmp/runtime.txt
 
 FROM python:3.11-slim-bookworm
-# A fixed number, so that the owner of a mounted volume can be told it. /keys: where compose keeps the first API keys.
+# A fixed number, so that the owner of a mounted volume can be told it. /keys: where compose keeps the first API keys; /checkpoint: the newest checkpoint of the journal.
 RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin tallystick \
-    && install -d -o tallystick -m 0700 /keys
+    && install -d -o tallystick -m 0700 /keys /checkpoint
 COPY --from=pins /opt/venv /opt/venv
 WORKDIR /app
 COPY tallystick tallystick

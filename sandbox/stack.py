@@ -29,6 +29,7 @@ from sandbox.process import ChildProcess, SandboxError, run, signals_end_the_pro
 from sandbox.servers import Stores, stores
 from sandbox.stand_in import StandIn, stripe_itself
 from scripts.grpc_health import serving
+from tallystick.seal.notes import SignerKey
 
 ServiceName = Literal["ledger", "metering", "payouts", "reporting"]
 # Callees first. They stop in the opposite order, so that nobody calls a service that has left.
@@ -195,6 +196,11 @@ class Stack:
         self._token_key = self._secrets / "token.key"
         self._webhook_secrets = self._secrets / "webhook.secrets"
         self._session_secret = self._secrets / "session.secret"
+        # What checkpoints of the journal are signed with, and what others check them with.
+        self._seal_key = self._secrets / "seal.key"
+        self.seal_verifier_key = self._secrets / "seal.vkey"
+        # The newest checkpoint, which tells a restored backup: not a secret, and no part of the database.
+        self.checkpoint = self.directory / "checkpoint.txt"
         # Whether the database is that of an earlier start. Known once this one has its keys.
         self.used_before = False
         self._stores = stores
@@ -314,6 +320,9 @@ class Stack:
             "LEDGER_METRICS_ADDRESS": self.endpoints.ledger_metrics,
             # One person is at this machine: nobody else could approve.
             "LEDGER_ADJUSTMENT_APPROVAL": os.environ.get("LEDGER_ADJUSTMENT_APPROVAL", "none"),
+            "LEDGER_SEAL_KEY": "",
+            "LEDGER_SEAL_KEY_FILE": str(self._seal_key),
+            "LEDGER_CHECKPOINT_FILE": str(self.checkpoint),
             "METERING_LISTEN_ADDRESS": self.endpoints.metering,
             "METERING_METRICS_ADDRESS": self.endpoints.metering_metrics,
             "METERING_LEDGER_ADDRESS": self.endpoints.ledger,
@@ -392,6 +401,10 @@ class Stack:
         self._secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_secret(self._token_key, secrets.token_urlsafe(48))
         _make_secret(self._session_secret, secrets.token_urlsafe(48))
+        if not self._seal_key.exists():
+            seal_key = SignerKey.generate("tallystick.sandbox")
+            _make_secret(self._seal_key, seal_key.secret)
+            self.seal_verifier_key.write_text(f"{seal_key.verifier}\n")
         # The platform's, and that of connected accounts.
         _make_secret(self._webhook_secrets, ",".join(f"whsec_{secrets.token_urlsafe(24)}" for _ in range(2)))
 
@@ -406,6 +419,9 @@ class Stack:
             return
         # Gone until all are made: what a start that was interrupted half way leaves behind is made again.
         made_for.unlink(missing_ok=True)
+        if not self.used_before:
+            # Of another database, which this one is no backup of.
+            self.checkpoint.unlink(missing_ok=True)
         for key in missing:
             key.path.unlink(missing_ok=True)
         arguments = [f"{key.role}={key.path}" for key in missing]
@@ -508,6 +524,7 @@ def _print_summary(stack: Stack) -> None:
         "Stripe": f"http://{stack.endpoints.stripe}, a stand-in" if stack.endpoints.stripe else "itself",
         "PostgreSQL": stack.endpoints.database_url,
         "Valkey": stack.endpoints.redis_url,
+        "key that checks proofs": _relative(stack.seal_verifier_key),
         "operator key": _relative(stack.operator_key.path),
         "metering's key for the ledger": _relative(stack.metering_key.path),
         "payouts' key for the ledger": _relative(stack.payouts_key.path),

@@ -1,4 +1,4 @@
-"""`python -m services.ledger serve | migrate | audit | create-key`: wiring only.
+"""`python -m services.ledger serve | migrate | audit | create-key | create-seal-key`: wiring only.
 
 What only one command needs is imported by it: a server needs no Alembic, a migration no gRPC.
 """
@@ -12,6 +12,7 @@ from services.kit import cli, log
 from services.kit.config import DatabaseConfig
 from services.ledger.config import ENV_PREFIX, LedgerConfig
 from services.ledger.create_key import CreateKeyConfig, create_key
+from services.ledger.create_seal_key import CreateSealKeyConfig, create_seal_key
 
 # Not 1, which says that the books differ.
 COULD_NOT_AUDIT: Final = 2
@@ -79,6 +80,12 @@ COMMANDS: Final = (
         "make an API key directly in the database, such as the first operator's",
         CreateKeyConfig,
         _run_create_key,
+    ),
+    cli.Command(
+        "create-seal-key",
+        "make the key that checkpoints of the journal are signed with; prints the verifier key",
+        CreateSealKeyConfig,
+        create_seal_key,
     ),
 )
 

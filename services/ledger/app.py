@@ -10,7 +10,7 @@ from services.kit.db import Database
 from services.kit.health import SchemaHealth
 from services.kit.server import ServiceBinding, bind
 from services.kit.worker import Worker
-from services.ledger import aging, background, lots, reaper
+from services.ledger import aging, background, lots, reaper, sealer
 from services.ledger.auditing import Auditor
 from services.ledger.config import APPROVAL_REQUIRED, LedgerConfig
 from services.ledger.migrations import SCRIPTS
@@ -20,6 +20,7 @@ from services.ledger.rpc.directory import DirectoryService
 from services.ledger.rpc.earnings import EarningsService
 from services.ledger.rpc.funding import FundingService
 from services.ledger.rpc.ledger import LedgerService
+from services.ledger.rpc.proofs import LedgerProofService
 from services.ledger.store.api_keys import DatabaseKeyResolver
 from tallystick.ledger.v1 import (
     audit_service_pb2,
@@ -34,6 +35,8 @@ from tallystick.ledger.v1 import (
     funding_service_pb2_grpc,
     ledger_service_pb2,
     ledger_service_pb2_grpc,
+    proof_service_pb2,
+    proof_service_pb2_grpc,
 )
 
 
@@ -96,6 +99,11 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
                     FundingService(writer, reader),
                 ),
                 bind(
+                    proof_service_pb2.DESCRIPTOR.services_by_name["LedgerProofService"],
+                    proof_service_pb2_grpc.add_LedgerProofServiceServicer_to_server,
+                    LedgerProofService(reader),
+                ),
+                bind(
                     directory_service_pb2.DESCRIPTOR.services_by_name["DirectoryService"],
                     directory_service_pb2_grpc.add_DirectoryServiceServicer_to_server,
                     directory,
@@ -111,6 +119,7 @@ async def open_app(config: LedgerConfig) -> AsyncIterator[App]:
             workers=[
                 *background.workers(config, writer, reader),
                 *reaper.workers(config, writer, reader),
+                *sealer.workers(config, writer, reader),
                 *lots.workers(config, writer),
                 *aging.workers(config, writer, reader),
                 auditor,

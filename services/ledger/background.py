@@ -2,10 +2,11 @@
 
 from services.kit import log
 from services.kit.db import Database, retry_transaction
-from services.kit.tenancy import PLATFORM, scope
+from services.kit.tenancy import PLATFORM, scope, scope_hot
 from services.kit.worker import PeriodicWorker
 from services.ledger.config import LedgerConfig
-from services.ledger.store import background, movements
+from services.ledger.sealer import note_new_log
+from services.ledger.store import background, movements, seal
 
 # Rows per transaction: enough to keep up, few enough to be over in milliseconds.
 _FOLD_LIMIT = 5000
@@ -29,6 +30,19 @@ async def _collect(writer: Database, customer_id: str, currency_code: str) -> in
     return await retry_transaction(attempt, idempotent=True)
 
 
+async def _begin_log(writer: Database, reader: Database) -> None:
+    """Begin a new log: the database was restored or promoted, so the old one ends here."""
+    async with reader.hot() as connection:
+        await scope_hot(connection, PLATFORM)
+        newest = await seal.newest_log(connection)
+
+    async def begin() -> str | None:
+        async with writer.hot() as connection:
+            return await seal.begin_log(connection, newest.log_id, "cluster")
+
+    note_new_log("cluster", newest.log_id, await retry_transaction(begin))
+
+
 def workers(config: LedgerConfig, writer: Database, reader: Database) -> list[PeriodicWorker]:
     """The folder, the sequencer and the collector."""
 
@@ -44,7 +58,10 @@ def workers(config: LedgerConfig, writer: Database, reader: Database) -> list[Pe
             async with writer.hot() as connection:
                 return await background.sequence(connection, _SEQUENCE_LIMIT)
 
-        return await retry_transaction(attempt) == _SEQUENCE_LIMIT
+        sequenced = await retry_transaction(attempt)
+        if sequenced == background.OTHER_CLUSTER:
+            await _begin_log(writer, reader)
+        return sequenced == _SEQUENCE_LIMIT
 
     async def collect() -> bool:
         """Finish what a top-up began and could not end: long debts, and those a crash left."""

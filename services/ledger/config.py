@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from services.kit.config import DatabaseConfig, ServerConfig, setting
+from tallystick.seal.notes import NoteError, SignerKey
 
 ENV_PREFIX = "LEDGER"
 APPROVAL_REQUIRED: Final = "required"
@@ -70,9 +72,37 @@ class LedgerConfig(ServerConfig, DatabaseConfig):
         default=timedelta(seconds=60),
         metadata=setting("pause between two searches for charges that are too old, in seconds"),
     )
+    seal_key: str | None = field(
+        default=None,
+        metadata=setting(
+            "private key that signs checkpoints of the journal, as create-seal-key makes it; several,"
+            " separated by commas, sign all of them; without one nothing is sealed",
+            secret=True,
+        ),
+    )
+    seal_interval: timedelta = field(
+        default=timedelta(milliseconds=250),
+        metadata=setting("pause between two checkpoints of the journal, in seconds"),
+    )
+    checkpoint_file: Path | None = field(
+        default=None,
+        metadata=setting(
+            "file outside the database that keeps the newest checkpoint, which tells a restored backup"
+        ),
+    )
+
+    def seal_keys(self) -> list[SignerKey]:
+        """The keys that checkpoints are signed with; raises NoteError if one is malformed."""
+        return [SignerKey.parse(key) for key in (self.seal_key or "").split(",") if key.strip()]
 
     def problems(self) -> list[str]:
         found = super().problems()
+        try:
+            self.seal_keys()
+        except NoteError as error:
+            found.append(f"seal_key: {error}")
+        if self.checkpoint_file is not None and not self.checkpoint_file.parent.is_dir():
+            found.append(f"checkpoint_file: {self.checkpoint_file.parent} is no folder")
         if self.adjustment_approval not in APPROVALS:
             found.append(f"adjustment_approval: must be {' or '.join(APPROVALS)}")
         return found

@@ -1,9 +1,9 @@
-"""The command line `tallystick`. It is an extra: the client itself needs neither typer nor rich."""
+"""The command line `tallystick`. It is an extra: the client itself needs none of what it is made of."""
 
 import sys
 from collections.abc import Sequence
 
-_EXTRA = ("typer", "rich")
+_EXTRA = ("typer", "rich", "cryptography")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from tallystick.cli import (
     journal,
     keys,
     payouts,
+    proofs,
     usage,
 )
 from tallystick.cli.output import Answer, show
@@ -139,6 +140,9 @@ _add(app, "balance", balance.balance)
 _add(app, "usage", usage.usage)
 _add(app, "earnings", earnings.earnings)
 _add(app, "payouts", payouts.payouts)
+_add(app, "proof", proofs.proof)
+_add(app, "verify", proofs.verify)
+_add(app, "checkpoint", proofs.checkpoint)
 _add(_charge, "show", charge.show)
 _add(_keys, "create", keys.create)
 _journal = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The journal, for other programs.")

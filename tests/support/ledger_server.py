@@ -26,6 +26,7 @@ from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
 from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceStub
 from tallystick.ledger.v1.funding_service_pb2_grpc import FundingServiceStub
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
+from tallystick.ledger.v1.proof_service_pb2_grpc import LedgerProofServiceStub
 
 if TYPE_CHECKING:
     # The stubs' types of calls on an aio channel; at run time there is one class for both.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tallystick.ledger.v1.earnings_service_pb2_grpc import EarningsServiceAsyncStub
     from tallystick.ledger.v1.funding_service_pb2_grpc import FundingServiceAsyncStub
     from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceAsyncStub
+    from tallystick.ledger.v1.proof_service_pb2_grpc import LedgerProofServiceAsyncStub
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Caller:
     earnings: EarningsServiceAsyncStub
     funding: FundingServiceAsyncStub
     audits: AuditServiceAsyncStub
+    proofs: LedgerProofServiceAsyncStub
 
 
 def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
@@ -59,6 +62,7 @@ def _caller(key: str, channel: grpc.aio.Channel) -> Caller:
         EarningsServiceStub(channel),
         FundingServiceStub(channel),
         AuditServiceStub(channel),
+        LedgerProofServiceStub(channel),
     )
 
 

@@ -20,6 +20,7 @@ _FILES: Final = (
     "write_offs",
     "adjustments",
     "background",
+    "seal",
     "expiry",
     "lots",
     "lots_expiry",
@@ -32,6 +33,8 @@ DO $$
 DECLARE
     signature text;
 BEGIN
+    -- They stand on functions, and are made anew with them.
+    DROP VIEW IF EXISTS ledger.sealed_transaction, ledger.sealed_entry;
     FOR signature IN
         SELECT p.oid::regprocedure::text FROM pg_proc p
         WHERE p.pronamespace = 'ledger'::regnamespace AND p.proname NOT IN ('visible', 'refuse_rewrite')

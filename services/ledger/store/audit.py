@@ -14,6 +14,7 @@ from services.ledger.store import audit_across, audit_funding, audit_walls
 from services.ledger.store.audit_check import SHOWN, Check, Finding, run_check
 from services.ledger.store.audit_corrections import CORRECTION_CHECKS
 from services.ledger.store.audit_lots import LOT_CHECKS
+from services.ledger.store.audit_seal import SEAL_CHECKS
 from services.ledger.store.audit_write_offs import WRITE_OFF_CHECKS
 
 __all__ = ["CHECKS", "SHOWN", "Finding", "prepare", "run_check", "run_checks"]
@@ -471,7 +472,7 @@ CHECKS: Final = (
     ),
     Check(
         "every_transaction_is_sequenced_once",
-        "every transaction has one position, or waits for it",
+        "every transaction has one position in the newest log, or waits for it",
         """
         SELECT transaction_id, partition_id, t.type, s.places
         FROM ledger.transaction t
@@ -479,6 +480,7 @@ CHECKS: Final = (
             SELECT transaction_id, partition_id, count(*) AS places
             FROM (
                 SELECT transaction_id, partition_id FROM ledger.journal_position
+                WHERE log_id = (SELECT log_id FROM ledger.journal_log ORDER BY create_time DESC LIMIT 1)
                 UNION ALL
                 SELECT transaction_id, partition_id FROM ledger.unsequenced
             ) AS place
@@ -493,6 +495,7 @@ CHECKS: Final = (
     *audit_walls.CHECKS,
     *WRITE_OFF_CHECKS,
     *LOT_CHECKS,
+    *SEAL_CHECKS,
 )
 
 

@@ -7,6 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.kit.db import single
 
+# The answer of sequence() where the newest log may not go on.
+OTHER_CLUSTER = -1
+
 
 async def fold(connection: AsyncConnection[TupleRow], limit: int) -> int:
     """Move up to `limit` balance deltas into their accounts; how many."""
@@ -14,7 +17,7 @@ async def fold(connection: AsyncConnection[TupleRow], limit: int) -> int:
 
 
 async def sequence(connection: AsyncConnection[TupleRow], limit: int) -> int:
-    """Give up to `limit` transactions their position in the log; how many."""
+    """Give up to `limit` transactions their position in the log; how many, or OTHER_CLUSTER."""
     return await _count(connection, "SELECT ledger.sequence(%s)", limit)
 
 

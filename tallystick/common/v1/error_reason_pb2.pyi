@@ -207,6 +207,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The adjustment is not proposed any more. Nothing was changed. Metadata: `adjustment_id`,
     `state`.
     """
+    ERROR_REASON_TRANSACTION_NOT_SEALED: _ErrorReason.ValueType  # 60
+    """UNAVAILABLE, with RetryInfo. The transaction is posted, but no checkpoint covers it yet: the seal is a moment behind.
+    Metadata: `transaction_id`.
+    """
+    ERROR_REASON_LOG_NOT_SEALED: _ErrorReason.ValueType  # 61
+    """FAILED_PRECONDITION. The log has no checkpoint: the ledger has no key to seal it with, or has not begun to. Metadata:
+    `log_id`.
+    """
+    ERROR_REASON_LOG_NOT_FOUND: _ErrorReason.ValueType  # 62
+    """NOT_FOUND. Metadata: `log_id`."""
+    ERROR_REASON_LOG_TOO_SHORT: _ErrorReason.ValueType  # 63
+    """FAILED_PRECONDITION. The log has no checkpoint of this size or beyond it. Metadata: `log_id`, `size`, `sealed_size`."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -401,6 +413,18 @@ ERROR_REASON_ADJUSTMENT_STATE_CONFLICT: ErrorReason.ValueType  # 72
 """FAILED_PRECONDITION. The adjustment is not proposed any more. Nothing was changed. Metadata: `adjustment_id`,
 `state`.
 """
+ERROR_REASON_TRANSACTION_NOT_SEALED: ErrorReason.ValueType  # 60
+"""UNAVAILABLE, with RetryInfo. The transaction is posted, but no checkpoint covers it yet: the seal is a moment behind.
+Metadata: `transaction_id`.
+"""
+ERROR_REASON_LOG_NOT_SEALED: ErrorReason.ValueType  # 61
+"""FAILED_PRECONDITION. The log has no checkpoint: the ledger has no key to seal it with, or has not begun to. Metadata:
+`log_id`.
+"""
+ERROR_REASON_LOG_NOT_FOUND: ErrorReason.ValueType  # 62
+"""NOT_FOUND. Metadata: `log_id`."""
+ERROR_REASON_LOG_TOO_SHORT: ErrorReason.ValueType  # 63
+"""FAILED_PRECONDITION. The log has no checkpoint of this size or beyond it. Metadata: `log_id`, `size`, `sealed_size`."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

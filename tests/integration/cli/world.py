@@ -21,7 +21,8 @@ from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import audit_service_pb2, directory_service_pb2, ledger_service_pb2
 from tallystick.metering.v1 import metering_service_pb2, price_book_pb2, usage_pb2
 from tallystick.payouts.v1 import payout_service_pb2, payout_service_pb2_grpc
-from tests.support.ledger_server import Caller, LedgerServer, running_ledger
+from tests.support.ledger_seal import sealed, sealing_ledger
+from tests.support.ledger_server import Caller, LedgerServer
 from tests.support.metering_server import bonus, fee, price, running_metering, tokens
 from tests.support.reporting_fake import CHARGE, Fake, running_fake
 from tests.support.waiting import eventually
@@ -98,7 +99,7 @@ def running_world(database_url: str) -> Iterator[World]:
 
 
 async def _enter(stack: AsyncExitStack, database_url: str, background: Background) -> World:
-    ledger = await stack.enter_async_context(running_ledger(database_url))
+    ledger = await stack.enter_async_context(sealing_ledger(database_url))
     await ledger.create_organization("org_lark")
     await ledger.operator.directory.CreateAgent(
         directory_service_pb2.CreateAgentRequest(agent_id="agt_helper", organization_id="org_lark")
@@ -121,6 +122,7 @@ async def _enter(stack: AsyncExitStack, database_url: str, background: Backgroun
     await eventually(lambda: _available(owner))
     async for _ in ledger.operator.audits.RunAudit(audit_service_pb2.RunAuditRequest()):
         pass
+    await sealed(ledger, 2)
     schema = Schema()
     channel = await stack.enter_async_context(connect(ledger.address, ledger.service.key))
     authenticator = CachedAuthenticator(LedgerKeys(channel))

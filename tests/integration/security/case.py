@@ -65,6 +65,7 @@ def one(
 LEDGER, DIRECTORY, CREDIT = "ledger.v1.LedgerService", "ledger.v1.DirectoryService", "ledger.v1.CreditService"
 EARNINGS, FUNDING = "ledger.v1.EarningsService", "ledger.v1.FundingService"
 AUDIT = "ledger.v1.AuditService"
+PROOFS = "ledger.v1.LedgerProofService"
 METERING, PRICING = "metering.v1.MeteringService", "metering.v1.PricingService"
 BUDGETS, RESERVATIONS = "metering.v1.BudgetService", "metering.v1.ReservationService"
 USAGE_FEED = "metering.v1.UsageFeedService"

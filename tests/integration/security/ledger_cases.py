@@ -15,6 +15,7 @@ from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import earnings_service_pb2 as earnings
 from tallystick.ledger.v1 import funding_service_pb2 as funding
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
+from tallystick.ledger.v1 import proof_service_pb2 as proofs
 from tests.integration.security.case import (
     AUDIT,
     CREDIT,
@@ -28,6 +29,7 @@ from tests.integration.security.case import (
     LISTED,
     NOT_FOUND,
     NOTHING,
+    PROOFS,
     TAKEN,
     Case,
     case_of,
@@ -133,6 +135,26 @@ def _(world: World) -> Iterator[Case]:
 def _(world: World) -> Iterator[Case]:
     yield Case(ledger.ReadJournalRequest(include_charges=True))
     yield Case(ledger.ReadJournalRequest(owner_ids=[world.bravo.customer]))
+
+
+# LedgerProofService
+
+
+@case_of(PROOFS, "GetCheckpoint")
+def _(world: World) -> Iterator[Case]:
+    yield Case(proofs.GetCheckpointRequest(), shared=True)
+
+
+@case_of(PROOFS, "GetConsistencyProof")
+def _(world: World) -> Iterator[Case]:
+    yield Case(proofs.GetConsistencyProofRequest(from_size=1), shared=True)
+
+
+@case_of(PROOFS, "GetTransactionProof")
+def _(world: World) -> Iterator[Case]:
+    for transaction_id in (world.bravo.transaction, world.bravo.grant):
+        yield Case(proofs.GetTransactionProofRequest(transaction_id=transaction_id))
+    yield Case(proofs.GetTransactionProofRequest(transaction_id=world.shared_transaction), shared=True)
 
 
 # DirectoryService

@@ -32,6 +32,7 @@ from tests.integration.security.requests import (
     usage_event,
 )
 from tests.integration.security.world import BRAVO_FEE, SHARED_GROSS, Things, World
+from tests.support.ledger_seal import seal_once
 from tests.support.ledger_server import running_ledger
 from tests.support.metering_server import bonus, fee, price, running_metering
 
@@ -67,6 +68,8 @@ async def _populate(world: World) -> None:
     await _share(world)
     await _audit(world)
     await world.settled()
+    # Once, and not by a worker: only calls change tables.
+    await seal_once(ledger.database_url)
 
 
 async def _create_key(world: World, role: Role.ValueType, name: str, **fields: Any) -> tuple[str, str]:

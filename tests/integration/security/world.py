@@ -25,6 +25,7 @@ from tallystick.ledger.v1 import (
     earnings_service_pb2,
     funding_service_pb2,
     ledger_service_pb2,
+    proof_service_pb2,
 )
 from tallystick.metering.v1 import (
     budget_service_pb2,
@@ -44,6 +45,7 @@ LEDGER_SERVICES: tuple[ServiceDescriptor, ...] = (
     earnings_service_pb2.DESCRIPTOR.services_by_name["EarningsService"],
     funding_service_pb2.DESCRIPTOR.services_by_name["FundingService"],
     audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+    proof_service_pb2.DESCRIPTOR.services_by_name["LedgerProofService"],
 )
 METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"],

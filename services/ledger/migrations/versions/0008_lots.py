@@ -1,7 +1,7 @@
 """Credit lots: which grant paid for what, and what expires.
 
 Revision ID: 0008
-Revises: 0006
+Revises: 0007
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from alembic import op
 from services.kit.migrations import execute_sql_file
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 

@@ -49,7 +49,8 @@ $$;
 
 -- Gives the next positions of the log to waiting transactions, at most p_limit; answers how many. Any number of
 -- sequencers may run: whoever finds the log's row locked leaves the work to its holder. Positions are taken in the
--- order of commits of this function, never by comparing ids, because ids become visible out of order.
+-- order of commits of this function, never by comparing ids, because ids become visible out of order. A log never goes
+-- on in another cluster than the one it began in: there the answer is -1, and the caller begins a new one.
 CREATE FUNCTION ledger.sequence(p_limit integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
@@ -63,6 +64,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 0;
     END IF;
+    IF EXISTS (SELECT FROM ledger.journal_log WHERE create_time > log.create_time) THEN
+        -- A newer one was begun between finding this one and locking it.
+        RETURN 0;
+    END IF;
+    IF log.cluster <> ledger.present_cluster() THEN
+        RETURN -1;
+    END IF;
     WITH deleted AS (
         DELETE FROM ledger.unsequenced
         WHERE unsequenced_id = ANY (ARRAY(
@@ -74,7 +82,9 @@ BEGIN
     SELECT log.log_id, log.last_position + row_number() OVER (ORDER BY unsequenced_id), partition_id, transaction_id
     FROM deleted;
     GET DIAGNOSTICS taken = ROW_COUNT;
-    UPDATE ledger.journal_log SET last_position = last_position + taken WHERE log_id = log.log_id AND taken > 0;
+    UPDATE ledger.journal_log SET
+        last_position = last_position + taken, cluster = coalesce(cluster, ledger.present_cluster())
+    WHERE log_id = log.log_id AND taken > 0;
     RETURN taken;
 END
 $$;

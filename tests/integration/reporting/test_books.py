@@ -189,9 +189,7 @@ async def test_what_an_own_promotion_paid_is_no_revenue(suite: Suite) -> None:
         "SELECT sum(net_micros) FROM reporting.revenue"
         " WHERE organization_id = 'org_x' AND type = 'promotion_settlement'"
     ) == [(-(200 - 30 - 5) - (400 - 60 - 11),)]
-    accounts, movements = await _statement(
-        suite, {"organization_id": "org_x"}, period_pb2.Period(name="12m")
-    )
+    accounts, movements = await _statement(suite, {"organization_id": "org_x"}, period_pb2.Period(name="12m"))
     closing = {one.account.kind: one.closing.amount_micros for one in accounts}
     assert closing == {
         account_pb2.ACCOUNT_KIND_ORGANIZATION_PAYABLE: -200,

@@ -77,6 +77,7 @@ DECLARE
     until bigint;
     seed bytea;
     erased record;
+    none CONSTANT bytea := '\x00000000000000000000000000000000';
 BEGIN
     SELECT * INTO state FROM ledger.seal_state
     WHERE log_id = (SELECT newest.log_id FROM ledger.journal_log newest ORDER BY newest.create_time DESC LIMIT 1)
@@ -94,11 +95,9 @@ BEGIN
     seed := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
     WITH placed AS MATERIALIZED (
         SELECT p.position, t.*, c.evidence_hash,
-               substring(sha256(seed || int8send(p.position) || int4send(0)), 1, 16) AS actor_salt,
-               CASE WHEN t.reason <> '' THEN substring(sha256(seed || int8send(p.position) || int4send(-1)), 1, 16)
-               END AS reason_salt,
-               CASE WHEN c.evidence_hash <> '' THEN substring(sha256(seed || int8send(p.position) || int4send(-2)), 1, 16)
-               END AS evidence_salt
+               -- Each has four salts: of the three details and the first entry, and of the next four entries.
+               sha512(seed || int8send(p.position)) AS first_salts,
+               sha512(int8send(p.position) || seed) AS second_salts
         FROM ledger.journal_position p
         JOIN ledger.transaction t USING (transaction_id, partition_id)
         LEFT JOIN ledger.charge c
@@ -106,17 +105,21 @@ BEGIN
         WHERE p.log_id = state.log_id AND p.position > state.hashed_position AND p.position <= until
     ), leaf AS MATERIALIZED (
         SELECT p.position,
-               p.actor_salt || coalesce(p.reason_salt, '\x00000000000000000000000000000000')
-                   || coalesce(p.evidence_salt, '\x00000000000000000000000000000000') || e.salts AS salts,
+               CASE WHEN p.reason <> '' AND p.evidence_hash <> '' THEN substring(p.first_salts, 1, 48)
+                   ELSE substring(p.first_salts, 1, 16)
+                       || CASE WHEN p.reason <> '' THEN substring(p.first_salts, 17, 16) ELSE none END
+                       || CASE WHEN p.evidence_hash <> '' THEN substring(p.first_salts, 33, 16) ELSE none END
+               END || e.salts AS salts,
                sha256('\x00' || record_send(ROW(
                    'tallystick/transaction/v1'::text, state.log_id, p.position, p.transaction_id, p.partition_id,
                    p.type::text, coalesce(p.charge_id, ''), coalesce(p.payout_id, ''), coalesce(p.external_id, ''),
                    coalesce(p.correction_id, ''), p.occur_time, p.create_time, e.entries, e.commitments,
-                   ledger.detail_commitment(p.actor_salt, 'actor', convert_to(p.actor_api_key_id, 'UTF8')),
-                   CASE WHEN p.reason_salt IS NOT NULL THEN
-                       ledger.detail_commitment(p.reason_salt, 'reason', convert_to(p.reason, 'UTF8')) END,
-                   CASE WHEN p.evidence_salt IS NOT NULL THEN
-                       ledger.detail_commitment(p.evidence_salt, 'evidence', p.evidence_hash) END
+                   ledger.detail_commitment(
+                       substring(p.first_salts, 1, 16), 'actor', convert_to(p.actor_api_key_id, 'UTF8')),
+                   CASE WHEN p.reason <> '' THEN ledger.detail_commitment(
+                       substring(p.first_salts, 17, 16), 'reason', convert_to(p.reason, 'UTF8')) END,
+                   CASE WHEN p.evidence_hash <> '' THEN ledger.detail_commitment(
+                       substring(p.first_salts, 33, 16), 'evidence', p.evidence_hash) END
                ))) AS hash
         FROM placed p
         CROSS JOIN LATERAL (
@@ -127,7 +130,11 @@ BEGIN
                        s.earned_on, s.available_on, s.account_version), ''), '') AS commitments
             FROM (
                 SELECT e.*,
-                       substring(sha256(seed || int8send(p.position) || int4send(e.entry_number)), 1, 16) AS salt
+                       CASE WHEN e.entry_number = 1 THEN substring(p.first_salts, 49, 16)
+                           WHEN e.entry_number <= 5 THEN
+                               substring(p.second_salts, (e.entry_number - 2) * 16 + 1, 16)
+                           ELSE substring(sha256(seed || int8send(p.position) || int2send(e.entry_number)), 1, 16)
+                       END AS salt
                 FROM ledger.entry e
                 WHERE e.transaction_id = p.transaction_id AND e.partition_id = p.partition_id
                 ORDER BY e.entry_number

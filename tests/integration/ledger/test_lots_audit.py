@@ -32,8 +32,10 @@ TAMPERING = {
     "allocations_match_entries": (
         "UPDATE ledger.lot_allocation SET amount = amount - 1 WHERE amount < -1",
         "DELETE FROM ledger.lot_allocation WHERE amount < 0",
-        "UPDATE ledger.lot_allocation SET first_version = first_version - 1, number = 1"
-        " WHERE amount < 0 AND number = 1 AND first_version > 1",
+        (
+            "UPDATE ledger.lot_allocation SET first_version = first_version - 1, number = 1"
+            " WHERE amount < 0 AND number = 1 AND first_version > 1"
+        ),
     ),
     "lots_keep_up_with_the_log": (
         "UPDATE ledger.lot_cursor SET allocated_version = allocated_version - 1",
@@ -48,8 +50,11 @@ TAMPERING = {
     ),
     "expiry_takes_from_lots_whose_time_is_over": (
         "UPDATE ledger.credit_lot SET expire_time = NULL, check_time = NULL WHERE expired > 0",
-        "UPDATE ledger.entry SET owner_id = 'org_y' WHERE kind = 'promotions' AND amount > 0 AND transaction_id IN"
-        " (SELECT transaction_id FROM ledger.transaction WHERE type = 'credit_expiry')",
+        (
+            "UPDATE ledger.entry SET owner_id = 'org_y' WHERE kind = 'promotions' AND amount > 0"
+            " AND transaction_id IN (SELECT t.transaction_id FROM ledger.transaction t"
+            " WHERE t.type = 'credit_expiry')"
+        ),
     ),
     "promotions_are_settled": (
         f"UPDATE ledger.promotion_settlement SET amount = amount - 1 WHERE {OF_X}",
@@ -62,13 +67,17 @@ TAMPERING = {
     ),
     "settlements_stay_within_charges": (
         "UPDATE ledger.entry SET amount = amount - 1000 WHERE kind = 'platform_fees' AND amount < 0",
-        "UPDATE ledger.entry SET available_on = available_on + 1"
-        " WHERE kind = 'organization_payable' AND amount < 0 AND owner_id = 'org_x'",
+        (
+            "UPDATE ledger.entry SET available_on = available_on + 1"
+            " WHERE kind = 'organization_payable' AND amount < 0 AND owner_id = 'org_x'"
+        ),
     ),
     "promotions_are_what_is_unspent": (
         "UPDATE ledger.entry SET amount = amount + 1 WHERE kind = 'promotions' AND owner_id = 'org_x'",
-        "UPDATE ledger.credit_lot SET remaining = remaining - 1, expired = expired + 1"
-        " WHERE funder_id = 'org_x' AND remaining > 1",
+        (
+            "UPDATE ledger.credit_lot SET remaining = remaining - 1, expired = expired + 1"
+            " WHERE funder_id = 'org_x' AND remaining > 1"
+        ),
     ),
 }
 

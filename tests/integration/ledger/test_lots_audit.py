@@ -52,8 +52,8 @@ TAMPERING = {
         "UPDATE ledger.credit_lot SET expire_time = NULL, check_time = NULL WHERE expired > 0",
         (
             "UPDATE ledger.entry SET owner_id = 'org_y' WHERE kind = 'promotions' AND amount > 0"
-            " AND transaction_id IN"
-            " (SELECT transaction_id FROM ledger.transaction WHERE type = 'credit_expiry')"
+            " AND transaction_id IN (SELECT t.transaction_id FROM ledger.transaction t"
+            " WHERE t.type = 'credit_expiry')"
         ),
     ),
     "promotions_are_settled": (

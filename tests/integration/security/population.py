@@ -15,7 +15,9 @@ from tallystick.ledger.v1 import (
     audit_service_pb2,
     directory_service_pb2,
     earnings_service_pb2,
+    funding_service_pb2,
     ledger_service_pb2,
+    write_off_pb2,
 )
 from tallystick.metering.v1 import metering_service_pb2, pricing_service_pb2, usage_pb2
 from tests.integration.security.requests import (
@@ -244,6 +246,17 @@ async def _share(world: World) -> None:
     unpaid.gross.currency_code = "EUR"
     posted = await world.ledger.service.ledger.PostCharge(ledger_service_pb2.PostChargeRequest(intent=unpaid))
     world.unpaid_charge = posted.posted.charge.charge_id
+    for number in range(2):
+        # Not all of it.
+        await world.ledger.operator.funding.WriteOff(
+            funding_service_pb2.WriteOffRequest(
+                kind=write_off_pb2.WRITE_OFF_KIND_UNPAID,
+                charge_id=world.unpaid_charge,
+                amount=money_pb2.Money(currency_code="EUR", amount_micros=1),
+                reason="So that there is more than a page of them.",
+                idempotency_key=f"written-off-{number}",
+            )
+        )
     world.proposals = (world.propose("adj_one"), world.propose("adj_two"))
 
 

@@ -39,14 +39,16 @@ BEGIN
         IF NOT ledger.catch_up_lots(customer.customer_id, customer.currency_code, 5000) THEN
             UPDATE ledger.promotion_due d SET create_time = clock_timestamp()
             FROM unnest(candidates) AS c
-            WHERE (d.customer_id, d.debit_id, d.funder_id) = (c.customer_id, c.debit_id, c.funder_id)
+            WHERE (d.customer_id, d.debit_id, d.funder_id, d.currency_code)
+                = (c.customer_id, c.debit_id, c.funder_id, c.currency_code)
               AND (c.customer_id, c.currency_code) = (customer.customer_id, customer.currency_code);
             CONTINUE;
         END IF;
         FOR due IN
             -- Taken behind the locks: another replica may have settled it while this one waited.
             DELETE FROM ledger.promotion_due d USING unnest(candidates) AS c
-            WHERE (d.customer_id, d.debit_id, d.funder_id) = (c.customer_id, c.debit_id, c.funder_id)
+            WHERE (d.customer_id, d.debit_id, d.funder_id, d.currency_code)
+                = (c.customer_id, c.debit_id, c.funder_id, c.currency_code)
               AND (c.customer_id, c.currency_code) = (customer.customer_id, customer.currency_code)
             RETURNING d.customer_id, d.currency_code, d.debit_id, d.funder_id
         LOOP
@@ -156,7 +158,7 @@ BEGIN
         FROM ledger.promotion_settlement s
         JOIN ledger.entry e ON e.transaction_id = s.transaction_id AND e.partition_id = s.customer_id
         WHERE s.customer_id = p_customer_id AND s.debit_id = p_debit_id AND s.funder_id = p_funder_id
-          AND s.of_earnings = (p_charge_id IS NOT NULL)
+          AND s.currency_code = p_currency_code AND s.of_earnings = (p_charge_id IS NOT NULL)
     ),
     line AS MATERIALIZED (
         SELECT row_number() OVER (ORDER BY t.kind, t.available_on) AS number, t.kind, t.available_on,

@@ -1,0 +1,73 @@
+"""What happens between the parts: credits of organizations that debts, write-offs, corrections and adjustments touch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from services.ledger.audit import audit
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import account_pb2
+from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tests.support.ledger_lots import ORGANIZATION, Lots
+from tests.support.ledger_server import running_ledger
+
+NEVER = timedelta(hours=1)
+CURRENCIES = ("USD", "EUR")
+
+
+@pytest.fixture
+async def books(database_url: str) -> AsyncIterator[Lots]:
+    """A ledger whose lots nobody touches but the test."""
+    async with running_ledger(
+        database_url, lot_interval=NEVER, reap_interval=NEVER, collect_interval=NEVER
+    ) as server:
+        await server.create_organization("org_x", 1500, 290)
+        await server.create_organization("org_y", 1000, 0)
+        for customer in ("cus_a", "cus_b"):
+            await server.create_customer(customer)
+        yield Lots(server)
+        assert await audit(database_url) == 0
+
+
+async def test_an_adjustment_in_two_currencies_is_settled_in_each(books: Lots) -> None:
+    """One transaction takes an organization's credits of two currencies: it pays for both, each in its own."""
+    for currency, amount in (("USD", 100), ("EUR", 70)):
+        await books.server.operator.ledger.GrantCredits(
+            pb.GrantCreditsRequest(
+                customer_id="cus_a",
+                amount=money_pb2.Money(currency_code=currency, amount_micros=amount),
+                source=ORGANIZATION,
+                idempotency_key=currency,
+                funder_organization_id="org_x",
+            )
+        )
+    postings = [
+        pb.Posting(
+            account=account_pb2.AccountRef(owner_id=owner, kind=kind, currency_code=currency),
+            amount=money_pb2.Money(currency_code=currency, amount_micros=sign * amount),
+        )
+        for currency, amount in (("USD", 60), ("EUR", 40))
+        for owner, kind, sign in (
+            ("cus_a", account_pb2.ACCOUNT_KIND_CUSTOMER_CREDITS, -1),
+            ("platform", account_pb2.ACCOUNT_KIND_ADJUSTMENTS, 1),
+        )
+    ]
+    await books.server.operator.ledger.AdjustBalances(
+        pb.AdjustBalancesRequest(postings=postings, reason="goodwill undone again", idempotency_key="k")
+    )
+    await books.settle()
+    async with await psycopg.AsyncConnection.connect(books.server.database_url) as superuser:
+        rows = await superuser.execute(
+            "SELECT currency_code, kind::text, sum(amount)::bigint FROM ledger.entry"
+            " WHERE owner_id = 'org_x' GROUP BY currency_code, kind ORDER BY currency_code, kind"
+        )
+        assert await rows.fetchall() == [
+            ("EUR", "organization_payable", -40),
+            ("EUR", "promotions", -30),
+            ("USD", "organization_payable", -60),
+            ("USD", "promotions", -40),
+        ]

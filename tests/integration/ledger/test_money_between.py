@@ -1,4 +1,4 @@
-"""What happens between the parts: credits of organizations that debts, write-offs, corrections and adjustments touch."""
+"""What happens between the parts: adjusted promotions, and credits that come free at a write-off."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import psycopg
 import pytest
 
 from services.ledger.audit import audit
+from services.ledger.domain.write_offs import WriteOffKind
+from services.ledger.store.write_offs import age_key
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tests.support.ledger_funding import CHARGEBACK, Funding
 from tests.support.ledger_lots import ORGANIZATION, Lots
 from tests.support.ledger_server import running_ledger
 
@@ -34,7 +37,7 @@ async def books(database_url: str) -> AsyncIterator[Lots]:
 
 
 async def test_an_adjustment_in_two_currencies_is_settled_in_each(books: Lots) -> None:
-    """One transaction takes an organization's credits of two currencies: it pays for both, each in its own."""
+    """One transaction takes an organization's credits of two currencies: it pays for each."""
     for currency, amount in (("USD", 100), ("EUR", 70)):
         await books.server.operator.ledger.GrantCredits(
             pb.GrantCreditsRequest(
@@ -71,3 +74,49 @@ async def test_an_adjustment_in_two_currencies_is_settled_in_each(books: Lots) -
             ("USD", "organization_payable", -60),
             ("USD", "promotions", -40),
         ]
+
+
+@pytest.mark.parametrize(("free", "written"), [(40, 20), (59, 1), (0, 60)])
+@pytest.mark.parametrize(("kind", "limit"), [("unpaid", 0), ("receivable", 60)])
+async def test_credits_that_came_free_an_instant_ago_pay_before_a_write_off(
+    books: Lots, kind: str, limit: int, free: int, written: int
+) -> None:
+    """As when a lease ends between the look of who writes off, and its writing."""
+    await books.limit(limit)
+    if free:
+        await books.give(free, "first")
+        await Funding(books.server).open(free)
+    charge_id = await books.charge(60)
+    async with await psycopg.AsyncConnection.connect(books.server.database_url) as owner:
+        await owner.execute("UPDATE ledger.credit_lease SET expire_time = now()")
+        await owner.commit()
+        await owner.execute("SELECT ledger.reap_leases(10)")
+        await owner.commit()
+        answer = await owner.execute(
+            "SELECT (written).amount FROM ledger.write_off_charge(%s, %s, NULL, 'old', 'ledger', %s, 'h')",
+            [charge_id, kind, age_key(charge_id, WriteOffKind(kind))],
+        )
+        assert await answer.fetchone() == (written,)
+    assert await books.customer() == (0, 0, 0)
+    charge = await books.get()
+    assert charge.payment.from_credits.amount_micros == free
+    assert charge.written_off.amount_micros == written
+
+
+async def test_credits_that_came_free_an_instant_ago_pay_a_chargeback_before_a_write_off(books: Lots) -> None:
+    funding = Funding(books.server)
+    await books.grant(100)
+    await funding.open(30)
+    held = await funding.balance()
+    await funding.reverse("dp_1", 100, CHARGEBACK)
+    async with await psycopg.AsyncConnection.connect(books.server.database_url) as owner:
+        await owner.execute("UPDATE ledger.credit_lease SET expire_time = now()")
+        await owner.commit()
+        await owner.execute("SELECT ledger.reap_leases(10)")
+        await owner.commit()
+        refused = owner.execute(
+            "SELECT ledger.write_off_chargebacks('cus_a', 'USD', NULL, 'gone', 'ledger', 'write-off/k', 'h')"
+        )
+        with pytest.raises(psycopg.DatabaseError, match="more than is owed"):
+            await refused
+    assert held.held.amount_micros > 0

@@ -120,3 +120,30 @@ async def test_credits_that_came_free_an_instant_ago_pay_a_chargeback_before_a_w
         with pytest.raises(psycopg.DatabaseError, match="more than is owed"):
             await refused
     assert held.held.amount_micros > 0
+
+
+async def test_lots_that_contradict_the_journal_keep_no_other_customer_waiting(database_url: str) -> None:
+    """Neither what expires nor what is settled, however often it is tried."""
+    async with running_ledger(
+        database_url, lot_interval=NEVER, reap_interval=NEVER, collect_interval=NEVER
+    ) as server:
+        await server.create_organization("org_x", 1500, 290)
+        books, lots = Lots(server), []
+        for customer in ("cus_a", "cus_b"):
+            await server.create_customer(customer)
+            lots.append(await books.give(100, "gift", funder="org_x", customer=customer))
+            await books.give(30, "soon", expires=timedelta(hours=1), priority=99, customer=customer)
+            await books.charge(40, "run-1", customer)
+            await books.end_time(customer=customer)
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+            # As only somebody with the whole machine can: this lot has nothing any more. Then it is spent.
+            await superuser.execute(
+                "UPDATE ledger.credit_lot SET remaining = 0, is_open = false WHERE lot_id = %s", [lots[0]]
+            )
+            await books.charge(50, "run-2", "cus_a")
+            for _ in range(2):
+                await superuser.execute("SELECT ledger.settle_promotions(1), ledger.expire_lots(1)")
+        assert (await books.lot(lots[1], "cus_b")).remaining == 60
+        assert await books.customer("cus_b") == (60, 0, 0)
+        # What it had earned by its own credits is taken back, of cus_b's charge.
+        assert sum(await books.legs("org_x")) == 40 + 50

@@ -84,7 +84,8 @@ CREATE TABLE ledger.promotion_due (
     funder_id text COLLATE "C" NOT NULL,
     currency_code text COLLATE "C" NOT NULL,
     create_time timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (customer_id, debit_id, funder_id)
+    -- An adjustment may take credits of several currencies in one transaction.
+    PRIMARY KEY (customer_id, debit_id, funder_id, currency_code)
 );
 CREATE INDEX promotion_due_time ON ledger.promotion_due (create_time);
 

@@ -15,7 +15,6 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off
 DECLARE
     candidates ledger.promotion_due[];
     customer record;
-    due record;
     settled integer := 0;
 BEGIN
     SELECT array_agg(d) INTO candidates FROM (
@@ -34,29 +33,62 @@ BEGIN
         SELECT DISTINCT c.customer_id, c.currency_code FROM unnest(candidates) AS c
         ORDER BY c.customer_id, c.currency_code
     LOOP
-        -- What is corrected of a charge must be back in its lots before it is settled. If there is too much to do under
-        -- the lock, the step that reads the log does it, and these come again, after the others.
-        IF NOT ledger.catch_up_lots(customer.customer_id, customer.currency_code, 5000) THEN
-            UPDATE ledger.promotion_due d SET create_time = clock_timestamp()
-            FROM unnest(candidates) AS c
-            WHERE (d.customer_id, d.debit_id, d.funder_id) = (c.customer_id, c.debit_id, c.funder_id)
-              AND (c.customer_id, c.currency_code) = (customer.customer_id, customer.currency_code);
-            CONTINUE;
-        END IF;
-        FOR due IN
-            -- Taken behind the locks: another replica may have settled it while this one waited.
-            DELETE FROM ledger.promotion_due d USING unnest(candidates) AS c
-            WHERE (d.customer_id, d.debit_id, d.funder_id) = (c.customer_id, c.debit_id, c.funder_id)
-              AND (c.customer_id, c.currency_code) = (customer.customer_id, customer.currency_code)
-            RETURNING d.customer_id, d.currency_code, d.debit_id, d.funder_id
-        LOOP
-            PERFORM ledger.settle_promotion(due.customer_id, due.currency_code, due.debit_id, due.funder_id);
-            settled := settled + 1;
-        END LOOP;
+        BEGIN
+            settled := settled + ledger.settle_customer(customer.customer_id, customer.currency_code, candidates);
+        EXCEPTION WHEN raise_exception OR integrity_constraint_violation THEN
+            -- Lots that contradict the journal: the audit finds them. The other customers must not wait.
+            RAISE WARNING 'promotions of % in % are not settled: %',
+                customer.customer_id, customer.currency_code, SQLERRM;
+            PERFORM ledger.settle_later(customer.customer_id, customer.currency_code, candidates);
+        END;
     END LOOP;
     -- Folded at once: what is lowered is lowered before anybody else can look.
     PERFORM ledger.fold(0, array_agg(DISTINCT c.funder_id)) FROM unnest(candidates) AS c;
     RETURN settled;
+END
+$$;
+
+
+-- Settles those of the candidates that are of this customer and currency. Answers how many. The caller holds the locks of
+-- the funders and of the customer.
+CREATE FUNCTION ledger.settle_customer(
+    p_customer_id text, p_currency_code text, candidates ledger.promotion_due[]
+) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    due record;
+    settled integer := 0;
+BEGIN
+    -- What is corrected of a charge must be back in its lots before it is settled. If there is too much to do under the
+    -- lock, the step that reads the log does it, and these come again, after the others.
+    IF NOT ledger.catch_up_lots(p_customer_id, p_currency_code, 5000) THEN
+        PERFORM ledger.settle_later(p_customer_id, p_currency_code, candidates);
+        RETURN 0;
+    END IF;
+    FOR due IN
+        -- Taken behind the locks: another replica may have settled it while this one waited.
+        DELETE FROM ledger.promotion_due d USING unnest(candidates) AS c
+        WHERE (d.customer_id, d.debit_id, d.funder_id, d.currency_code)
+            = (c.customer_id, c.debit_id, c.funder_id, c.currency_code)
+          AND (c.customer_id, c.currency_code) = (p_customer_id, p_currency_code)
+        RETURNING d.debit_id, d.funder_id
+    LOOP
+        PERFORM ledger.settle_promotion(p_customer_id, p_currency_code, due.debit_id, due.funder_id);
+        settled := settled + 1;
+    END LOOP;
+    RETURN settled;
+END
+$$;
+
+-- Lets those of the candidates that are of this customer and currency come after all that wait by now.
+CREATE FUNCTION ledger.settle_later(
+    p_customer_id text, p_currency_code text, candidates ledger.promotion_due[]
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE ledger.promotion_due d SET create_time = clock_timestamp()
+    FROM unnest(candidates) AS c
+    WHERE (d.customer_id, d.debit_id, d.funder_id, d.currency_code)
+        = (c.customer_id, c.debit_id, c.funder_id, c.currency_code)
+      AND (c.customer_id, c.currency_code) = (p_customer_id, p_currency_code);
 END
 $$;
 
@@ -156,7 +188,7 @@ BEGIN
         FROM ledger.promotion_settlement s
         JOIN ledger.entry e ON e.transaction_id = s.transaction_id AND e.partition_id = s.customer_id
         WHERE s.customer_id = p_customer_id AND s.debit_id = p_debit_id AND s.funder_id = p_funder_id
-          AND s.of_earnings = (p_charge_id IS NOT NULL)
+          AND s.currency_code = p_currency_code AND s.of_earnings = (p_charge_id IS NOT NULL)
     ),
     line AS MATERIALIZED (
         SELECT row_number() OVER (ORDER BY t.kind, t.available_on) AS number, t.kind, t.available_on,

@@ -43,6 +43,8 @@ BEGIN
     END IF;
     -- What is open of the charge is read behind this one: collections and corrections have ended, or wait.
     PERFORM ledger.lock_customers(ARRAY[charge.customer_id], ARRAY[charge.currency_code]);
+    -- Credits that came free since somebody looked: what they can pay is not given up.
+    PERFORM FROM ledger.collect(charge.customer_id, charge.currency_code, 100, p_actor_api_key_id);
     SELECT * INTO open FROM ledger.open_charge o
     WHERE o.customer_id = charge.customer_id AND o.charge_id = p_charge_id;
     written.amount := ledger.expect_owed(
@@ -119,6 +121,8 @@ BEGIN
         RETURN;
     END IF;
     PERFORM ledger.lock_customers(ARRAY[p_customer_id], ARRAY[p_currency_code]);
+    -- Credits that came free since somebody looked: what they can pay is not given up.
+    PERFORM ledger.collect_chargebacks(p_customer_id, p_currency_code, p_actor_api_key_id);
     written.amount := ledger.expect_owed(written, ledger.chargebacks(p_customer_id, p_currency_code), p_amount);
     UPDATE ledger.account a SET credits = a.credits + written.amount
     WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_chargebacks', p_currency_code);

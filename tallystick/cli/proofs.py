@@ -111,13 +111,9 @@ def verify(
     """Check a proof, with no server and no network. Exits with 1 if it proves nothing."""
     keys = [_key(one) for one in key]
     try:
-        given = json.loads(_read(file))
-    except ValueError:
-        given = None
-    try:
-        if not isinstance(given, dict):
-            raise proofs.ProofError(proofs.Wrong.MALFORMED, f"{file} is no JSON object")
-        found = proofs.verify(given, keys, earlier=None if checkpoint is None else _read(checkpoint))
+        found = proofs.verify(
+            proofs.read(_read(file)), keys, earlier=None if checkpoint is None else _read(checkpoint)
+        )
     except proofs.ProofError as error:
         data = {"verified": False, "wrong": error.wrong, "message": str(error)}
         return Answer(data, [f"NOT VERIFIED: {error}"], exit_status=1)
@@ -170,9 +166,17 @@ def _verified(found: proofs.Verified) -> Answer:
         Table("Entries that are open", (">entry", "owner", "account", ">amount", "currency"), rows),
     ]
     if hidden:
-        parts.append(f"{hidden} more of its entries are another's: they are in the log too, and stay closed.")
+        # Whose they are, a verifier cannot know: whoever made the file may have closed one of its reader's.
+        parts.append(
+            f"{hidden} more of its entries {'is' if hidden == 1 else 'are'} closed: in the log too, but this"
+            " proof shows neither whose nor what."
+        )
     if found.since is not None:
         parts.append(f"The first {count(found.since.size)} transactions of the log are what they were then.")
+    else:
+        parts.append(
+            "Without --checkpoint, one that you kept, nothing is said about changes of the log before it."
+        )
     return Answer(data, parts)
 
 
@@ -188,7 +192,9 @@ def _described(found: Checkpoint) -> dict[str, Any]:
 def _key(text: str) -> VerifierKey:
     """A verifier key, or the one that a file holds. Raises Misuse."""
     try:
-        return VerifierKey.parse(text if "+" in text else _read(Path(text)))
+        # The name of a file may have a plus too.
+        is_file = "+" not in text or Path(text).is_file()
+        return VerifierKey.parse(_read(Path(text)) if is_file else text)
     except NoteError as error:
         raise Misuse(f"--key: {error}; do: give the key that the ledger's operator publishes") from None
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sandbox.postgres import PostgresServer
 from sandbox.servers import Stores
 from services.ledger.audit import audit
 from services.ledger.migrations import migrate
+from services.ledger.sealer import _write_anchor
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tallystick.ledger.v1 import proof_service_pb2 as pb
 from tallystick.seal import checkpoints
@@ -268,6 +270,99 @@ async def test_a_service_that_dies_between_its_anchor_and_the_database_is_no_res
         assert (await sealed(server, 306)).log_id == ahead.log_id
     assert restored("anchor") == times
     assert await audit(database_url) == 0
+
+
+async def test_a_replica_that_shares_its_anchor_signs_nothing_behind_what_another_signed(
+    database_url: str, anchor: Path, backup: Copy
+) -> None:
+    """It has seen little of a log whose end another replica signed, and then the database is an older one."""
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await populate(server)
+        await post_many(server, 10)
+        before = await sealed(server, 10)
+    copy = backup()
+    async with sealing_ledger(database_url) as server:
+        await post_many(server, 20, "lost")
+        await sealed(server, 30)
+        note = (await server.operator.proofs.GetCheckpoint(pb.GetCheckpointRequest())).checkpoint
+
+    async with sealing_ledger(copy, checkpoint_file=anchor) as server:
+        await asyncio.sleep(0.2)
+        write(anchor, note)
+        await post_many(server, 1, "other")
+        now = await another_log(server, before.log_id, 11)
+        assert (await checkpoint_of(server, log_id=before.log_id)).size == 10
+        assert (
+            (await checkpoint_of(server, min_size=1)).extensions[0].startswith(f"follows {before.origin} 30 ")
+        )
+    assert read(anchor) == now
+    assert await audit(copy) == 0
+
+
+async def test_an_anchor_that_is_missing_is_told(
+    database_url: str, anchor: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await populate(server)
+        await post_many(server, 3)
+        before = await sealed(server, 3)
+    assert "seal.anchor_missing" not in capsys.readouterr().out
+    remove(anchor)
+
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await asyncio.sleep(0.2)
+        assert capsys.readouterr().out.count("seal.anchor_missing") == 1
+        await post_many(server, 1, "next")
+        assert (await sealed(server, 4)).log_id == before.log_id
+    assert read(anchor).size == 4
+
+
+async def test_a_log_that_another_continues_gets_no_more_checkpoints(database_url: str) -> None:
+    """A sealer that was held up between signing and storing finds that its log has ended."""
+    async with sealing_ledger(database_url) as server:
+        await populate(server)
+        await post_many(server, 3)
+        before = await sealed(server, 3)
+    async with running_ledger(database_url) as server:
+        await post_many(server, 2, "more")
+        await journal(server, 5)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+        store = (
+            "SELECT ledger.store_checkpoint(%s, 3, 5, %s, 'x', 'x',"
+            " '{}'::smallint[], '{}'::bigint[], '{}'::bytea[])"
+        )
+        await superuser.execute("SELECT ledger.hash_leaves(100)")
+        await superuser.execute("SELECT ledger.begin_log(%s, 'anchor', NULL)", [before.log_id])
+
+        stored = await superuser.execute(store, [before.log_id, bytes(32)])
+
+        assert await stored.fetchone() == (False,)
+
+
+def test_anchors_of_replicas_that_share_a_file_never_go_back(anchor: Path) -> None:
+    """Many write at once; each reader meanwhile finds a whole checkpoint."""
+
+    def note(size: int) -> checkpoints.Checkpoint:
+        return checkpoints.Checkpoint("ledger.test/log_1", size, size.to_bytes(32))
+
+    def write_all(sizes: range) -> None:
+        for size in sizes:
+            _write_anchor(anchor, note(size).signed([KEY]), note(size))
+
+    seen = [0]
+    with ThreadPoolExecutor(4) as replicas:
+        done = [replicas.submit(write_all, range(first, 200, 4)) for first in range(1, 5)]
+        while not all(one.done() for one in done):
+            if anchor.exists():
+                seen.append(read(anchor).size)
+        for one in done:
+            one.result()
+    assert seen == sorted(seen)
+    assert read(anchor).size == 199
+    # Of another log, whatever its size.
+    other = checkpoints.Checkpoint("ledger.test/log_2", 5, bytes(32))
+    assert _write_anchor(anchor, other.signed([KEY]), other) is None
+    assert read(anchor) == other
 
 
 async def test_an_anchor_that_is_none_stops_the_sealer_and_nothing_else(

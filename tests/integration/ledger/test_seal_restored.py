@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -501,6 +502,33 @@ async def test_in_another_cluster_a_new_log_begins_key_or_no_key(database_url: s
         )
         assert verified(await proof_of(server.operator, early)).header.log_id == now.log_id
     assert len(await logs(database_url)) == 2
+    assert await audit(database_url) == 0
+
+
+async def test_what_is_erased_as_the_page_says_can_be_proven_in_no_log(database_url: str) -> None:
+    """Each log has salts of its own, and the old ones can still be fetched."""
+    async with sealing_ledger(database_url) as server:
+        await populate(server)
+        (erased, other) = await post_many(server, 2)
+        before = await sealed(server, 2)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+        await superuser.execute("SELECT ledger.begin_log(%s, 'anchor', NULL)", [before.log_id])
+    page = (Path(__file__).parents[3] / "docs/seal.md").read_text()
+    (statements,) = re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL)
+    async with sealing_ledger(database_url) as server:
+        now = await another_log(server, before.log_id, 2)
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+            *first, last = statements.replace("txn_…", erased).strip().split(";\n")
+            for statement in first:
+                await superuser.execute(statement.encode())
+            answers = await (await superuser.execute(last.encode())).fetchall()
+
+        assert sorted(answers) == sorted([(before.log_id, True), (now.log_id, True)])
+        for log_id in (before.log_id, now.log_id):
+            closed = verified(await proof_of(server.operator, erased, log_id=log_id))
+            assert 2 not in [entry.number for entry in closed.entries]
+            whole = verified(await proof_of(server.operator, other, log_id=log_id))
+            assert len(whole.entries) == whole.header.entry_count
     assert await audit(database_url) == 0
 
 

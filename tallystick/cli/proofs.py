@@ -82,15 +82,21 @@ def checkpoint(
         Path | None, typer.Option("--out", "-o", help="Write it to this file, and do not show it.")
     ] = None,
     log: Annotated[str, typer.Option(help="An earlier log, from before a restore.")] = "",
+    first: Annotated[
+        bool,
+        typer.Option("--first", help="The first one instead: it names the log that this one continues."),
+    ] = False,
 ) -> Answer:
     """Fetch the newest checkpoint of the ledger's log. Keep it: it shows later if history was changed."""
     stub = LedgerProofServiceStub(session.channel("ledger"))
-    note = session.call(stub.GetCheckpoint, pb.GetCheckpointRequest(log_id=log)).checkpoint
+    request = pb.GetCheckpointRequest(log_id=log, min_size=1 if first else 0)
+    note = session.call(stub.GetCheckpoint, request).checkpoint
     found = _checkpoint(note, "the answer")
     if out is not None:
         _write(out, note)
     data = {**_described(found), "checkpoint": note, "file": "" if out is None else str(out)}
     rows = [("log", found.origin), ("size", count(found.size)), ("root", _described(found)["root"])]
+    rows += [("says", extension) for extension in found.extensions]
     if out is not None:
         return Answer(data, [Facts("Checkpoint", [*rows, ("file", str(out))])])
     return Answer(data, [note.rstrip("\n")])

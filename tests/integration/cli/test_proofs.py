@@ -175,6 +175,21 @@ def test_a_checkpoint_that_was_kept_vouches_for_history(
     assert "NOT VERIFIED: the log was longer" in cut.out
 
 
+def test_the_first_checkpoint_of_a_log_can_be_had(run: Run, world: World) -> None:
+    """After a restore it names the log that this one continues, and the newest does not."""
+    early = run("customer", "checkpoint", "--json").data
+    _post_more(world)
+    newest = run("customer", "checkpoint", "--json").data
+    assert newest["size"] > 2
+
+    first = run("customer", "checkpoint", "--first", "--json").data
+
+    assert first["size"] <= early["size"] <= newest["size"]
+    assert first["size"] <= 2
+    assert first["origin"] == newest["origin"]
+    assert run("customer", "checkpoint", "--first").out == first["checkpoint"]
+
+
 def _post_more(world: World) -> None:
     async def post() -> None:
         charge = intent("ticket-more", 0, customer="cus_ada", organization="org_lark")

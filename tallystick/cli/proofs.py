@@ -18,6 +18,7 @@ from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.ledger.v1.proof_service_pb2_grpc import LedgerProofServiceStub
 from tallystick.money import Money
 from tallystick.seal import checkpoints, proofs, wire
+from tallystick.seal.canonical import SealedEntry
 from tallystick.seal.checkpoints import Checkpoint
 from tallystick.seal.notes import NoteError, VerifierKey
 
@@ -49,7 +50,7 @@ def proof(
     sealed = checkpoints.unverified(found.checkpoint)
     opened = sum(one.HasField("entry") for one in found.entries)
     data = {
-        "transaction_id": transaction_id,
+        "transaction_id": found.transaction_id,
         "log_id": found.log_id,
         "position": found.position,
         "entries": found.entry_count,
@@ -58,7 +59,7 @@ def proof(
         "file": str(out),
     }
     rows = [
-        ("transaction", transaction_id),
+        ("transaction", found.transaction_id),
         ("log", found.log_id),
         ("position", f"{count(found.position)} of {count(sealed.size)}"),
         ("entries", f"{found.entry_count}, of which {opened} are open"),
@@ -163,13 +164,16 @@ def _verified(found: proofs.Verified) -> Answer:
             entry.kind.replace("_", " "),
             amount(Money(entry.currency_code, entry.amount_micros)),
             entry.currency_code,
+            _bucket(entry),
         )
         for entry in found.entries
     ]
     parts: list[Part] = [
         "VERIFIED: the log holds this transaction, as it stands here.",
         Facts("Transaction", facts),
-        Table("Entries that are open", (">entry", "owner", "account", ">amount", "currency"), rows),
+        Table(
+            "Entries that are open", (">entry", "owner", "account", ">amount", "currency", "earnings"), rows
+        ),
     ]
     if hidden:
         # Whose they are, a verifier cannot know: whoever made the file may have closed one of its reader's.
@@ -184,6 +188,13 @@ def _verified(found: proofs.Verified) -> Answer:
             "Without --checkpoint, one that you kept, nothing is said about changes of the log before it."
         )
     return Answer(data, parts)
+
+
+def _bucket(entry: SealedEntry) -> str:
+    """Of earnings, whether the money is there, and from when on it may be paid out."""
+    if entry.available_on is None:
+        return ""
+    return f"{'collected' if entry.collected else 'not collected'}, payable from {entry.available_on}"
 
 
 def _described(found: Checkpoint) -> dict[str, Any]:

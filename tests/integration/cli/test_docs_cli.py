@@ -31,6 +31,7 @@ VARIES = {
     r"[\w+/]{43}=|[\w+/]{90}==|[\w+/]{91}=": "BASE64",
     r"request \w+": "REQUEST",
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC": "TIME",
+    r"payable from \d{4}-\d\d-\d\d": "payable from DAY",
 }
 
 

@@ -6,6 +6,7 @@ anything is computed from them, and a checkpoint is only stored on top of the on
 """
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,6 +77,7 @@ class Sealer:
         # known to hold all of it.
         self._anchor: Checkpoint | None = None
         self._anchored = False
+        self._missed_anchor = False
         # The tree as of the last step, so that it need not be read again.
         self._tree: tuple[str, Frontier] | None = None
 
@@ -112,10 +114,11 @@ class Sealer:
     async def _is_continued(self, newest: seal.Log) -> bool:
         """Whether the database holds everything that is known to have been signed."""
         if self._anchor is None:
-            self._anchor = _read_anchor(self._anchor_file)
+            self._anchor = await asyncio.to_thread(_read_anchor, self._anchor_file)
             self._anchored = False
         anchor = self._anchor
         if anchor is None:
+            self._note_missing_anchor(newest)
             return True
         if anchor.log_id != newest.log_id:
             # Another replica may have begun a new log, which continues that of the anchor. What the database
@@ -134,6 +137,18 @@ class Sealer:
                 return False
             self._anchored = True
         return True
+
+    def _note_missing_anchor(self, newest: seal.Log) -> None:
+        """Say, once, that what was signed before is believed to the database alone."""
+        if self._anchor_file is not None and newest.sealed_size and not self._missed_anchor:
+            self._missed_anchor = True
+            _log.warning(
+                "seal.anchor_missing",
+                file=str(self._anchor_file),
+                log_id=newest.log_id,
+                sealed_size=newest.sealed_size,
+                advice="if the database was restored, nothing tells: put a copy of the file back",
+            )
 
     async def _begin_log(self, newest: seal.Log) -> None:
         anchor = self._anchor
@@ -180,7 +195,12 @@ class Sealer:
         note = checkpoint.signed(self._keys)
         # Before anybody can get it: what was ever shown, the anchor knows.
         if self._anchor_file is not None:
-            await asyncio.to_thread(_write_anchor, self._anchor_file, note)
+            ahead = await asyncio.to_thread(_write_anchor, self._anchor_file, note, checkpoint)
+            if ahead is not None:
+                # Another replica that shares the file signed more than this one knows. Either it was faster,
+                # or the database is an older one by now: the next step looks.
+                self._anchor, self._anchored, self._tree = ahead, False, None
+                return newest
         stored = seal.StoredCheckpoint(size, checkpoint.root, checkpoint.origin, note)
 
         async def store() -> bool:
@@ -231,20 +251,29 @@ def _read_anchor(path: Path | None) -> Checkpoint | None:
         return checkpoints.unverified(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except NoteError as error:
+    except (NoteError, UnicodeDecodeError) as error:
         raise RuntimeError(f"{path} holds no checkpoint: {error}") from error
 
 
-def _write_anchor(path: Path, note: str) -> None:
-    """Put a checkpoint in the place of the one before: whole, or not at all, and there after a power cut."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(note)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+def _write_anchor(path: Path, note: str, checkpoint: Checkpoint) -> Checkpoint | None:
+    """Put a checkpoint in the place of the one before: whole, or not at all, and there after a power cut.
+
+    A larger one of the same log stays, and is answered: replicas may share the file, and it never goes back.
+    """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
+        # One replica at a time looks and writes. The lock goes with the process; no row is locked meanwhile.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        before = _read_anchor(path)
+        if before is not None and before.log_id == checkpoint.log_id and before.size > checkpoint.size:
+            return before
+        new = path.with_name(f"{path.name}.new")
+        with new.open("w", encoding="utf-8") as file:
+            file.write(note)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
         os.fsync(folder)
     finally:
         os.close(folder)
+    return None

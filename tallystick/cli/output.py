@@ -92,6 +92,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def printable(line: str) -> str:
+    """A text on one line, with escapes for what would steer a terminal instead of being seen on it.
+
+    Some of what is shown comes from files and from other people.
+    """
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+
+
 def decimal(number: Decimal) -> str:
     """A number in full: 0.00000012, not 1.2E-7."""
     return f"{number:f}"
@@ -132,7 +140,7 @@ def local(time: datetime, time_zone: str) -> datetime:
 
 def _rendered(part: Part) -> RichTable | Text:
     if isinstance(part, str):
-        return Text(part)
+        return Text("\n".join(printable(line) for line in part.split("\n")))
     if isinstance(part, Facts):
         facts = RichTable(
             title=Text(part.title), title_justify="left", box=None, show_header=False, pad_edge=False
@@ -140,7 +148,7 @@ def _rendered(part: Part) -> RichTable | Text:
         facts.add_column()
         facts.add_column()
         for name, value in part.rows:
-            facts.add_row(Text(name), Text(value))
+            facts.add_row(Text(name), Text(printable(value)))
         return facts
     table = RichTable(
         title=Text(part.title),
@@ -157,7 +165,7 @@ def _rendered(part: Part) -> RichTable | Text:
             Text(column.removeprefix(">")), Text(total), justify="right" if right else "left", no_wrap=True
         )
     for row in part.rows:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
     if not part.rows:
         return Text(f"{part.title}: {part.empty}")
     return table

@@ -18,6 +18,7 @@ from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from tallystick.ledger.v1.proof_service_pb2_grpc import LedgerProofServiceStub
 from tallystick.money import Money
 from tallystick.seal import checkpoints, proofs, wire
+from tallystick.seal.canonical import SealedEntry
 from tallystick.seal.checkpoints import Checkpoint
 from tallystick.seal.notes import NoteError, VerifierKey
 
@@ -49,7 +50,7 @@ def proof(
     sealed = checkpoints.unverified(found.checkpoint)
     opened = sum(one.HasField("entry") for one in found.entries)
     data = {
-        "transaction_id": transaction_id,
+        "transaction_id": found.transaction_id,
         "log_id": found.log_id,
         "position": found.position,
         "entries": found.entry_count,
@@ -58,7 +59,7 @@ def proof(
         "file": str(out),
     }
     rows = [
-        ("transaction", transaction_id),
+        ("transaction", found.transaction_id),
         ("log", found.log_id),
         ("position", f"{count(found.position)} of {count(sealed.size)}"),
         ("entries", f"{found.entry_count}, of which {opened} are open"),
@@ -82,15 +83,21 @@ def checkpoint(
         Path | None, typer.Option("--out", "-o", help="Write it to this file, and do not show it.")
     ] = None,
     log: Annotated[str, typer.Option(help="An earlier log, from before a restore.")] = "",
+    first: Annotated[
+        bool,
+        typer.Option("--first", help="The first one instead: it names the log that this one continues."),
+    ] = False,
 ) -> Answer:
     """Fetch the newest checkpoint of the ledger's log. Keep it: it shows later if history was changed."""
     stub = LedgerProofServiceStub(session.channel("ledger"))
-    note = session.call(stub.GetCheckpoint, pb.GetCheckpointRequest(log_id=log)).checkpoint
+    request = pb.GetCheckpointRequest(log_id=log, min_size=1 if first else 0)
+    note = session.call(stub.GetCheckpoint, request).checkpoint
     found = _checkpoint(note, "the answer")
     if out is not None:
         _write(out, note)
     data = {**_described(found), "checkpoint": note, "file": "" if out is None else str(out)}
     rows = [("log", found.origin), ("size", count(found.size)), ("root", _described(found)["root"])]
+    rows += [("says", extension) for extension in found.extensions]
     if out is not None:
         return Answer(data, [Facts("Checkpoint", [*rows, ("file", str(out))])])
     return Answer(data, [note.rstrip("\n")])
@@ -111,13 +118,9 @@ def verify(
     """Check a proof, with no server and no network. Exits with 1 if it proves nothing."""
     keys = [_key(one) for one in key]
     try:
-        given = json.loads(_read(file))
-    except ValueError:
-        given = None
-    try:
-        if not isinstance(given, dict):
-            raise proofs.ProofError(proofs.Wrong.MALFORMED, f"{file} is no JSON object")
-        found = proofs.verify(given, keys, earlier=None if checkpoint is None else _read(checkpoint))
+        found = proofs.verify(
+            proofs.read(_read(file)), keys, earlier=None if checkpoint is None else _read(checkpoint)
+        )
     except proofs.ProofError as error:
         data = {"verified": False, "wrong": error.wrong, "message": str(error)}
         return Answer(data, [f"NOT VERIFIED: {error}"], exit_status=1)
@@ -161,19 +164,37 @@ def _verified(found: proofs.Verified) -> Answer:
             entry.kind.replace("_", " "),
             amount(Money(entry.currency_code, entry.amount_micros)),
             entry.currency_code,
+            _bucket(entry),
         )
         for entry in found.entries
     ]
     parts: list[Part] = [
         "VERIFIED: the log holds this transaction, as it stands here.",
         Facts("Transaction", facts),
-        Table("Entries that are open", (">entry", "owner", "account", ">amount", "currency"), rows),
+        Table(
+            "Entries that are open", (">entry", "owner", "account", ">amount", "currency", "earnings"), rows
+        ),
     ]
     if hidden:
-        parts.append(f"{hidden} more of its entries are another's: they are in the log too, and stay closed.")
+        # Whose they are, a verifier cannot know: whoever made the file may have closed one of its reader's.
+        parts.append(
+            f"{hidden} more of its entries {'is' if hidden == 1 else 'are'} closed: in the log too, but this"
+            " proof shows neither whose nor what."
+        )
     if found.since is not None:
         parts.append(f"The first {count(found.since.size)} transactions of the log are what they were then.")
+    else:
+        parts.append(
+            "Without --checkpoint, one that you kept, nothing is said about changes of the log before it."
+        )
     return Answer(data, parts)
+
+
+def _bucket(entry: SealedEntry) -> str:
+    """Of earnings, whether the money is there, and from when on it may be paid out."""
+    if entry.available_on is None:
+        return ""
+    return f"{'collected' if entry.collected else 'not collected'}, payable from {entry.available_on}"
 
 
 def _described(found: Checkpoint) -> dict[str, Any]:
@@ -188,7 +209,9 @@ def _described(found: Checkpoint) -> dict[str, Any]:
 def _key(text: str) -> VerifierKey:
     """A verifier key, or the one that a file holds. Raises Misuse."""
     try:
-        return VerifierKey.parse(text if "+" in text else _read(Path(text)))
+        # The name of a file may have a plus too.
+        is_file = "+" not in text or Path(text).is_file()
+        return VerifierKey.parse(_read(Path(text)) if is_file else text)
     except NoteError as error:
         raise Misuse(f"--key: {error}; do: give the key that the ledger's operator publishes") from None
 

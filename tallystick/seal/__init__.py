@@ -6,6 +6,6 @@ Nothing in here talks to a server. docs/seal.md says what a proof shows, and how
 
 from tallystick.seal.checkpoints import Checkpoint
 from tallystick.seal.notes import NoteError, VerifierKey
-from tallystick.seal.proofs import ProofError, Verified, verify
+from tallystick.seal.proofs import ProofError, Verified, read, verify
 
-__all__ = ["Checkpoint", "NoteError", "ProofError", "Verified", "VerifierKey", "verify"]
+__all__ = ["Checkpoint", "NoteError", "ProofError", "Verified", "VerifierKey", "read", "verify"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from tallystick.seal.merkle import HASH_SIZE
 from tallystick.seal.notes import NoteError, SignerKey, VerifierKey, open_note, sign_note, text_of
+
+_SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,11 @@ def parse(text: str) -> Checkpoint:
         raise NoteError("this is no checkpoint: it has no origin, size and root")
     origin, size, root, *extensions = lines
     # Only one way to write each: two texts never stand for one checkpoint.
-    if not (size.isascii() and size.isdecimal()) or str(int(size)) != size:
+    if not _SIZE.fullmatch(size):
         raise NoteError("this is no checkpoint: its size is no number")
     try:
         hash = base64.b64decode(root, validate=True)
-    except binascii.Error:
+    except ValueError:
         hash = b""
     if len(hash) != HASH_SIZE or base64.b64encode(hash).decode() != root:
         raise NoteError("this is no checkpoint: its root is no hash")

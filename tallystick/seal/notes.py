@@ -7,7 +7,6 @@ bytes that name the key followed by the signature, in base64.
 from __future__ import annotations
 
 import base64
-import binascii
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,7 +168,7 @@ def _signature(line: str) -> tuple[str, bytes, bytes]:
         raise NoteError("the note has a malformed signature")
     try:
         content = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise NoteError("the note has a malformed signature") from None
     if len(content) < 5:
         raise NoteError("the note has a malformed signature")
@@ -185,7 +184,7 @@ def _check_name(name: str) -> str:
 def _key_bytes(encoded: str) -> bytes:
     try:
         content = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise NoteError("the key is damaged: it is not base64") from None
     if len(content) != 1 + _KEY_SIZE or content[:1] != _ALGORITHM:
         raise NoteError("the key is none of Ed25519")

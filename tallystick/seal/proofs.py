@@ -6,15 +6,12 @@ Everything that a proof says is computed anew from what is open in it. Nothing i
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from tallystick.seal import checkpoints, merkle
+from tallystick.seal import checkpoints, fields, merkle
 from tallystick.seal.canonical import (
     SALT_SIZE,
     SealedEntry,
@@ -27,6 +24,21 @@ from tallystick.seal.checkpoints import Checkpoint
 from tallystick.seal.notes import ForgedNote, NoteError, UntrustedNote, VerifierKey
 
 FORMAT: Final = "tallystick/transaction-proof/v1"
+
+# All that may stand in a proof. A field that the ledger learns later is for another form.
+_IDS: Final = ("transaction_id", "partition_id", "charge_id", "payout_id", "external_id", "correction_id")
+_PROOF: Final = frozenset(
+    {"format", "log_id", "position", *_IDS, "type", "occur_time", "create_time", "entry_count", "entries"}
+    | {"actor", "reason", "evidence", "inclusion_path", "checkpoint", "consistency"}
+)
+_PROVEN_ENTRY: Final = frozenset({"entry_number", "commitment", "salt", "entry"})
+_ENTRY: Final = frozenset({"entry_number", "account", "amount", "bucket", "account_version"})
+_ACCOUNT: Final = frozenset({"owner_id", "kind", "currency_code"})
+_AMOUNT: Final = frozenset({"currency_code", "amount_micros"})
+_BUCKET: Final = frozenset({"collected", "earned_on", "available_on"})
+_CONSISTENCY: Final = frozenset({"log_id", "from_size", "to_size", "path"})
+# Of the entries that are missing, so many are named.
+_NAMED: Final = 10
 
 
 class Wrong(StrEnum):
@@ -49,7 +61,8 @@ class ProofError(Exception):
     """A proof does not prove what it says; `wrong` and the message tell why."""
 
     def __init__(self, wrong: Wrong, message: str) -> None:
-        super().__init__(message)
+        # Parts of it may come from whoever made the proof: they shall not write on a terminal as they like.
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in message))
         self.wrong = wrong
 
 
@@ -70,6 +83,17 @@ class Verified:
     since: Checkpoint | None
 
 
+def read(text: str) -> dict[str, Any]:
+    """The proof that a file holds. Raises ProofError for what is no JSON object, or says a thing twice."""
+    try:
+        found = fields.load(text)
+    except ValueError as error:
+        raise ProofError(Wrong.MALFORMED, f"the proof is malformed: {error}") from None
+    if not isinstance(found, dict):
+        raise ProofError(Wrong.MALFORMED, "the proof is malformed: it is no JSON object")
+    return found
+
+
 def verify(proof: Mapping[str, Any], keys: Sequence[VerifierKey], *, earlier: str | None = None) -> Verified:
     """Check a proof against the keys that are trusted and, if there is one, a checkpoint that was kept.
 
@@ -84,7 +108,8 @@ def verify(proof: Mapping[str, Any], keys: Sequence[VerifierKey], *, earlier: st
 
 
 def _verify(proof: Mapping[str, Any], keys: Sequence[VerifierKey], earlier: str | None) -> Verified:
-    checkpoint = _opened(_text(proof, "checkpoint"), keys, "the proof's checkpoint")
+    fields.only(proof, _PROOF, "it")
+    checkpoint = _opened(fields.text(proof, "checkpoint"), keys, "the proof's checkpoint")
     header = _header(proof)
     if checkpoint.log_id != header.log_id:
         raise ProofError(
@@ -100,7 +125,7 @@ def _verify(proof: Mapping[str, Any], keys: Sequence[VerifierKey], earlier: str 
     leaf_hash = merkle.hash_leaf(
         leaf(header, commitments, actor_commitment, reason_commitment, evidence_commitment)
     )
-    _check_inclusion(header, leaf_hash, _hashes(proof, "inclusion_path"), checkpoint)
+    _check_inclusion(header, leaf_hash, fields.hashes(proof, "inclusion_path"), checkpoint)
     since = None if earlier is None else _check_history(proof, keys, earlier, checkpoint)
     return Verified(
         header=header,
@@ -127,22 +152,29 @@ def _opened(note: str, keys: Sequence[VerifierKey], what: str) -> Checkpoint:
 
 def _entries(proof: Mapping[str, Any], count: int) -> tuple[list[SealedEntry], list[bytes]]:
     given = proof.get("entries", [])
-    numbers = [int(one.get("entry_number", 0)) for one in given]
-    missing = sorted(set(range(1, count + 1)) - set(numbers))
-    if missing or numbers != list(range(1, count + 1)):
+    if not isinstance(given, list):
+        raise TypeError("entries is no list")
+    numbers = [fields.integer(one, "entry_number") for one in given]
+    if len(given) != count or numbers != list(range(1, count + 1)):
+        # No more than are named: the count may be anything.
+        expected = range(1, min(count, len(given) + _NAMED) + 1)
+        missing = [str(number) for number in expected if number not in numbers][:_NAMED]
         raise ProofError(
             Wrong.MISSING_ENTRY,
             f"the transaction has {count} entries, the proof {len(given)}"
-            + (f": number {', '.join(map(str, missing))} is missing" if missing else ""),
+            + (f": number {', '.join(missing)} is missing" if missing else ""),
         )
     opened, commitments = [], []
     for number, one in enumerate(given, 1):
-        commitment = _hash(one, "commitment")
+        fields.only(one, _PROVEN_ENTRY, f"entry {number}")
+        commitment = fields.hash_(one, "commitment")
         commitments.append(commitment)
         if "entry" not in one:
+            if one.get("salt"):
+                raise ValueError(f"entry {number} is closed, and has a salt")
             continue
         entry = _entry(number, one["entry"])
-        if entry_commitment(_bytes(one, "salt"), entry) != commitment:
+        if entry_commitment(_salt(one), entry) != commitment:
             raise ProofError(
                 Wrong.ALTERED_ENTRY, f"entry {number} was altered: it is not the one that was sealed"
             )
@@ -152,20 +184,26 @@ def _entries(proof: Mapping[str, Any], count: int) -> tuple[list[SealedEntry], l
 
 def _entry(number: int, given: Mapping[str, Any]) -> SealedEntry:
     account, amount, bucket = given["account"], given["amount"], given.get("bucket")
-    if given.get("entry_number") != number:
+    fields.only(given, _ENTRY, f"entry {number}")
+    fields.only(account, _ACCOUNT, f"the account of entry {number}")
+    fields.only(amount, _AMOUNT, f"the amount of entry {number}")
+    if bucket is not None:
+        fields.only(bucket, _BUCKET, f"the bucket of entry {number}")
+    if fields.integer(given, "entry_number") != number:
         raise ProofError(Wrong.ALTERED_ENTRY, f"entry {number} was altered: it says another number")
-    if account["currency_code"] != amount["currency_code"]:
+    currency_code = fields.text(account, "currency_code")
+    if currency_code != fields.text(amount, "currency_code"):
         raise ProofError(Wrong.ALTERED_ENTRY, f"entry {number} was altered: it has two currencies")
     return SealedEntry(
         number=number,
-        owner_id=account["owner_id"],
-        kind=_enum(account["kind"], "ACCOUNT_KIND_"),
-        currency_code=amount["currency_code"],
-        amount_micros=int(amount["amount_micros"]),
-        collected=None if bucket is None else bool(bucket.get("collected", False)),
-        earned_on=None if bucket is None else date.fromisoformat(bucket["earned_on"]),
-        available_on=None if bucket is None else date.fromisoformat(bucket["available_on"]),
-        account_version=int(given.get("account_version", 0)),
+        owner_id=fields.text(account, "owner_id"),
+        kind=_enum(fields.text(account, "kind"), "ACCOUNT_KIND_"),
+        currency_code=currency_code,
+        amount_micros=fields.integer(amount, "amount_micros"),
+        collected=None if bucket is None else fields.truth(bucket, "collected"),
+        earned_on=None if bucket is None else fields.day(bucket, "earned_on"),
+        available_on=None if bucket is None else fields.day(bucket, "available_on"),
+        account_version=fields.integer(given, "account_version"),
     )
 
 
@@ -174,11 +212,15 @@ def _detail(proof: Mapping[str, Any], name: str, field: str) -> tuple[bytes | No
     given = proof.get(name)
     if given is None:
         return None, None
-    commitment = _hash(given, "commitment")
+    fields.only(given, frozenset({"commitment", "salt", field}), f"the {name}")
+    commitment = fields.hash_(given, "commitment")
     if not given.get("salt"):
+        if given.get(field):
+            # Whoever reads the file would take it for proven.
+            raise ProofError(Wrong.ALTERED_DETAIL, f"the {name} stands there without the salt that proves it")
         return None, commitment
-    content = _text(given, field).encode() if field == "text" else _bytes(given, field)
-    if detail_commitment(_bytes(given, "salt"), name, content) != commitment:
+    content = fields.text(given, field).encode() if field == "text" else fields.content(given, field)
+    if detail_commitment(_salt(given), name, content) != commitment:
         raise ProofError(Wrong.ALTERED_DETAIL, f"the {name} was altered: it is not the one that was sealed")
     return content, commitment
 
@@ -219,13 +261,15 @@ def _check_history(
     if kept.size == checkpoint.size:
         path: list[bytes] = []
     else:
-        given = proof.get("consistency")
-        if given is None or int(given.get("from_size", 0)) != kept.size:
+        given = proof.get("consistency") or {}
+        fields.only(given, _CONSISTENCY, "the consistency proof")
+        sizes = (fields.integer(given, "from_size"), fields.integer(given, "to_size"))
+        if (fields.text(given, "log_id"), *sizes) != (checkpoint.log_id, kept.size, checkpoint.size):
             raise ProofError(
                 Wrong.NO_CONSISTENCY,
                 f"the proof does not show that its log continues that of {kept.size}: fetch it with --since",
             )
-        path = _hashes(given, "path")
+        path = fields.hashes(given, "path")
     try:
         merkle.check_consistency(kept.size, checkpoint.size, kept.root, checkpoint.root, path)
     except merkle.MerkleError as error:
@@ -235,61 +279,31 @@ def _check_history(
 
 def _header(proof: Mapping[str, Any]) -> SealedHeader:
     return SealedHeader(
-        log_id=_text(proof, "log_id"),
-        position=int(proof["position"]),
-        transaction_id=_text(proof, "transaction_id"),
-        partition_id=_text(proof, "partition_id"),
-        type=_enum(_text(proof, "type"), "TRANSACTION_TYPE_"),
-        charge_id=_text(proof, "charge_id"),
-        payout_id=_text(proof, "payout_id"),
-        external_id=_text(proof, "external_id"),
-        correction_id=_text(proof, "correction_id"),
-        occur_time=_time(proof["occur_time"]),
-        create_time=_time(proof["create_time"]),
-        entry_count=int(proof.get("entry_count", 0)),
+        log_id=fields.text(proof, "log_id"),
+        position=fields.integer(proof, "position"),
+        transaction_id=fields.text(proof, "transaction_id"),
+        partition_id=fields.text(proof, "partition_id"),
+        type=_enum(fields.text(proof, "type"), "TRANSACTION_TYPE_"),
+        charge_id=fields.text(proof, "charge_id"),
+        payout_id=fields.text(proof, "payout_id"),
+        external_id=fields.text(proof, "external_id"),
+        correction_id=fields.text(proof, "correction_id"),
+        occur_time=fields.moment(proof, "occur_time"),
+        create_time=fields.moment(proof, "create_time"),
+        entry_count=fields.integer(proof, "entry_count"),
     )
 
 
 def _enum(name: str, prefix: str) -> str:
     """A value of the contract as the ledger writes it: ACCOUNT_KIND_PLATFORM_FEES is platform_fees."""
-    if not name.startswith(prefix) or name != name.upper():
+    # Some letters beyond ASCII are upper case, and become ASCII when they are lowered.
+    if not name.startswith(prefix) or name != name.upper() or not name.isascii():
         raise ValueError(f"{name} is no {prefix}…")
     return name.removeprefix(prefix).lower()
 
 
-def _text(given: Mapping[str, Any], name: str) -> str:
-    value = given.get(name, "")
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is no text")
-    return value
-
-
-def _time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    if time.tzinfo is None:
-        raise ValueError(f"{text} is in no time zone")
-    return time.astimezone(UTC)
-
-
-def _bytes(given: Mapping[str, Any], name: str) -> bytes:
-    try:
-        content = base64.b64decode(_text(given, name), validate=True)
-    except binascii.Error:
-        raise ValueError(f"{name} is not base64") from None
-    if name == "salt" and len(content) != SALT_SIZE:
+def _salt(given: Mapping[str, Any]) -> bytes:
+    salt = fields.content(given, "salt")
+    if len(salt) != SALT_SIZE:
         raise ValueError("a salt has another length")
-    return content
-
-
-def _hash(given: Mapping[str, Any], name: str) -> bytes:
-    return _checked(_bytes(given, name), name)
-
-
-def _hashes(given: Mapping[str, Any], name: str) -> list[bytes]:
-    return [_checked(base64.b64decode(one, validate=True), name) for one in given.get(name, [])]
-
-
-def _checked(content: bytes, name: str) -> bytes:
-    if len(content) != merkle.HASH_SIZE:
-        raise ValueError(f"{name} is no hash")
-    return content
+    return salt

@@ -21,6 +21,8 @@ from tests.support.waiting import eventually
 
 # Ids with everything that ids may have.
 CUSTOMERS: Final = ("cus_a", "cus_A-b_c.d", "cus_a-ub", "cus_9--_-", "cus_a_b")
+# Has promotional credits.
+GIFTED: Final = "cus_gift"
 ORGANIZATIONS: Final = ("org_x", "org_lark-Labs_2.eu", "org_u")
 
 
@@ -186,15 +188,15 @@ async def _give_up(server: LedgerServer, funding: Funding) -> None:
 
 async def _give_away(server: LedgerServer) -> None:
     """Credits that an organization gave away and pays for, and credits that expire."""
-    await server.create_customer("cus_gift")
+    await server.create_customer(GIFTED)
     lots = Lots(server)
-    await lots.give(500, "gift", funder="org_u", customer="cus_gift")
-    await lots.charge(120, "gift", "cus_gift")
-    await lots.charge(30, "own", "cus_gift", "org_u")
-    await lots.settle("cus_gift")
-    await lots.give(70, "soon", expires=timedelta(hours=1), customer="cus_gift")
-    await lots.end_time(customer="cus_gift")
-    await lots.expire("cus_gift")
+    await lots.give(500, "gift", funder="org_u", customer=GIFTED)
+    await lots.charge(120, "gift", GIFTED)
+    await lots.charge(30, "own", GIFTED, "org_u")
+    await lots.settle(GIFTED)
+    await lots.give(70, "soon", expires=timedelta(hours=1), customer=GIFTED)
+    await lots.end_time(customer=GIFTED)
+    await lots.expire(GIFTED)
 
 
 async def _in_euros(server: LedgerServer) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+import psycopg
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 # How many differences of one check are kept: a ledger that is damaged may have millions.
@@ -46,10 +48,28 @@ class Finding:
 async def run_check(connection: AsyncConnection, check: Check) -> Finding:
     """Run one check on the snapshot of the connection's transaction, which sees all tenants."""
     started = time.perf_counter()
-    count, differences = await (
-        _of_code(connection, check.code) if check.code is not None else _of_query(connection, check.query)
-    )
+    count, differences = await _found(connection, check)
     return Finding(check, count, differences, timedelta(seconds=time.perf_counter() - started))
+
+
+async def _found(connection: AsyncConnection, check: Check) -> tuple[int, list[dict[str, Any]]]:
+    try:
+        # The snapshot outlives what is rolled back to here.
+        async with connection.begin_nested():
+            if check.code is not None:
+                return await _of_code(connection, check.code)
+            return await _of_query(connection, check.query)
+    except DBAPIError as error:
+        if not _is_of_data(error.orig):
+            raise
+        # What is stored cannot even be computed with. As an error it would hide what all others find.
+        return 1, [{"check_failed": str(error.orig).partition("\n")[0]}]
+
+
+def _is_of_data(error: BaseException | None) -> bool:
+    """Whether the data are to blame: numbers out of range, texts that are none, damaged pages."""
+    sqlstate = (error.sqlstate if isinstance(error, psycopg.Error) else None) or ""
+    return sqlstate.startswith(("21", "22")) or sqlstate in ("XX001", "XX002")
 
 
 async def _of_query(connection: AsyncConnection, query: str) -> tuple[int, list[dict[str, Any]]]:

@@ -4,6 +4,7 @@ Whether the signatures are right, the database cannot tell: who has the ledger's
 (docs/seal.md).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
@@ -56,66 +57,131 @@ _LEAVES: Final = """
         )))
 """
 
+_CHECKPOINTS: Final = (
+    "SELECT size, root, origin, note FROM ledger.seal_checkpoint WHERE log_id = :log_id ORDER BY size"
+)
+_BLOCKS: Final = "SELECT leaf_hashes FROM ledger.seal_block WHERE log_id = :log_id ORDER BY first_position"
+# In the order in which a tree that grows makes them.
+_NODES: Final = """
+    SELECT level, node_index, hash FROM ledger.seal_node WHERE log_id = :log_id
+    ORDER BY (node_index + 1) << level, level
+"""
+# A block has 8 KiB.
+_FEW: Final = {"max_row_buffer": 100}
+
 
 async def _tree_differences(connection: AsyncConnection) -> AsyncIterator[Mapping[str, Any]]:
     """Checkpoints and nodes that are not those of the leaves: a tree is not a query."""
     logs = await connection.execute(text("SELECT log_id FROM ledger.journal_log ORDER BY create_time"))
     for (log_id,) in logs.all():
-        for difference in await _differences_of(connection, log_id):
+        async for difference in _differences_of(connection, log_id):
             yield difference
 
 
-async def _differences_of(connection: AsyncConnection, log_id: str) -> list[dict[str, Any]]:
-    of_log = {"log_id": log_id}
-    found = await connection.execute(
-        text(
-            "SELECT size, root, origin, note FROM ledger.seal_checkpoint WHERE log_id = :log_id ORDER BY size"
-        ),
-        of_log,
-    )
-    signed = list(found.all())
-    differences = [
-        {"log_id": log_id, "size": size, "note": "does not say what is stored of it"}
-        for size, root, origin, note in signed
-        if not _says(note, origin, size, bytes(root))
-    ]
-    tree, made = Frontier(), dict[Node, bytes]()
-    blocks = await connection.stream(
-        text("SELECT leaf_hashes FROM ledger.seal_block WHERE log_id = :log_id ORDER BY first_position"),
-        of_log,
-    )
-    expected = iter(signed)
-    checkpoint = next(expected, None)
-    async for (block,) in blocks:
-        for start in range(0, len(block), HASH_SIZE):
-            made |= tree.append([bytes(block[start : start + HASH_SIZE])])
-            while checkpoint is not None and checkpoint.size == tree.size:
-                if tree.root() != bytes(checkpoint.root):
-                    differences.append(
-                        {"log_id": log_id, "size": tree.size, "root": "is not that of the leaves"}
-                    )
-                checkpoint = next(expected, None)
-    if checkpoint is not None:
-        differences.append({"log_id": log_id, "size": checkpoint.size, "leaves": tree.size})
-    sealed = signed[-1].size if signed else 0
-    return differences + await _node_differences(connection, log_id, sealed, made)
+async def _differences_of(connection: AsyncConnection, log_id: str) -> AsyncIterator[Mapping[str, Any]]:
+    """Grow the tree from checkpoint to checkpoint.
+
+    Leaves, checkpoints and nodes are streamed beside each other, and none of them is held: there are a few
+    checkpoints for every second that the ledger ever ran.
+    """
+    tree = Frontier()
+    leaves = _Leaves(await _stream(connection, _BLOCKS, log_id))
+    nodes = _Nodes(log_id, await _stream(connection, _NODES, log_id))
+    lacking = False
+    async for size, root, origin, note in await _stream(connection, _CHECKPOINTS, log_id):
+        if not _says(note, origin, size, bytes(root)):
+            yield {"log_id": log_id, "size": size, "note": "does not say what is stored of it"}
+        while not lacking and tree.size < size:
+            some = await leaves.take(size - tree.size)
+            lacking = not some
+            for difference in await nodes.compare(tree.append(some)):
+                yield difference
+            # Calls get their turn: rows come many at once, and the rest of this is computing.
+            await asyncio.sleep(0)
+        if tree.size == size:
+            if tree.root() != bytes(root):
+                yield {"log_id": log_id, "size": size, "root": "is not that of the leaves"}
+        else:
+            yield {"log_id": log_id, "size": size, "leaves": tree.size}
+        await asyncio.sleep(0)
+    async for difference in nodes.rest():
+        yield difference
 
 
-async def _node_differences(
-    connection: AsyncConnection, log_id: str, sealed: int, made: dict[Node, bytes]
-) -> list[dict[str, Any]]:
-    found = await connection.execute(
-        text("SELECT level, node_index, hash FROM ledger.seal_node WHERE log_id = :log_id"),
-        {"log_id": log_id},
-    )
-    stored = {(level, index): bytes(hash) for level, index, hash in found.all()}
-    # Nodes are stored with the checkpoint that completes them.
-    wanted = {(level, index): hash for (level, index), hash in made.items() if (index + 1) << level <= sealed}
-    return [
-        {"log_id": log_id, "level": level, "node_index": index, "node": "is not that of the leaves"}
-        for level, index in sorted(wanted.keys() | stored.keys())
-        if wanted.get((level, index)) != stored.get((level, index))
-    ]
+async def _stream(connection: AsyncConnection, query: str, log_id: str) -> AsyncIterator[Any]:
+    found = await connection.stream(text(query), {"log_id": log_id}, execution_options=_FEW)
+    return aiter(found)
+
+
+class _Leaves:
+    """Leaf hashes, in whatever blocks they are stored."""
+
+    def __init__(self, blocks: AsyncIterator[Any]) -> None:
+        self._blocks = blocks
+        self._read = b""
+
+    async def take(self, count: int) -> list[bytes]:
+        """The next, at least one and at most so many; none at the end."""
+        if not self._read:
+            row = await anext(self._blocks, None)
+            self._read = b"" if row is None else bytes(row[0])
+        taken, self._read = self._read[: count * HASH_SIZE], self._read[count * HASH_SIZE :]
+        return [taken[start : start + HASH_SIZE] for start in range(0, len(taken), HASH_SIZE)]
+
+
+class _Nodes:
+    """The stored nodes of a log, compared with those that its tree makes as it grows, in the same order."""
+
+    def __init__(self, log_id: str, stored: AsyncIterator[Any]) -> None:
+        self._log_id = log_id
+        self._stored = stored
+        self._next: tuple[Node, bytes] | None = None
+        self._begun = False
+
+    async def compare(self, made: Mapping[Node, bytes]) -> list[Mapping[str, Any]]:
+        """Those of these that are not stored as they were made, and those that are stored before them."""
+        differences: list[Mapping[str, Any]] = []
+        for node, hash in made.items():
+            if not self._begun:
+                self._begun = True
+                await self._advance()
+            while self._next is not None and _completed(self._next[0]) < _completed(node):
+                differences.append(self._difference(self._next[0]))
+                await self._advance()
+            if self._next == (node, hash):
+                await self._advance()
+                continue
+            differences.append(self._difference(node))
+            if self._next is not None and self._next[0] == node:
+                await self._advance()
+        return differences
+
+    async def rest(self) -> AsyncIterator[Mapping[str, Any]]:
+        """Those that no tree of this size has."""
+        if not self._begun:
+            await self._advance()
+        while self._next is not None:
+            yield self._difference(self._next[0])
+            await self._advance()
+
+    async def _advance(self) -> None:
+        row = await anext(self._stored, None)
+        self._next = None if row is None else ((row[0], row[1]), bytes(row[2]))
+
+    def _difference(self, node: Node) -> Mapping[str, Any]:
+        level, index = node
+        return {
+            "log_id": self._log_id,
+            "level": level,
+            "node_index": index,
+            "node": "is not that of the leaves",
+        }
+
+
+def _completed(node: Node) -> tuple[int, int]:
+    """Where a node comes in the order in which they are made: by its last leaf, then from below."""
+    level, index = node
+    return index + 1 << level, level
 
 
 def _says(note: str, origin: str, size: int, root: bytes) -> bool:

@@ -26,10 +26,12 @@ VARIES = {
     # The log grows while other tests post.
     r"\b2 of \d+": "2 of SIZE",
     r"(?m)^\d+$": "SIZE",
+    r"\b\d+ transactions are in": "SIZE transactions are in",
     # Hashes and signatures.
     r"[\w+/]{43}=|[\w+/]{90}==|[\w+/]{91}=": "BASE64",
     r"request \w+": "REQUEST",
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC": "TIME",
+    r"payable from \d{4}-\d\d-\d\d": "payable from DAY",
 }
 
 

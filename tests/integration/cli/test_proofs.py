@@ -47,6 +47,10 @@ def test_each_party_proves_its_own_part(run: Run, world: World, tmp_path: Path) 
         assert {one["owner_id"] for one in found["entries"]} == {owner}
         assert [f"{one['amount_micros'] / 1e6:.6f}" for one in found["entries"]] == amounts
         assert found["transaction"]["charge_id"] == world.charge_id
+        # Whose the closed ones are, only the ledger knows.
+        said = run(somebody, "verify", str(file), "--key", VKEY).out
+        assert f"{4 - len(amounts)} more of its entries {'is' if len(amounts) == 3 else 'are'} closed" in said
+        assert "another's" not in said
     assert run("host", "proof", world.charge_id, "-o", str(file)).status == 1
 
 
@@ -98,6 +102,37 @@ def test_what_was_altered_is_said_with_exit_status_1(
     assert json.loads(as_json.out) | {"message": ""} == {"verified": False, "wrong": wrong, "message": ""}
 
 
+def test_a_name_that_stands_twice_is_refused(run: Run, proof: Path) -> None:
+    """People read the first, programs the last."""
+    text = proof.read_text().replace('"amount_micros"', '"amount_micros": "-1", "amount_micros"', 1)
+    proof.write_text(text)
+
+    told = run("operator", "verify", str(proof), "--key", VKEY)
+
+    assert (told.status, told.out) == (
+        1,
+        "NOT VERIFIED: the proof is malformed: amount_micros stands there twice\n",
+    )
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"entry_count": ' + "9" * 5_000 + "}", "[]", "", "null"])
+def test_what_is_no_proof_is_refused_in_one_line(run: Run, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "proof.json"
+    file.write_text(text)
+
+    told = run("operator", "verify", str(file), "--key", VKEY)
+
+    assert told.status == 1
+    assert told.out.startswith("NOT VERIFIED: the proof is malformed")
+
+
+def test_the_file_of_a_key_may_have_a_plus_in_its_name(run: Run, proof: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ledger+0a1b2c3d.vkey"
+    file.write_text(f"{VKEY}\n")
+
+    assert run("operator", "verify", str(proof), "--key", str(file)).status == 0
+
+
 def test_an_altered_amount_is_named(run: Run, proof: Path) -> None:
     entries = json.loads(proof.read_text())["entries"]
     entries[0]["entry"]["amount"]["amount_micros"] = "-1"
@@ -138,6 +173,21 @@ def test_a_checkpoint_that_was_kept_vouches_for_history(
     cut = run("owner", "verify", str(proof), "--key", VKEY, "--checkpoint", str(newer))
     assert cut.status == 1
     assert "NOT VERIFIED: the log was longer" in cut.out
+
+
+def test_the_first_checkpoint_of_a_log_can_be_had(run: Run, world: World) -> None:
+    """After a restore it names the log that this one continues, and the newest does not."""
+    early = run("customer", "checkpoint", "--json").data
+    _post_more(world)
+    newest = run("customer", "checkpoint", "--json").data
+    assert newest["size"] > 2
+
+    first = run("customer", "checkpoint", "--first", "--json").data
+
+    assert first["size"] <= early["size"] <= newest["size"]
+    assert first["size"] <= 2
+    assert first["origin"] == newest["origin"]
+    assert run("customer", "checkpoint", "--first").out == first["checkpoint"]
 
 
 def _post_more(world: World) -> None:

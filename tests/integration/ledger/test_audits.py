@@ -337,6 +337,43 @@ async def test_a_difference_that_is_too_long_is_cut(
     assert sys.getsizeof(check.SerializeToString()) < 100_000
 
 
+async def test_data_that_cannot_be_computed_with_fail_their_check_and_no_other(
+    server: LedgerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage may break a check itself. It must not keep the others from what they find."""
+
+    async def damaged(connection: AsyncConnection) -> AsyncIterator[Mapping[str, Any]]:
+        async for row in await connection.stream(text("SELECT 'x'::bigint")):
+            yield {"row": row}
+
+    broken = Check("broken", "it adds up", "SELECT 9223372036854775807 + charge_count FROM"
+                   " (SELECT count(*) AS charge_count FROM ledger.charge) AS c")  # fmt: skip
+    found = Check("found", "there is no charge", "SELECT charge_id FROM ledger.charge")
+    monkeypatch.setattr(auditing, "CHECKS", (broken, Check("text", "none", code=damaged), found))
+
+    audit = (await run(server))[-1].audit
+
+    assert [check.difference_count for check in audit.checks] == [1, 1, 1]
+    first, second, _ = (await latest(server)).audit.checks
+    assert json.loads(first.differences[0]) == {"check_failed": "bigint out of range"}
+    assert "invalid input syntax" in second.differences[0]
+
+
+async def test_an_audit_that_a_mistake_of_ours_stops_is_no_finding(
+    server: LedgerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "CHECKS", (Check("wrong", "it is a check", "SELECT nothing"),))
+
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await run(server)
+
+    assert failed.value.code() == grpc.StatusCode.INTERNAL
+    assert not (await latest(server)).HasField("running")
+    # The way is free for the next.
+    monkeypatch.setattr(auditing, "CHECKS", (PLAIN,))
+    assert (await run(server))[-1].audit.sound
+
+
 @pytest.mark.parametrize("token", ["nonsense", "eyJrIjogWyJ4IiwgInkiXSwgImYiOiAieiJ9"])
 async def test_page_tokens_of_nobody_are_refused(server: LedgerServer, token: str) -> None:
     listed = server.operator.audits.ListAudits(pb.ListAuditsRequest(page_token=token))

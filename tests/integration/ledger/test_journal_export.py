@@ -27,7 +27,7 @@ from tallystick.ledger.v1 import account_pb2, transaction_pb2
 from tallystick.ledger.v1 import audit_service_pb2 as pb
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_credits import Credits, intent
-from tests.support.ledger_everything import CUSTOMERS, ORGANIZATIONS, play_everything, settled
+from tests.support.ledger_everything import CUSTOMERS, GIFTED, ORGANIZATIONS, play_everything, settled
 from tests.support.ledger_server import LedgerServer, running_ledger
 from tests.support.rpc_errors import refusal
 
@@ -58,7 +58,7 @@ async def export(server: LedgerServer, **request: Any) -> str:
 async def balances(server: LedgerServer) -> Balances:
     """Ours, by (owner, kind, currency), without those that are zero."""
     found: Balances = {}
-    for owner_id in ("platform", *CUSTOMERS, *ORGANIZATIONS):
+    for owner_id in ("platform", *CUSTOMERS, GIFTED, *ORGANIZATIONS):
         request = ledger.ListAccountsRequest(owner_id=owner_id, page_size=1000)
         for one in (await server.operator.ledger.ListAccounts(request)).accounts:
             kind = account_pb2.AccountKind.Name(one.account.kind).removeprefix("ACCOUNT_KIND_").lower()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from sandbox.postgres import PostgresServer
 from sandbox.servers import Stores
 from services.ledger.audit import audit
 from services.ledger.migrations import migrate
+from services.ledger.sealer import _write_anchor
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tallystick.ledger.v1 import proof_service_pb2 as pb
 from tallystick.seal import checkpoints
@@ -270,6 +273,99 @@ async def test_a_service_that_dies_between_its_anchor_and_the_database_is_no_res
     assert await audit(database_url) == 0
 
 
+async def test_a_replica_that_shares_its_anchor_signs_nothing_behind_what_another_signed(
+    database_url: str, anchor: Path, backup: Copy
+) -> None:
+    """It has seen little of a log whose end another replica signed, and then the database is an older one."""
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await populate(server)
+        await post_many(server, 10)
+        before = await sealed(server, 10)
+    copy = backup()
+    async with sealing_ledger(database_url) as server:
+        await post_many(server, 20, "lost")
+        await sealed(server, 30)
+        note = (await server.operator.proofs.GetCheckpoint(pb.GetCheckpointRequest())).checkpoint
+
+    async with sealing_ledger(copy, checkpoint_file=anchor) as server:
+        await asyncio.sleep(0.2)
+        write(anchor, note)
+        await post_many(server, 1, "other")
+        now = await another_log(server, before.log_id, 11)
+        assert (await checkpoint_of(server, log_id=before.log_id)).size == 10
+        assert (
+            (await checkpoint_of(server, min_size=1)).extensions[0].startswith(f"follows {before.origin} 30 ")
+        )
+    assert read(anchor) == now
+    assert await audit(copy) == 0
+
+
+async def test_an_anchor_that_is_missing_is_told(
+    database_url: str, anchor: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await populate(server)
+        await post_many(server, 3)
+        before = await sealed(server, 3)
+    assert "seal.anchor_missing" not in capsys.readouterr().out
+    remove(anchor)
+
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await asyncio.sleep(0.2)
+        assert capsys.readouterr().out.count("seal.anchor_missing") == 1
+        await post_many(server, 1, "next")
+        assert (await sealed(server, 4)).log_id == before.log_id
+    assert read(anchor).size == 4
+
+
+async def test_a_log_that_another_continues_gets_no_more_checkpoints(database_url: str) -> None:
+    """A sealer that was held up between signing and storing finds that its log has ended."""
+    async with sealing_ledger(database_url) as server:
+        await populate(server)
+        await post_many(server, 3)
+        before = await sealed(server, 3)
+    async with running_ledger(database_url) as server:
+        await post_many(server, 2, "more")
+        await journal(server, 5)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+        store = (
+            "SELECT ledger.store_checkpoint(%s, 3, 5, %s, 'x', 'x',"
+            " '{}'::smallint[], '{}'::bigint[], '{}'::bytea[])"
+        )
+        await superuser.execute("SELECT ledger.hash_leaves(100)")
+        await superuser.execute("SELECT ledger.begin_log(%s, 'anchor', NULL)", [before.log_id])
+
+        stored = await superuser.execute(store, [before.log_id, bytes(32)])
+
+        assert await stored.fetchone() == (False,)
+
+
+def test_anchors_of_replicas_that_share_a_file_never_go_back(anchor: Path) -> None:
+    """Many write at once; each reader meanwhile finds a whole checkpoint."""
+
+    def note(size: int) -> checkpoints.Checkpoint:
+        return checkpoints.Checkpoint("ledger.test/log_1", size, size.to_bytes(32))
+
+    def write_all(sizes: range) -> None:
+        for size in sizes:
+            _write_anchor(anchor, note(size).signed([KEY]), note(size))
+
+    seen = [0]
+    with ThreadPoolExecutor(4) as replicas:
+        done = [replicas.submit(write_all, range(first, 200, 4)) for first in range(1, 5)]
+        while not all(one.done() for one in done):
+            if anchor.exists():
+                seen.append(read(anchor).size)
+        for one in done:
+            one.result()
+    assert seen == sorted(seen)
+    assert read(anchor).size == 199
+    # Of another log, whatever its size.
+    other = checkpoints.Checkpoint("ledger.test/log_2", 5, bytes(32))
+    assert _write_anchor(anchor, other.signed([KEY]), other) is None
+    assert read(anchor) == other
+
+
 async def test_an_anchor_that_is_none_stops_the_sealer_and_nothing_else(
     database_url: str, anchor: Path
 ) -> None:
@@ -406,6 +502,33 @@ async def test_in_another_cluster_a_new_log_begins_key_or_no_key(database_url: s
         )
         assert verified(await proof_of(server.operator, early)).header.log_id == now.log_id
     assert len(await logs(database_url)) == 2
+    assert await audit(database_url) == 0
+
+
+async def test_what_is_erased_as_the_page_says_can_be_proven_in_no_log(database_url: str) -> None:
+    """Each log has salts of its own, and the old ones can still be fetched."""
+    async with sealing_ledger(database_url) as server:
+        await populate(server)
+        (erased, other) = await post_many(server, 2)
+        before = await sealed(server, 2)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+        await superuser.execute("SELECT ledger.begin_log(%s, 'anchor', NULL)", [before.log_id])
+    page = (Path(__file__).parents[3] / "docs/seal.md").read_text()
+    (statements,) = re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL)
+    async with sealing_ledger(database_url) as server:
+        now = await another_log(server, before.log_id, 2)
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+            *first, last = statements.replace("txn_…", erased).strip().split(";\n")
+            for statement in first:
+                await superuser.execute(statement.encode())
+            answers = await (await superuser.execute(last.encode())).fetchall()
+
+        assert sorted(answers) == sorted([(before.log_id, True), (now.log_id, True)])
+        for log_id in (before.log_id, now.log_id):
+            closed = verified(await proof_of(server.operator, erased, log_id=log_id))
+            assert 2 not in [entry.number for entry in closed.entries]
+            whole = verified(await proof_of(server.operator, other, log_id=log_id))
+            assert len(whole.entries) == whole.header.entry_count
     assert await audit(database_url) == 0
 
 

@@ -107,5 +107,14 @@ def test_what_is_printed_holds_no_markup_of_others() -> None:
     assert out.getvalue().endswith("\n[i]\n")
     assert all(line == line.rstrip() for line in out.getvalue().splitlines())
     out = io.StringIO()
+    hostile = "a\x1b[2K\rb\u202ec\nd"
+    show(
+        Answer({}, [Facts("F", [("n", hostile)]), Table("T", ("a",), [(hostile,)]), hostile]),
+        as_json=False,
+        out=out,
+    )
+    assert not set(out.getvalue()) & set("\x1b\r\u202e"), "what is shown does not steer the terminal"
+    assert out.getvalue().count("\\x1b[2K\\rb\\u202ec\\nd") == 2
+    out = io.StringIO()
     show(Answer({"é": 1}, ()), as_json=True, out=out)
     assert json.loads(out.getvalue()) == {"é": 1}

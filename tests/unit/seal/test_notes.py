@@ -173,9 +173,17 @@ def test_the_published_checkpoint_is_one() -> None:
         "log\n1\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I\n",
         "log\n1\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2J=\n",
         "log\n1\nCsUY\n",
+        "log\n1\né\n",
+        "log\n" + "9" * 5_000 + "\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n",
         "log\n1\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\nfollows\n",
     ],
 )
 def test_what_is_no_checkpoint_is_refused(text: str) -> None:
     with pytest.raises(NoteError):
         checkpoints.parse(text)
+
+
+def test_a_signature_beyond_ascii_is_malformed_and_no_other_error() -> None:
+    note = "log\n1\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n— log é\n"
+    with pytest.raises(NoteError, match="malformed signature"):
+        checkpoints.unverified(note)

@@ -22,7 +22,7 @@ from tallystick.seal.canonical import (
 )
 from tallystick.seal.checkpoints import Checkpoint
 from tallystick.seal.notes import SignerKey
-from tallystick.seal.proofs import ProofError, Verified, Wrong, verify
+from tallystick.seal.proofs import ProofError, Verified, Wrong, _enum, read, verify
 
 KEY = SignerKey.generate("ledger.test")
 SALTS = [bytes([number]) * 16 for number in range(1, 6)]
@@ -276,6 +276,123 @@ def test_whatever_is_altered_is_named(wrong: Wrong, change: Callable[[dict[str, 
     with pytest.raises(ProofError) as refused:
         check(proof)
     assert refused.value.wrong == wrong, refused.value
+
+
+# What a lenient reader takes for what was sealed, though the file shows something else.
+OTHERWISE: list[Callable[[dict[str, Any]], None]] = [
+    entry(1, amount__amount_micros=-1000.9),
+    entry(1, amount__amount_micros=-1e3),
+    entry(1, amount__amount_micros="-1_000"),
+    entry(1, amount__amount_micros=" -1000"),
+    entry(1, amount__amount_micros="-01000"),
+    entry(1, amount__amount_micros="-１０００"),
+    entry(1, amount__amount_micros="-" + "1" * 30),
+    entry(1, account_version="7 "),
+    entry(1, account__owner_id=["cus_ada"]),
+    entry(1, account__display_name="Eve"),
+    entry(1, amount__amount_minor="5"),
+    entry(1, refunded=True),
+    entry(2, bucket__collected="false"),
+    entry(2, bucket__collected=0),
+    entry(2, bucket__earned_on="20260101"),
+    entry(2, bucket__earned_on="2026-W01-4"),
+    entry(2, bucket__paid_out=True),
+    entry(3, entry_number=3.5),
+    header(position=5.0),
+    header(position=True),
+    header(position="٥"),
+    header(position=5.5),
+    header(entry_count=True),
+    header(entry_count=3.5),
+    header(entry_count=10**30),
+    header(settled=True),
+    header(type="TRANSACTION_TYPE_charge"),
+    header(occur_time="2026-01-01T01:00:00+01:00"),
+    header(occur_time="2026-01-01"),
+    header(create_time="2026-01-01T12:30:00.123456789Z"),
+    header(charge_id=7),
+    header(actor={"commitment": base64(ACTOR), "salt": base64(SALTS[3]), "text": "key_1", "name": "Eve"}),
+    header(actor={"commitment": base64(ACTOR)[:-2] + "Z=", "salt": base64(SALTS[3]), "text": "key_1"}),
+    header(inclusion_path="x"),
+    header(entries={}),
+    header(reason={"commitment": "", "text": "because"}),
+]
+
+
+@pytest.mark.parametrize("change", OTHERWISE)
+def test_what_is_written_otherwise_is_malformed(change: Callable[[dict[str, Any]], None]) -> None:
+    proof = copy.deepcopy(LOG.proof())
+    change(proof)
+
+    with pytest.raises(ProofError) as refused:
+        check(proof)
+    assert refused.value.wrong == Wrong.MALFORMED, refused.value
+
+
+def test_names_of_the_contract_are_ascii() -> None:
+    # The sign for Kelvin is upper case, and its lower case is a plain k.
+    with pytest.raises(ValueError, match="is no TRANSACTION_TYPE_"):
+        _enum("TRANSACTION_TYPE_PURCHASE_CHARGEBAC\u212a", "TRANSACTION_TYPE_")
+
+
+def test_a_detail_that_stands_there_without_its_salt_is_not_proven() -> None:
+    """Whoever closes a detail could otherwise write over it what they like."""
+    proof = LOG.proof()
+    del proof["actor"]["salt"]
+    assert proof["actor"]["text"] == "key_1"
+
+    with pytest.raises(ProofError, match="the actor stands there without the salt") as refused:
+        check(proof)
+    assert refused.value.wrong == Wrong.ALTERED_DETAIL
+
+
+def test_a_closed_entry_has_no_salt() -> None:
+    proof = LOG.proof()
+    del proof["entries"][0]["entry"]
+
+    with pytest.raises(ProofError, match="entry 1 is closed, and has a salt"):
+        check(proof)
+
+
+def test_a_count_of_entries_that_nobody_could_have_is_refused_at_once() -> None:
+    proof = LOG.proof() | {"entry_count": 2**62}
+
+    with pytest.raises(
+        ProofError, match=r"has 4611686018427387904 entries, the proof 3: number 4, 5,"
+    ) as refused:
+        check(proof)
+    assert refused.value.wrong == Wrong.MISSING_ENTRY
+    assert len(str(refused.value)) < 200
+
+
+def test_what_a_proof_says_does_not_steer_a_terminal() -> None:
+    with pytest.raises(ProofError) as refused:
+        check(LOG.proof() | {"log_id": "x\x1b[2K\rVERIFIED: all is well\n\u202e"})
+
+    assert str(refused.value).isprintable()
+    assert "x\\x1b[2K\\rVERIFIED" in str(refused.value)
+
+
+def test_a_consistency_proof_is_between_these_two_checkpoints() -> None:
+    for change in ({"log_id": "log_2"}, {"to_size": "9"}, {"from_size": "5"}):
+        proof = LOG.proof(since=4)
+        proof["consistency"] |= change
+        assert refused_with(proof, LOG.checkpoint(4))[0] == Wrong.NO_CONSISTENCY
+
+
+def test_a_file_is_read_strictly() -> None:
+    assert read(json.dumps(LOG.proof())) == LOG.proof()
+    for text in (
+        '{"a": 1, "a": 1}',
+        '{"b": [{"a": 1, "a": 2}]}',
+        "[]",
+        "",
+        "[" * 200_000,
+        '{"a": ' + "9" * 5_000 + "}",
+    ):
+        with pytest.raises(ProofError, match="the proof is malformed") as refused:
+            read(text)
+        assert refused.value.wrong == Wrong.MALFORMED
 
 
 def test_another_key_is_not_to_be_trusted() -> None:

@@ -222,16 +222,18 @@ $$;
 
 
 -- Stores a checkpoint of p_size leaves, signed on top of one of p_from_size, with the nodes that became complete between
--- them. Answers false if another sealer was there first: the caller looks again.
+-- them. Answers false if another sealer was there first, or another log has begun: the caller looks again.
 CREATE FUNCTION ledger.store_checkpoint(
     p_log_id text, p_from_size bigint, p_size bigint, p_root bytea, p_origin text, p_note text,
     p_levels smallint[], p_node_indexes bigint[], p_hashes bytea[]
 ) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp AS $$
 BEGIN
-    -- The CHECK of seal_state refuses a size beyond the leaves.
+    -- The CHECK of seal_state refuses a size beyond the leaves. A log that another one continues gets no more: after a
+    -- restore, what is still in the hands of a slow sealer may contradict what the old log once signed.
     UPDATE ledger.seal_state SET sealed_size = p_size
-    WHERE log_id = p_log_id AND sealed_size = p_from_size AND sealed_size < p_size;
+    WHERE log_id = p_log_id AND sealed_size = p_from_size AND sealed_size < p_size
+      AND log_id = (SELECT newest.log_id FROM ledger.journal_log newest ORDER BY newest.create_time DESC LIMIT 1);
     IF NOT FOUND THEN
         RETURN false;
     END IF;

@@ -29,6 +29,7 @@ from tallystick.seal import checkpoints
 from tallystick.seal.proofs import ProofError, Wrong
 from tests.integration.ledger.test_seal import populate, post_many
 from tests.support.databases import create_database, drop_database, fresh_name
+from tests.support.ledger_everything import settled
 from tests.support.ledger_seal import (
     KEY,
     checkpoint_of,
@@ -588,3 +589,37 @@ async def test_what_was_erased_stays_erased_in_a_new_log(database_url: str) -> N
     assert found.entries == old.entries
     assert 1 not in [one.number for one in found.entries]
     assert await audit(database_url) == 0
+
+
+TAMPERING = {
+    "logs_go_on_from_each_other": (
+        "DELETE FROM ledger.journal_position WHERE log_id = :new AND position = 2",
+        (
+            "UPDATE ledger.journal_position SET position = CASE position WHEN 1 THEN -2 ELSE 1 END"
+            " WHERE log_id = :new AND position IN (1, 2)"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", TAMPERING["logs_go_on_from_each_other"])
+async def test_the_audit_finds_a_log_that_does_not_go_on_from_the_one_before(
+    database_url: str, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    async with running_ledger(database_url) as server:
+        await populate(server)
+        await post_many(server, 5)
+        await settled(server)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+        begun = await superuser.execute(
+            "SELECT ledger.begin_log(log_id, 'a test', '') FROM ledger.journal_log"
+        )
+        row = await begun.fetchone()
+        assert row is not None
+        assert await audit(database_url) == 0
+        await superuser.execute("SET session_replication_role = replica")
+        changed = await superuser.execute(change.replace(":new", f"'{row[0]}'").encode())
+        assert changed.rowcount > 0
+    capsys.readouterr()
+    assert await audit(database_url) > 0
+    assert "FAIL logs_go_on_from_each_other" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
 from sandbox.stripe.server import StripeStandIn
@@ -257,6 +258,14 @@ async def test_a_schedule_that_cannot_run_holds_up_no_other(
 
     await world.organization("org_first", 100)
     await world.organization("org_lark", 100)
+
+    async def have_schedules() -> bool:
+        async with await psycopg.AsyncConnection.connect(world.payouts.database_url) as database:
+            found = await database.execute("SELECT count(*) FROM payouts.payout_schedule")
+            return await found.fetchone() == (2,)
+
+    # One that is made after the clock was moved is not due.
+    await eventually(have_schedules)
     monkeypatch.setattr(Scheduler, "payable", failing)
     await world.payouts.advance(TWO_WEEKS)
     await until_paid(world, "org_lark", 1)

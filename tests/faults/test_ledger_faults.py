@@ -27,6 +27,7 @@ from services.metering.migrations import migrate as migrate_metering
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.faults.services import Services
 from tests.support.ledger_credits import intent, usd
+from tests.support.ledger_everything import settled
 from tests.support.ledger_machine import audit
 from tests.support.ledger_server import LedgerServer, calling_ledger, running_ledger
 from tests.support.postgres_gate import Moment, PostgresGate, postgres_gate
@@ -410,8 +411,7 @@ async def test_folder_and_sequencer_die_between_their_steps(own_stores: Stores, 
             await our.post_all(requests)
             await eventually(lambda: _at_least(3, lambda: ended))
         await our.hold(requests)
-        await eventually(lambda: _is_empty(own_stores, "unsequenced"))
-        await eventually(lambda: _is_empty(own_stores, "balance_delta"))
+        await settled(our.server)
         await our.hold(requests)
 
 
@@ -430,13 +430,6 @@ async def _at_least(wanted: int, count: Callable[[], int]) -> bool:
     return count() >= wanted
 
 
-async def _is_empty(stores: Stores, table: str) -> bool:
-    async with await psycopg.AsyncConnection.connect(stores.database_url) as database:
-        found = await database.execute(f"SELECT EXISTS (SELECT FROM ledger.{table})")
-        row = await found.fetchone()
-        return row is not None and not row[0]
-
-
 async def test_of_two_sequencers_and_folders_none_does_anothers_work(own_stores: Stores) -> None:
     async with (
         books(own_stores) as our,
@@ -448,7 +441,7 @@ async def test_of_two_sequencers_and_folders_none_does_anothers_work(own_stores:
     ):
         requests = our.charges(500)
         await our.post_all(requests, in_flight=32)
-        await eventually(lambda: _is_empty(own_stores, "unsequenced"))
+        await settled(our.server)
         with psycopg.connect(own_stores.database_url) as database:
             row = database.execute(
                 "SELECT count(*), min(position), max(position), count(DISTINCT transaction_id)"

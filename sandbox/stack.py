@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import secrets
 import shlex
 import shutil
-import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +22,7 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
+from sandbox.ports import FREE_PORTS, Ports, flag_of
 from sandbox.process import ChildProcess, SandboxError, run, signals_end_the_program, signals_wait
 from sandbox.servers import Stores, stores
 from sandbox.stand_in import StandIn, stripe_itself
@@ -46,68 +44,6 @@ ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_SECONDS = 60.0
 # More than a service's own grace for calls in flight (20 seconds).
 STOP_TIMEOUT_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where the services, and the stand-in for Stripe, listen on loopback."""
-
-    ledger: int = 50051
-    metering: int = 50052
-    payouts: int = 50053
-    reporting: int = 50054
-    ledger_metrics: int = 9051
-    metering_metrics: int = 9052
-    payouts_metrics: int = 9053
-    reporting_metrics: int = 9054
-    payouts_web: int = 8053
-    reporting_web: int = 8054
-    stripe: int = 12111
-
-    def with_free(self) -> Ports:
-        """The same, with each 0 replaced by a port that is free now.
-
-        The number is chosen here and not by the service, which has to come back to it after a restart.
-        """
-        with ExitStack() as open_sockets:
-            # All are held until all are chosen: a port given back at once could be given out twice.
-            def free() -> int:
-                probe = open_sockets.enter_context(socket.socket())
-                probe.bind(("127.0.0.1", 0))
-                return int(probe.getsockname()[1])
-
-            return Ports(**{name: port or free() for name, port in vars(self).items()})
-
-    def check_free(self, *listeners: ServiceName | Literal["stripe"]) -> None:
-        """Make sure that nobody else listens where these will.
-
-        Else the answers of the other would be taken for theirs.
-
-        Raises:
-            SandboxError: names the port, and the option that chooses another.
-        """
-        flags: dict[int, str] = {}
-        for name, port in vars(self).items():
-            if name.partition("_")[0] not in listeners:
-                continue
-            flag = _flag(name)
-            if port in flags:
-                raise SandboxError(f"{flags[port]} and {flag} are both {port}")
-            flags[port] = flag
-            with socket.socket() as probe:
-                # As the services do: connections of an earlier one that are still closing do not count.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except (OSError, OverflowError) as error:
-                    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-                    why = "another process listens there" if taken else str(error)
-                    raise SandboxError(
-                        f"cannot listen on port {port}: {why}; choose another with {flag} (0 for a free one)"
-                    ) from None
-
-
-FREE_PORTS = Ports(**dict.fromkeys(vars(Ports()), 0))
 
 
 @dataclass(frozen=True)
@@ -498,11 +434,6 @@ def crash_command(stack: Stack, name: ServiceName) -> str:
     return f"kill -9 $(head -1 {shlex.quote(_relative(stack.pid_path(name)))})"
 
 
-def _flag(name: str) -> str:
-    """The option that sets a field of Ports."""
-    return f"--{name.replace('_', '-')}-port"
-
-
 def _relative(path: Path) -> str:
     """`path` as a person in the current folder would write it."""
     here = Path.cwd()
@@ -559,7 +490,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=ROOT / ".sandbox", help="data, secrets and logs")
     for name, port in vars(Ports()).items():
         parser.add_argument(
-            _flag(name), type=int, default=port, dest=name, help=f"0 for a free one (default {port})"
+            flag_of(name), type=int, default=port, dest=name, help=f"0 for a free one (default {port})"
         )
     return parser.parse_args(argv)
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import psycopg
 
+from sandbox.ports import FREE_PORTS
 from sandbox.process import ChildProcess
-from sandbox.stack import FREE_PORTS, ROOT
+from sandbox.stack import ROOT
 from tests.support.feeds import FakeFeeds, running_feeds
 from tests.support.reporting_world import FeedWorld, ModelEvent, content
 

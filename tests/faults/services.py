@@ -16,8 +16,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Final, Literal, Self
 
+from sandbox.ports import FREE_PORTS
 from sandbox.process import POLL_SECONDS, Deadline, SandboxError
-from sandbox.stack import FREE_PORTS
 from scripts.grpc_health import serving
 from tests.support.ledger_server import platform_key
 from tests.support.metering_server import TOKEN_KEY

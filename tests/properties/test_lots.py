@@ -256,8 +256,8 @@ class Story:
         await self.books.end_time(*over, customer=self.customer)
         available, _, _ = await self.books.customer(self.customer)
         expected = self.oracle.expire(0, available)
-        expired = await self.books.expire(self.customer)
-        assert expired == sum(amount for _, amount in expected)
+        # It answers for all customers: those of earlier stories may have something left that is free by now.
+        await self.books.expire(self.customer)
         found = await self.entries()
         assert [(one.type, one.amount) for one in found] == [
             ("credit_expiry", -amount) for _, amount in expected

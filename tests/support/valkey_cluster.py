@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from sandbox.ports import free_ports
 from sandbox.process import ChildProcess, SandboxError
 from sandbox.valkey import program
 
@@ -30,7 +30,7 @@ class ClusterServer:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
-        self.port, bus_port = _free_ports(2)
+        self.port, bus_port = free_ports(2)
         flags = {
             "--port": str(self.port),
             "--bind": "127.0.0.1",
@@ -132,11 +132,3 @@ def _knows_all(server: ClusterServer) -> bool:
         # A client may be sent on to any of them.
         shards = client.execute_command("CLUSTER SLOTS")
     return info["cluster_state"] == "ok" and len(shards) == NODES
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]

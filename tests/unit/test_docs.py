@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from sandbox.stack import Ports
+from sandbox.ports import Ports
 from sandbox.stripe.__main__ import DEFAULT_ADDRESS
 from services.kit.config import ServerConfig
 from services.ledger.config import LedgerConfig

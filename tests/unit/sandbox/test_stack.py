@@ -18,13 +18,12 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from sandbox.ports import FREE_PORTS, Ports
 from sandbox.process import SandboxError, signals_end_the_program
 from sandbox.servers import Stores
 from sandbox.stack import (
-    FREE_PORTS,
     ROOT,
     SERVICES,
-    Ports,
     Stack,
     audit_command,
     crash_command,

@@ -176,28 +176,28 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
+DECLARE
+    places tid[];
 BEGIN
     -- Losing this in a crash costs no more than posting the charge again, which changes nothing: no reason to
     -- wait for the disk.
     PERFORM set_config('synchronous_commit', 'off', true);
-    WITH done AS MATERIALIZED (
-        SELECT p.customer_id, p.workflow_id, p.ordinal, p.component
-        FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals, p_components)
-            AS k (customer_id, workflow_id, ordinal, component)
-        JOIN pending_charge p
-          ON p.customer_id = k.customer_id AND p.workflow_id = k.workflow_id AND p.ordinal = k.ordinal
-         AND p.component = k.component
+    -- A look-up of each key, and then by row address. Joins are planned for the size that the queue had when it was last
+    -- analyzed: with a queue that was empty then, each of 500 keys was compared with everything that waited in it.
+    SELECT array_agg(locked.place) INTO places
+    FROM unnest(p_customer_ids, p_workflow_ids, p_ordinals, p_components)
+        AS k (customer_id, workflow_id, ordinal, component)
+    CROSS JOIN LATERAL (
+        SELECT p.ctid AS place FROM pending_charge p
+        WHERE p.customer_id = k.customer_id AND p.workflow_id = k.workflow_id AND p.ordinal = k.ordinal
+          AND p.component = k.component
         -- Keys come in no order, so waiting for locks could deadlock. A row that recovery holds right now is
         -- left to it.
-        FOR UPDATE OF p SKIP LOCKED
-    )
-    DELETE FROM pending_charge p
-    USING done
-    WHERE p.customer_id = done.customer_id AND p.workflow_id = done.workflow_id AND p.ordinal = done.ordinal
-      AND p.component = done.component;
+        FOR UPDATE SKIP LOCKED
+    ) AS locked;
+    -- A statement of its own, which sees the row that is locked also when recovery has just changed it.
+    DELETE FROM pending_charge WHERE ctid = ANY (places);
 END
 $$;
 

@@ -38,6 +38,15 @@ DECLARE
     feed record;
     upto bigint;
     batch record;
+    -- The entries to allocate, in the order in which lots are locked, and then by version.
+    owner_ids text[];
+    currency_codes text[];
+    versions bigint[];
+    amounts bigint[];
+    transaction_ids text[];
+    are_charges boolean[];
+    customers integer;
+    done integer := 0;
 BEGIN
     INSERT INTO ledger.lot_feed (log_id)
     SELECT l.log_id FROM ledger.journal_log l
@@ -52,29 +61,130 @@ BEGIN
         RETURN 0;
     END IF;
     upto := least(feed.position + p_limit, feed.last_position);
-    FOR batch IN
-        SELECT e.owner_id, e.currency_code,
-               array_agg(e.account_version ORDER BY e.account_version) AS versions,
-               array_agg(e.amount ORDER BY e.account_version) AS amounts,
-               array_agg(e.transaction_id ORDER BY e.account_version) AS transaction_ids
+    SELECT array_agg(r.owner_id), array_agg(r.currency_code), array_agg(r.account_version), array_agg(r.amount),
+           array_agg(r.transaction_id), array_agg(r.is_charge)
+    INTO owner_ids, currency_codes, versions, amounts, transaction_ids, are_charges
+    FROM (
+        SELECT e.owner_id, e.currency_code, e.account_version, e.amount, e.transaction_id, t.type = 'charge' AS is_charge
         FROM ledger.journal_position p
         JOIN ledger.entry e ON e.transaction_id = p.transaction_id AND e.partition_id = p.partition_id
+        JOIN ledger.transaction t ON t.transaction_id = p.transaction_id AND t.partition_id = p.partition_id
         WHERE p.log_id = feed.log_id AND p.position > feed.position AND p.position <= upto
           AND e.kind = 'customer_credits'
-        GROUP BY e.owner_id, e.currency_code
-        -- The order in which their lots are locked.
-        ORDER BY e.owner_id, e.currency_code
-    LOOP
+        ORDER BY e.owner_id, e.currency_code, e.account_version
+    ) AS r;
+    IF owner_ids IS NOT NULL THEN
+        customers := ledger.lock_all_lots(owner_ids, currency_codes);
         BEGIN
-            PERFORM ledger.allocate_batch(
-                batch.owner_id, batch.currency_code, batch.versions, batch.amounts, batch.transaction_ids);
-        EXCEPTION WHEN raise_exception OR integrity_constraint_violation THEN
-            -- Lots that contradict the journal: the audit finds them behind. The other customers must not wait.
-            RAISE WARNING 'lots of % in % are not allocated: %', batch.owner_id, batch.currency_code, SQLERRM;
+            done := ledger.allocate_charges(owner_ids, currency_codes, versions, amounts, are_charges);
+        EXCEPTION WHEN integrity_constraint_violation THEN
+            -- Whose lots contradict the journal is found out below, one by one.
         END;
-    END LOOP;
+    END IF;
+    IF done < customers THEN
+        FOR batch IN
+            SELECT e.owner_id, e.currency_code,
+                   array_agg(e.version ORDER BY e.version) AS versions,
+                   array_agg(e.amount ORDER BY e.version) AS amounts,
+                   array_agg(e.transaction_id ORDER BY e.version) AS transaction_ids
+            FROM unnest(owner_ids, currency_codes, versions, amounts, transaction_ids)
+                AS e (owner_id, currency_code, version, amount, transaction_id)
+            GROUP BY e.owner_id, e.currency_code
+            HAVING max(e.version) > (
+                SELECT c.allocated_version FROM ledger.lot_cursor c
+                WHERE c.customer_id = e.owner_id AND c.currency_code = e.currency_code)
+            ORDER BY e.owner_id, e.currency_code
+        LOOP
+            BEGIN
+                PERFORM ledger.allocate_batch(
+                    batch.owner_id, batch.currency_code, batch.versions, batch.amounts, batch.transaction_ids);
+            EXCEPTION WHEN raise_exception OR integrity_constraint_violation THEN
+                -- Lots that contradict the journal: the audit finds them behind. The other customers must not wait.
+                RAISE WARNING 'lots of % in % are not allocated: %', batch.owner_id, batch.currency_code, SQLERRM;
+            END;
+        END LOOP;
+    END IF;
     UPDATE ledger.lot_feed f SET position = upto WHERE f.log_id = feed.log_id;
     RETURN upto - feed.position;
+END
+$$;
+
+
+-- Locks the lots of all these customers, in ascending order; answers how many different ones there are.
+CREATE FUNCTION ledger.lock_all_lots(p_customer_ids text[], p_currency_codes text[]) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    customers integer;
+BEGIN
+    INSERT INTO ledger.lot_cursor (customer_id, currency_code)
+    SELECT DISTINCT i.customer_id, i.currency_code
+    FROM unnest(p_customer_ids, p_currency_codes) AS i (customer_id, currency_code)
+    WHERE NOT EXISTS (
+        SELECT FROM ledger.lot_cursor c
+        WHERE c.customer_id = i.customer_id AND c.currency_code = i.currency_code)
+    ORDER BY i.customer_id, i.currency_code
+    ON CONFLICT DO NOTHING;
+    SELECT count(*) INTO customers FROM (
+        SELECT FROM (
+            SELECT DISTINCT i.customer_id, i.currency_code
+            FROM unnest(p_customer_ids, p_currency_codes) AS i (customer_id, currency_code)
+        ) AS d
+        JOIN ledger.lot_cursor c ON c.customer_id = d.customer_id AND c.currency_code = d.currency_code
+        ORDER BY c.customer_id, c.currency_code
+        FOR NO KEY UPDATE OF c
+    ) AS locked;
+    RETURN customers;
+END
+$$;
+
+
+-- Allocates what is usual, all at once: the entries of customers that are charges only, go on where the cursor is, and
+-- are paid wholly by the lot that is spent first, which no organization has to settle. Answers of how many customers.
+-- It does what allocate_entries does, at a tenth of the cost for a customer with one charge. The caller holds the
+-- cursors; the arrays are sorted by customer, currency and version.
+CREATE FUNCTION ledger.allocate_charges(
+    p_customer_ids text[], p_currency_codes text[], p_versions bigint[], p_amounts bigint[], p_are_charges boolean[]
+) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    done integer;
+BEGIN
+    WITH batch AS (
+        SELECT e.customer_id, e.currency_code, min(e.version) AS first_version, max(e.version) AS last_version,
+               sum(e.amount)::bigint AS amount
+        FROM unnest(p_customer_ids, p_currency_codes, p_versions, p_amounts, p_are_charges)
+            AS e (customer_id, currency_code, version, amount, is_charge)
+        GROUP BY e.customer_id, e.currency_code
+        HAVING bool_and(e.is_charge) AND max(e.amount) < 0 AND max(e.version) - min(e.version) + 1 = count(*)
+    ),
+    paid AS MATERIALIZED (
+        SELECT b.*, l.lot_id
+        FROM batch b
+        JOIN ledger.lot_cursor c
+            ON c.customer_id = b.customer_id AND c.currency_code = b.currency_code
+           AND c.allocated_version = b.first_version - 1
+        CROSS JOIN LATERAL (
+            SELECT o.lot_id, o.funder_id, o.remaining FROM ledger.credit_lot o
+            WHERE o.customer_id = b.customer_id AND o.currency_code = b.currency_code AND o.is_open
+            ORDER BY o.priority, o.expire_time NULLS LAST, o.source <> 'promotion', o.opened_version LIMIT 1
+        ) AS l
+        WHERE l.remaining >= -b.amount AND l.funder_id IN ('', 'platform')
+    ),
+    into_allocation AS (
+        INSERT INTO ledger.lot_allocation (
+            customer_id, currency_code, first_version, last_version, number, lot_id, amount)
+        SELECT p.customer_id, p.currency_code, p.first_version, p.last_version, 1, p.lot_id, p.amount FROM paid p
+    ),
+    into_lot AS (
+        UPDATE ledger.credit_lot l
+        SET remaining = l.remaining + p.amount, is_open = l.remaining + p.amount > 0
+        FROM paid p
+        WHERE l.customer_id = p.customer_id AND l.currency_code = p.currency_code AND l.lot_id = p.lot_id
+    )
+    UPDATE ledger.lot_cursor c SET allocated_version = p.last_version
+    FROM paid p
+    WHERE c.customer_id = p.customer_id AND c.currency_code = p.currency_code;
+    GET DIAGNOSTICS done = ROW_COUNT;
+    RETURN done;
 END
 $$;
 

@@ -57,6 +57,12 @@ def set_timestamp(message: Timestamp, moment: datetime) -> None:
     message.nanos = since.microseconds * 1_000
 
 
+def set_micros(message: Timestamp, micros: int) -> None:
+    """The same for micros since 1970."""
+    message.seconds, rest = divmod(micros, 1_000_000)
+    message.nanos = rest * 1_000
+
+
 def optional_timestamp(moment: datetime | None) -> Timestamp | None:
     """A time that may be unset as it travels."""
     return None if moment is None else timestamp(moment)

@@ -25,6 +25,7 @@ _FILES: Final = (
     "lots",
     "lots_expiry",
     "promotions",
+    "journal",
     "rights",
 )
 # Policies and triggers stand on these two: they belong to migration 0001.

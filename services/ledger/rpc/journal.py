@@ -1,29 +1,20 @@
-"""ReadJournal: the feed that read models are made from.
+"""ReadJournal: the feed that read models are made from."""
 
-Messages are filled in place, from the rows: made one by one and put together they would take four times as
-long.
-"""
-
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
 
 from services.kit.auth import current_principal
 from services.kit.errors import InvalidArgument
-from services.kit.feeds import FeedSlice, in_turns, read_feed
+from services.kit.feeds import FeedSlice, read_feed
 from services.kit.tenancy import scope_hot, tenants_of
-from services.kit.times import set_timestamp
 from services.ledger.rpc import convert
+from services.ledger.rpc.journal_columns import fill_columns
+from services.ledger.rpc.journal_rows import fill_transactions
 from services.ledger.rpc.ledger_base import Context, LedgerBase, check_owner
-from services.ledger.store.feed import FeedFilter, JournalRows, PayeeRow, TransactionRow, read_journal
-from tallystick.common.v1 import money_pb2
-from tallystick.ledger.v1 import charge_pb2, correction_pb2, transaction_pb2
+from services.ledger.store.feed import FeedFilter, JournalRows, read_journal
+from services.ledger.store.feed_columns import JournalColumns, read_journal_columns
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 
 _MAX_OWNERS = 100
-# By the names in rows.
-_TYPES = {type.value: number for type, number in convert.TYPE_TO_PROTO.items()}
-_KINDS = {kind.value: number for kind, number in convert.KIND_TO_PROTO.items()}
-_COMPONENTS = {component.value: number for component, number in convert.COMPONENT_TO_PROTO.items()}
 
 
 class JournalRpcs(LedgerBase):
@@ -33,17 +24,33 @@ class JournalRpcs(LedgerBase):
         self, request: pb.ReadJournalRequest, context: Context
     ) -> AsyncIterator[pb.ReadJournalResponse]:
         principal = current_principal()
-        filter = _filter(request)
+        tenants, show_actor = tenants_of(principal), principal.is_platform
+        filter, as_columns = _filter(request), _as_columns(request)
 
-        async def read(log_id: str, after: int, size: int) -> FeedSlice[JournalRows]:
+        async def read_rows(log_id: str, after: int, size: int) -> FeedSlice[JournalRows]:
             async with self._reader.hot() as connection:
-                await scope_hot(connection, tenants_of(principal))
+                await scope_hot(connection, tenants)
                 return await read_journal(
                     connection, log_id, after, size, filter, include_charges=request.include_charges
                 )
 
-        async for found in read_feed(request, read):
-            yield await _response(found, show_actor=principal.is_platform)
+        async def read_columns(log_id: str, after: int, size: int) -> FeedSlice[JournalColumns]:
+            async with self._reader.hot() as connection:
+                await scope_hot(connection, tenants)
+                return await read_journal_columns(
+                    connection, log_id, after, size, filter, include_charges=request.include_charges
+                )
+
+        if as_columns:
+            async for columns in read_feed(request, read_columns):
+                response = _response(columns)
+                await fill_columns(response.columns, columns.records, show_actor=show_actor)
+                yield response
+        else:
+            async for rows in read_feed(request, read_rows):
+                response = _response(rows)
+                await fill_transactions(response, rows.records, show_actor=show_actor)
+                yield response
 
 
 def _filter(request: pb.ReadJournalRequest) -> FeedFilter:
@@ -57,136 +64,13 @@ def _filter(request: pb.ReadJournalRequest) -> FeedFilter:
     )
 
 
-async def _response(found: FeedSlice[JournalRows], *, show_actor: bool) -> pb.ReadJournalResponse:
-    response = pb.ReadJournalResponse(
+def _as_columns(request: pb.ReadJournalRequest) -> bool:
+    if request.form not in pb.JournalForm.values():
+        raise InvalidArgument.of("form", "must be a known form")
+    return request.form == pb.JOURNAL_FORM_COLUMNS
+
+
+def _response(found: FeedSlice[JournalRows] | FeedSlice[JournalColumns]) -> pb.ReadJournalResponse:
+    return pb.ReadJournalResponse(
         log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
     )
-    rows = found.records
-    async for some in in_turns([*zip(rows.transactions, rows.entries, strict=True)]):
-        for row, entries in some:
-            _fill_sequenced(response.transactions.add(), row, entries, rows, show_actor=show_actor)
-    return response
-
-
-def _fill_sequenced(
-    sequenced: pb.SequencedTransaction,
-    row: TransactionRow,
-    entries: Sequence[Sequence[Any]],
-    rows: JournalRows,
-    *,
-    show_actor: bool,
-) -> None:
-    sequenced.position = row.position
-    transaction = sequenced.transaction
-    _fill_transaction(transaction, row, entries)
-    if show_actor:
-        transaction.actor_api_key_id = row.actor_api_key_id
-    # A collection and a correction name a charge too: theirs came with the transaction that posted it.
-    payees = rows.charges.get(row.charge_id)
-    if payees is not None and payees[0].transaction_id == row.transaction_id:
-        _fill_charge(sequenced.charge, payees, transaction)
-    correction = rows.corrections.get(row.transaction_id)
-    if correction is not None:
-        _fill_correction(sequenced.correction, correction, transaction)
-
-
-def _fill_transaction(
-    transaction: transaction_pb2.Transaction, row: TransactionRow, entries: Sequence[Any]
-) -> None:
-    transaction.transaction_id = row.transaction_id
-    transaction.type = _TYPES[row.type]
-    transaction.charge_id = row.charge_id
-    transaction.partition_id = row.partition_id
-    _fill_entries(transaction.entries, entries)
-    set_timestamp(transaction.occur_time, row.occur_time)
-    set_timestamp(transaction.create_time, row.create_time)
-    # What is empty is not set: that is the same, and most of these are.
-    if row.reason:
-        transaction.reason = row.reason
-    if row.payout_id:
-        transaction.payout_id = row.payout_id
-    if row.external_id:
-        transaction.external_id = row.external_id
-    if row.correction_id:
-        transaction.correction_id = row.correction_id
-
-
-def _fill_entries(into: Any, entries: Sequence[Sequence[Any]]) -> None:
-    for _, number, owner_id, kind, currency, micros, collected, earned_on, available_on, version in entries:
-        entry = into.add()
-        entry.entry_number = number
-        account = entry.account
-        account.owner_id = owner_id
-        account.kind = _KINDS[kind]
-        account.currency_code = currency
-        amount = entry.amount
-        amount.currency_code = currency
-        amount.amount_micros = micros
-        if collected is not None:
-            bucket = entry.bucket
-            bucket.collected = collected
-            bucket.earned_on = earned_on
-            bucket.available_on = available_on
-        if version is not None:
-            entry.account_version = version
-
-
-def _fill_charge(
-    charge: charge_pb2.Charge, payees: Sequence[PayeeRow], transaction: transaction_pb2.Transaction
-) -> None:
-    """A charge as its transaction posted it: what became of it is in others."""
-    row = payees[0]
-    currency = row.currency_code
-    charge.charge_id = row.charge_id
-    charge.customer_id = row.customer_id
-    charge.workflow_id = row.workflow_id
-    charge.component = _COMPONENTS[row.component]
-    charge.ordinal = row.ordinal
-    _fill_money(charge.gross, currency, row.gross)
-    for payee in payees:
-        earning = charge.earnings.add()
-        earning.organization_id = payee.organization_id
-        earning.agent_id = payee.agent_id
-        gross, platform_fee, processing_fee = payee.payee_gross, payee.platform_fee, payee.processing_fee
-        _fill_money(earning.gross, currency, gross)
-        _fill_money(earning.platform_fee, currency, platform_fee)
-        _fill_money(earning.processing_fee, currency, processing_fee)
-        _fill_money(earning.net, currency, gross - platform_fee - processing_fee)
-        earning.platform_fee_bps = payee.platform_fee_bps
-        earning.processing_fee_bps = payee.processing_fee_bps
-    # The times of a charge are those of its transaction.
-    charge.occur_time.CopyFrom(transaction.occur_time)
-    charge.create_time.CopyFrom(transaction.create_time)
-    charge.price_version_id = row.price_version_id
-    charge.evidence_hash = row.evidence_hash
-    charge.transaction_id = row.transaction_id
-    charge.reservation_id = row.reservation_id
-
-
-def _fill_correction(
-    correction: correction_pb2.Correction, row: Any, transaction: transaction_pb2.Transaction
-) -> None:
-    currency = row.currency_code
-    correction.charge_id = row.charge_id
-    correction.correction_id = row.correction_id
-    _fill_money(correction.amount, currency, row.amount)
-    _fill_money(correction.refund.unpaid, currency, row.unpaid)
-    _fill_money(correction.refund.receivable, currency, row.receivable)
-    _fill_money(correction.refund.credits, currency, row.credits)
-    # The legs are net, platform fee and processing fee of one payee after the other.
-    nets, platform_fees, processing_fees = (row.legs[leg::3] for leg in range(3))
-    for payee in zip(row.organization_ids, nets, platform_fees, processing_fees, strict=True):
-        organization_id, net, platform_fee, processing_fee = payee
-        earning = correction.earnings.add(organization_id=organization_id)
-        _fill_money(earning.gross, currency, net + platform_fee + processing_fee)
-        _fill_money(earning.platform_fee, currency, platform_fee)
-        _fill_money(earning.processing_fee, currency, processing_fee)
-        _fill_money(earning.net, currency, net)
-    correction.reason = transaction.reason
-    correction.transaction_id = transaction.transaction_id
-    correction.create_time.CopyFrom(transaction.create_time)
-
-
-def _fill_money(money: money_pb2.Money, currency: str, micros: int) -> None:
-    money.currency_code = currency
-    money.amount_micros = micros

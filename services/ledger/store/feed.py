@@ -83,7 +83,7 @@ _CHARGES: Final = """
 """
 _CORRECTIONS: Final = """
     SELECT r.*
-    FROM unnest(%b::text[], %b::text[]) AS wanted (charge_id, correction_id)
+    FROM unnest(%b::text[], %b::text[]) WITH ORDINALITY AS wanted (charge_id, correction_id, number)
     CROSS JOIN LATERAL (
         SELECT r.charge_id, r.correction_id, r.amount, r.unpaid, r.receivable, r.credits, r.legs,
                r.transaction_id, c.organization_ids, c.currency_code
@@ -92,6 +92,7 @@ _CORRECTIONS: Final = """
         WHERE r.charge_id = wanted.charge_id AND r.correction_id = wanted.correction_id
         LIMIT 1
     ) AS r
+    ORDER BY wanted.number
 """
 
 
@@ -171,8 +172,7 @@ async def read_journal(
 
     With charges as they were posted, and corrections, if they are included.
     """
-    current, head = await single(await connection.execute(_LOG))
-    check_log(log_id, current)
+    current, head = await read_log(connection, log_id)
     until = min(after + size, head)
     if until <= after:
         return FeedSlice(current, JournalRows((), (), {}, {}), after, head)
@@ -199,16 +199,26 @@ async def read_journal(
     corrected = [one for one in transactions if one.type == TransactionType.CORRECTION]
     corrections = {}
     if include_charges and corrected:
-        keys = ([one.charge_id for one in corrected], [one.correction_id for one in corrected])
-        corrections = {row.transaction_id: row for row in await _rows(connection, _CORRECTIONS, keys)}
+        found_corrections = await read_corrections(
+            connection, [(one.charge_id, one.correction_id) for one in corrected]
+        )
+        corrections = {row.transaction_id: row for row in found_corrections}
     return FeedSlice(current, JournalRows(transactions, entries, charges, corrections), until, head)
 
 
-async def _rows(
-    connection: AsyncConnection[TupleRow], statement: LiteralString, parameters: Any
+async def read_log(connection: AsyncConnection[TupleRow], log_id: str) -> tuple[str, int]:
+    """The current log, and its last position. Raises InvalidArgument if another one was asked for."""
+    current, head = await single(await connection.execute(_LOG))
+    check_log(log_id, current)
+    return current, head
+
+
+async def read_corrections(
+    connection: AsyncConnection[TupleRow], keys: Sequence[tuple[str, str]]
 ) -> list[Any]:
+    """The corrections with these charge and correction ids, in this order."""
     cursor = connection.cursor(row_factory=namedtuple_row, binary=True)
-    await cursor.execute(statement, parameters)
+    await cursor.execute(_CORRECTIONS, tuple(map(list, zip(*keys, strict=True))))
     return await cursor.fetchall()
 
 

@@ -15,6 +15,7 @@ from tallystick.ledger.v1 import account_pb2 as _account_pb2
 from tallystick.ledger.v1 import charge_pb2 as _charge_pb2
 from tallystick.ledger.v1 import correction_pb2 as _correction_pb2
 from tallystick.ledger.v1 import credit_pb2 as _credit_pb2
+from tallystick.ledger.v1 import journal_columns_pb2 as _journal_columns_pb2
 from tallystick.ledger.v1 import transaction_pb2 as _transaction_pb2
 import builtins as _builtins
 import sys
@@ -86,6 +87,30 @@ ADJUSTMENT_STATE_REJECTED: AdjustmentState.ValueType  # 3
 ADJUSTMENT_STATE_EXPIRED: AdjustmentState.ValueType  # 4
 """Nobody approved it within seven days. It will not be posted."""
 Global___AdjustmentState: _TypeAlias = AdjustmentState  # noqa: Y015
+
+class _JournalForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JournalFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JournalForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOURNAL_FORM_UNSPECIFIED: _JournalForm.ValueType  # 0
+    """As JOURNAL_FORM_TRANSACTIONS."""
+    JOURNAL_FORM_TRANSACTIONS: _JournalForm.ValueType  # 1
+    """As messages, one for each transaction: `transactions` is set."""
+    JOURNAL_FORM_COLUMNS: _JournalForm.ValueType  # 2
+    """As columns, one for each field: `columns` is set. It costs a fraction to make, to send and to read."""
+
+class JournalForm(_JournalForm, metaclass=_JournalFormEnumTypeWrapper):
+    """JournalForm says in which form ReadJournal sends transactions. Both say the same."""
+
+JOURNAL_FORM_UNSPECIFIED: JournalForm.ValueType  # 0
+"""As JOURNAL_FORM_TRANSACTIONS."""
+JOURNAL_FORM_TRANSACTIONS: JournalForm.ValueType  # 1
+"""As messages, one for each transaction: `transactions` is set."""
+JOURNAL_FORM_COLUMNS: JournalForm.ValueType  # 2
+"""As columns, one for each field: `columns` is set. It costs a fraction to make, to send and to read."""
+Global___JournalForm: _TypeAlias = JournalForm  # noqa: Y015
 
 @_typing.final
 class PostChargeRequest(_message.Message):
@@ -1304,6 +1329,7 @@ class ReadJournalRequest(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     INCLUDE_CHARGES_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
     after_position: _builtins.int
     """Start behind this position; 0 for the beginning."""
     log_id: _builtins.str
@@ -1314,6 +1340,8 @@ class ReadJournalRequest(_message.Message):
     """Stay open and send what comes."""
     include_charges: _builtins.bool
     """Send the charge with each transaction that posts one, and the correction with each that corrects one."""
+    form: Global___JournalForm.ValueType
+    """How transactions are sent."""
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_transaction_pb2.TransactionType.ValueType]:
         """Only these types, unless empty."""
@@ -1332,10 +1360,11 @@ class ReadJournalRequest(_message.Message):
         batch_size: _builtins.int = ...,
         follow: _builtins.bool = ...,
         include_charges: _builtins.bool = ...,
+        form: Global___JournalForm.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "batch_size", b"batch_size", "follow", b"follow", "include_charges", b"include_charges", "log_id", b"log_id", "owner_ids", b"owner_ids", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "batch_size", b"batch_size", "follow", b"follow", "form", b"form", "include_charges", b"include_charges", "log_id", b"log_id", "owner_ids", b"owner_ids", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1351,6 +1380,7 @@ class ReadJournalResponse(_message.Message):
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
     LAST_POSITION_FIELD_NUMBER: _builtins.int
     HEAD_POSITION_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     log_id: _builtins.str
     """The log that the positions belong to."""
     last_position: _builtins.int
@@ -1363,6 +1393,10 @@ class ReadJournalResponse(_message.Message):
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequencedTransaction]:
         """The transactions, in the order of their positions."""
 
+    @_builtins.property
+    def columns(self) -> _journal_columns_pb2.JournalColumns:
+        """The transactions, as columns, if that was asked for; `transactions` is empty then."""
+
     def __init__(
         self,
         *,
@@ -1370,10 +1404,11 @@ class ReadJournalResponse(_message.Message):
         transactions: _abc.Iterable[Global___SequencedTransaction] | None = ...,
         last_position: _builtins.int = ...,
         head_position: _builtins.int = ...,
+        columns: _journal_columns_pb2.JournalColumns | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_position", b"head_position", "last_position", b"last_position", "log_id", b"log_id", "transactions", b"transactions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "head_position", b"head_position", "last_position", b"last_position", "log_id", b"log_id", "transactions", b"transactions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

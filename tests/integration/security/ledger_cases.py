@@ -135,6 +135,7 @@ def _(world: World) -> Iterator[Case]:
 def _(world: World) -> Iterator[Case]:
     yield Case(ledger.ReadJournalRequest(include_charges=True))
     yield Case(ledger.ReadJournalRequest(owner_ids=[world.bravo.customer]))
+    yield Case(ledger.ReadJournalRequest(include_charges=True, form=ledger.JOURNAL_FORM_COLUMNS))
 
 
 # LedgerProofService

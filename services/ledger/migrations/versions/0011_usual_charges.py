@@ -4,10 +4,6 @@ Revision ID: 0011
 Revises: 0010
 """
 
-from alembic import op
-
-from services.ledger.migrations.functions import replace_functions
-
 revision = "0011"
 down_revision = "0010"
 branch_labels = None
@@ -15,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    replace_functions(op)
+    """Nothing: the newest migration makes all functions."""
 
 
 def downgrade() -> None:

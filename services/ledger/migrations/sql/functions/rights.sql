@@ -3,6 +3,7 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA ledger FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ledger.visible(text) TO ledger_reader, ledger_writer;
 GRANT EXECUTE ON FUNCTION ledger.today() TO ledger_reader, ledger_writer;
 GRANT SELECT ON ledger.sealed_transaction, ledger.sealed_entry TO ledger_reader;
+GRANT EXECUTE ON FUNCTION ledger.read_journal TO ledger_reader;
 -- For these views and for the audit: they compute, and read nothing.
 GRANT EXECUTE ON FUNCTION ledger.entry_commitment, ledger.detail_commitment TO ledger_reader;
 GRANT EXECUTE ON FUNCTION

@@ -1,0 +1,22 @@
+"""The functions, with one that reads the journal column by column.
+
+Revision ID: 0012
+Revises: 0011
+"""
+
+from alembic import op
+
+from services.ledger.migrations.functions import replace_functions
+
+revision = "0012"
+down_revision = "0011"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    replace_functions(op)
+
+
+def downgrade() -> None:
+    raise RuntimeError("functions only ever go forward: install the version before, which brings its own")

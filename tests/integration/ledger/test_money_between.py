@@ -14,6 +14,7 @@ from services.ledger.store.write_offs import age_key
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tests.support.ledger_credits import Credits
 from tests.support.ledger_funding import CHARGEBACK, Funding
 from tests.support.ledger_lots import ORGANIZATION, Lots
 from tests.support.ledger_server import running_ledger
@@ -121,6 +122,29 @@ async def test_credits_that_came_free_an_instant_ago_pay_a_chargeback_before_a_w
         with pytest.raises(psycopg.DatabaseError, match="more than is owed"):
             await refused
     assert held.held.amount_micros > 0
+
+
+async def test_a_lease_is_returned_whatever_the_lots_say(database_url: str) -> None:
+    async with running_ledger(
+        database_url, lot_interval=NEVER, reap_interval=NEVER, collect_interval=NEVER
+    ) as server:
+        await server.create_organization("org_x", 1500, 290)
+        await server.create_customer("cus_a")
+        books, credits = Lots(server), Credits(server)
+        spent = await books.give(100, "spent")
+        await books.give(50, "soon", expires=timedelta(hours=1), priority=99)
+        await books.end_time()
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+            # As only somebody with the whole machine can: this lot has nothing any more. Then it is spent.
+            await superuser.execute(
+                "UPDATE ledger.credit_lot SET remaining = 0, is_open = false WHERE lot_id = %s", [spent]
+            )
+        await books.charge(60, "run-1")
+        leased = (await credits.open(90)).granted.lease.remaining.amount_micros
+        assert (leased, await books.customer()) == (90, (0, 0, 0))
+        returned = await credits.give_back(1, 1, 90)
+        assert returned.available.amount_micros == 90
+        assert await books.customer() == (90, 0, 0)
 
 
 async def test_lots_that_contradict_the_journal_keep_no_other_customer_waiting(database_url: str) -> None:

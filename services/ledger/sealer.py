@@ -24,7 +24,7 @@ from services.ledger.domain.seal_tree import Frontier, Node
 from services.ledger.store import seal
 from tallystick.seal import checkpoints
 from tallystick.seal.checkpoints import Checkpoint
-from tallystick.seal.notes import NoteError, SignerKey
+from tallystick.seal.notes import NoteError, SignerKey, UntrustedNote
 
 # Leaves per step. Others get their turn after every piece: a millisecond of hashing.
 _LIMIT: Final = 4096
@@ -114,7 +114,7 @@ class Sealer:
     async def _is_continued(self, newest: seal.Log) -> bool:
         """Whether the database holds everything that is known to have been signed."""
         if self._anchor is None:
-            self._anchor = await asyncio.to_thread(_read_anchor, self._anchor_file)
+            self._anchor = await asyncio.to_thread(_read_anchor, self._anchor_file, self._keys)
             self._anchored = False
         anchor = self._anchor
         if anchor is None:
@@ -195,7 +195,7 @@ class Sealer:
         note = checkpoint.signed(self._keys)
         # Before anybody can get it: what was ever shown, the anchor knows.
         if self._anchor_file is not None:
-            ahead = await asyncio.to_thread(_write_anchor, self._anchor_file, note, checkpoint)
+            ahead = await asyncio.to_thread(_write_anchor, self._anchor_file, note, checkpoint, self._keys)
             if ahead is not None:
                 # Another replica that shares the file signed more than this one knows. Either it was faster,
                 # or the database is an older one by now: the next step looks.
@@ -243,19 +243,32 @@ class Sealer:
         return known
 
 
-def _read_anchor(path: Path | None) -> Checkpoint | None:
-    """The checkpoint that was signed last, from outside the database."""
+def _read_anchor(path: Path | None, keys: Sequence[SignerKey]) -> Checkpoint | None:
+    """The checkpoint that was signed last, from outside the database.
+
+    Raises RuntimeError, which says what to do, for a file that is damaged, or that none of these keys signed:
+    whoever could write there would else decide whether the database was restored.
+    """
     if path is None:
         return None
     try:
-        return checkpoints.unverified(path.read_text(encoding="utf-8"))
+        return checkpoints.opened(path.read_text(encoding="utf-8"), [key.verifier for key in keys])
     except FileNotFoundError:
         return None
+    except UntrustedNote as error:
+        raise RuntimeError(
+            f"{path} is no checkpoint of this ledger: {error}. If the key was changed, put the one that"
+            " signed it into seal_key too, behind the new one, until the next checkpoint is signed, or remove"
+            " the file if you know that the database was not restored; if it was not changed, find out who"
+            " wrote the file, and put a copy of the right one back"
+        ) from error
     except (NoteError, UnicodeDecodeError) as error:
         raise RuntimeError(f"{path} holds no checkpoint: {error}") from error
 
 
-def _write_anchor(path: Path, note: str, checkpoint: Checkpoint) -> Checkpoint | None:
+def _write_anchor(
+    path: Path, note: str, checkpoint: Checkpoint, keys: Sequence[SignerKey]
+) -> Checkpoint | None:
     """Put a checkpoint in the place of the one before: whole, or not at all, and there after a power cut.
 
     A larger one of the same log stays, and is answered: replicas may share the file, and it never goes back.
@@ -264,7 +277,7 @@ def _write_anchor(path: Path, note: str, checkpoint: Checkpoint) -> Checkpoint |
     try:
         # One replica at a time looks and writes. The lock goes with the process; no row is locked meanwhile.
         fcntl.flock(folder, fcntl.LOCK_EX)
-        before = _read_anchor(path)
+        before = _read_anchor(path, keys)
         if before is not None and before.log_id == checkpoint.log_id and before.size > checkpoint.size:
             return before
         new = path.with_name(f"{path.name}.new")

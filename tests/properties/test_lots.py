@@ -67,7 +67,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("correct"), AMOUNTS, NUMBERS),
     st.tuples(st.just("correct"), st.integers(1, 30), NUMBERS),
     st.tuples(st.just("reverse"), AMOUNTS, NUMBERS, st.sampled_from([REFUND, CHARGEBACK])),
-    st.tuples(st.just("reinstate"), NUMBERS),
+    st.tuples(st.just("reinstate"), NUMBERS, st.sampled_from([1, 2, 3, 4, 4])),
     st.tuples(st.just("hold"), AMOUNTS),
     st.tuples(st.just("release"), NUMBERS),
     st.tuples(st.just("capture"), AMOUNTS, NUMBERS),
@@ -131,6 +131,9 @@ class Story:
     charges: list[str] = field(default_factory=list)
     reversals: dict[str, str] = field(default_factory=dict)
     reversal_transactions: dict[str, str] = field(default_factory=dict)
+    # What each took of expired credits, and in all: what the customer had given comes again first.
+    taken_expired: dict[str, int] = field(default_factory=dict)
+    reversed_amounts: dict[str, int] = field(default_factory=dict)
     reinstated: dict[str, str] = field(default_factory=dict)
     holds: list[str] = field(default_factory=list)
     asked: int = 0
@@ -199,13 +202,19 @@ class Story:
                 reversal_id, amount, kind, purchase=key, customer=self.customer
             )
             self.reversal_transactions[reversal_id] = answer.reversal.transaction_id
+            self.reversed_amounts[reversal_id] = amount
+            self.taken_expired[reversal_id] = self.oracle.take_expired(lot_id, amount)
+            assert answer.reversal.from_expired.amount_micros == self.taken_expired[reversal_id]
 
-    async def reinstate(self, number: int) -> None:
+    async def reinstate(self, number: int, share: int) -> None:
         if self.reversal_transactions:
             reversal_id = list(self.reversal_transactions)[number % len(self.reversal_transactions)]
             reinstatement_id = self.next_id()
             self.reinstated[reinstatement_id] = self.reversal_transactions[reversal_id]
-            await self.funding.reinstate(reversal_id, reinstatement_id, customer=self.customer)
+            amount = max(1, self.reversed_amounts[reversal_id] * share // 4)
+            await self.funding.reinstate(reversal_id, reinstatement_id, amount, customer=self.customer)
+            of_customer = self.reversed_amounts[reversal_id] - self.taken_expired[reversal_id]
+            self.oracle.expire_again(self.reversals[reversal_id], max(0, amount - of_customer))
 
     async def hold(self, amount: int) -> None:
         hold_id = self.next_id()

@@ -83,6 +83,21 @@ class LotOracle:
                 gone.append((lot.lot_id, part))
         return gone
 
+    def take_expired(self, lot_id: str, amount: int) -> int:
+        """What expired of this lot goes back to who had bought it, as far as it goes; how much."""
+        taken = 0
+        for lot in self.lots:
+            if lot.lot_id == lot_id:
+                taken = min(amount, lot.expired)
+                lot.expired -= taken
+        return taken
+
+    def expire_again(self, lot_id: str, amount: int) -> None:
+        """It came again, and is what expired."""
+        for lot in self.lots:
+            if lot.lot_id == lot_id:
+                lot.expired += amount
+
     def funded(self, debit: str) -> dict[str, int]:
         """What each organization's lots have paid of a debit."""
         sums: defaultdict[str, int] = defaultdict(int)

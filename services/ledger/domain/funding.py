@@ -34,8 +34,10 @@ class PurchaseReversal:
     kind: ReversalKind
     currency_code: str
     amount: int
-    # What the customer's credits covered; it owed the rest from then on.
+    # What the customer's credits covered.
     from_credits: int
+    # What of it had expired, which the platform had kept. The customer owed the rest from then on.
+    from_expired: int
     transaction_id: str
     create_time: datetime
     reinstated: int

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from tallystick.seal.merkle import EMPTY_ROOT, fold, peaks_of, perfect_root
+from tallystick.seal.merkle import EMPTY_ROOT, fold, hash_node, peaks_of, perfect_root
 
 TILE_LEVELS: Final = 8
 TILE: Final = 1 << TILE_LEVELS
@@ -64,6 +64,37 @@ class Frontier:
         """The root of the tree."""
         peaks = [peak for level in reversed(self.levels) for peak in peaks_of(level)]
         return fold(peaks) if peaks else EMPTY_ROOT
+
+
+@dataclass(slots=True)
+class RunningTree:
+    """A tree that grows, and whose root is asked for at every size: it costs a hash or two per leaf, and per
+    root as many as the tree has levels.
+
+    A Frontier, which keeps what is stored, computes its right edge anew for each root: hundreds of hashes.
+    """
+
+    size: int = 0
+    # (level, hash) of the perfect trees that it consists of, from the left: the levels only fall.
+    _peaks: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def append(self, leaf_hashes: Iterable[bytes]) -> dict[Node, bytes]:
+        """Add leaves; answers the nodes of stored levels that are complete now, in their order."""
+        made: dict[Node, bytes] = {}
+        for leaf_hash in leaf_hashes:
+            self.size += 1
+            level, node = 0, leaf_hash
+            while self._peaks and self._peaks[-1][0] == level:
+                node = hash_node(self._peaks.pop()[1], node)
+                level += 1
+                if level % TILE_LEVELS == 0:
+                    made[level, (self.size >> level) - 1] = node
+            self._peaks.append((level, node))
+        return made
+
+    def root(self) -> bytes:
+        """The root of the tree."""
+        return fold(peak for _, peak in self._peaks) if self._peaks else EMPTY_ROOT
 
 
 def perfect_nodes(low: int, high: int) -> list[Node]:

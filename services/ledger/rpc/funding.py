@@ -195,6 +195,7 @@ def _reversal_to_proto(reversal: PurchaseReversal) -> purchase_reversal_pb2.Purc
         kind=_KIND_TO_PROTO[reversal.kind],
         amount=money(reversal.amount),
         from_credits=money(reversal.from_credits),
+        from_expired=money(reversal.from_expired),
         transaction_id=reversal.transaction_id,
         create_time=timestamp(reversal.create_time),
         reinstatement_id=reversal.reinstatement_id,

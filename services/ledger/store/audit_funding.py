@@ -9,16 +9,18 @@ CHECKS = (
         """
         SELECT customer_id, type, external_id, transaction_id, currency_code, cleared,
                r.credits, t.credits AS posted_credits, r.debt, t.debt AS posted_debt,
+               r.expired, t.expired AS posted_expired,
                r.recorded IS NULL AS unknown_to_records, t.posted IS NULL AS unknown_to_journal
         FROM (
             SELECT customer_id, type::text AS type, reversal_id AS external_id, transaction_id, currency_code,
-                   amount AS cleared, -from_credits AS credits, from_credits - amount AS debt,
-                   true AS recorded
+                   amount AS cleared, -from_credits AS credits, from_credits + from_expired - amount AS debt,
+                   -from_expired AS expired, true AS recorded
             FROM ledger.purchase_reversal
             UNION ALL
             -- What of it paid a debt only the journal knows.
             SELECT customer_id, 'purchase_reinstatement', reinstatement_id, reinstatement_transaction_id,
-                   currency_code, -reinstated, NULL, NULL, true
+                   currency_code, -reinstated, NULL, NULL,
+                   greatest(reinstated - (amount - from_expired), 0), true
             FROM ledger.purchase_reversal WHERE reinstated > 0
         ) AS r
         FULL JOIN (
@@ -27,6 +29,7 @@ CHECKS = (
                    sum(CASE e.kind WHEN 'stripe_clearing' THEN e.amount ELSE 0 END)::bigint AS cleared,
                    sum(CASE e.kind WHEN 'customer_credits' THEN e.amount ELSE 0 END)::bigint AS credits,
                    sum(CASE e.kind WHEN 'customer_chargebacks' THEN e.amount ELSE 0 END)::bigint AS debt,
+                   sum(CASE e.kind WHEN 'expired_credits' THEN e.amount ELSE 0 END)::bigint AS expired,
                    true AS posted
             FROM ledger.transaction t
             JOIN ledger.entry e USING (transaction_id, partition_id)
@@ -34,7 +37,7 @@ CHECKS = (
             GROUP BY t.partition_id, t.type, t.external_id, t.transaction_id, e.currency_code
         ) AS t USING (customer_id, type, external_id, transaction_id, currency_code, cleared)
         WHERE r.recorded IS NULL OR t.posted IS NULL OR NOT t.is_own
-           OR t.credits <> r.credits OR t.debt <> r.debt
+           OR t.credits <> r.credits OR t.debt <> r.debt OR t.expired <> r.expired
         """,
     ),
     Check(

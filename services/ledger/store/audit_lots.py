@@ -24,10 +24,10 @@ LOT_CHECKS = (
     ),
     Check(
         "lots_match_allocations",
-        "every lot has left what its allocations add up to, and has expired what expiry took of it",
+        "every lot has left what its allocations add up to, and has expired what expiry took and stayed",
         """
         SELECT customer_id, currency_code, lot_id, l.amount, l.remaining, a.remaining AS allocated,
-               l.expired, a.opened, l.expire_time, l.check_time, l.is_open
+               l.expired, e.expired AS taken, g.returned, a.opened, l.expire_time, l.check_time, l.is_open
         FROM ledger.credit_lot l
         FULL JOIN (
             SELECT customer_id, currency_code, lot_id, sum(amount) AS remaining,
@@ -47,9 +47,19 @@ LOT_CHECKS = (
             WHERE t.type = 'credit_expiry' AND n.kind = 'customer_credits'
             GROUP BY x.customer_id, x.currency_code, x.lot_id
         ) AS e USING (customer_id, currency_code, lot_id)
+        LEFT JOIN (
+            -- Of what went back, and did not come again.
+            SELECT r.customer_id, r.currency_code, k.outcome AS lot_id,
+                   sum(r.from_expired - greatest(r.reinstated - (r.amount - r.from_expired), 0)) AS returned
+            FROM ledger.purchase_reversal r
+            JOIN ledger.idempotency k ON k.owner_id = r.customer_id AND k.key = 'grant/' || r.purchase_key
+            WHERE r.from_expired > 0
+            GROUP BY r.customer_id, r.currency_code, k.outcome
+        ) AS g USING (customer_id, currency_code, lot_id)
         WHERE l.lot_id IS NULL OR l.remaining IS DISTINCT FROM a.remaining
            OR l.amount IS DISTINCT FROM a.opened
-           OR l.expired <> coalesce(e.expired, 0) OR l.remaining NOT BETWEEN 0 AND l.amount
+           OR l.expired <> coalesce(e.expired, 0) - coalesce(g.returned, 0)
+           OR l.remaining NOT BETWEEN 0 AND l.amount
            OR (l.expire_time IS NULL) <> (l.check_time IS NULL)
         """,
     ),

@@ -11,9 +11,9 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.ledger.domain.seal_tree import Frontier, Node
+from services.ledger.domain.seal_tree import Node, RunningTree
 from services.ledger.store.audit_check import Check
-from tallystick.seal import checkpoints
+from tallystick.seal.checkpoints import unverified
 from tallystick.seal.merkle import HASH_SIZE
 from tallystick.seal.notes import NoteError
 
@@ -74,27 +74,35 @@ async def _tree_differences(connection: AsyncConnection) -> AsyncIterator[Mappin
     """Checkpoints and nodes that are not those of the leaves: a tree is not a query."""
     logs = await connection.execute(text("SELECT log_id FROM ledger.journal_log ORDER BY create_time"))
     for (log_id,) in logs.all():
-        async for difference in _differences_of(connection, log_id):
+        async for difference in differences_of(
+            log_id,
+            blocks=await _stream(connection, _BLOCKS, log_id),
+            nodes=await _stream(connection, _NODES, log_id),
+            checkpoints=await _stream(connection, _CHECKPOINTS, log_id),
+        ):
             yield difference
 
 
-async def _differences_of(connection: AsyncConnection, log_id: str) -> AsyncIterator[Mapping[str, Any]]:
-    """Grow the tree from checkpoint to checkpoint.
+async def differences_of(
+    log_id: str, *, blocks: AsyncIterator[Any], nodes: AsyncIterator[Any], checkpoints: AsyncIterator[Any]
+) -> AsyncIterator[Mapping[str, Any]]:
+    """Grow the tree of a log from checkpoint to checkpoint, over one pass of its leaves.
 
-    Leaves, checkpoints and nodes are streamed beside each other, and none of them is held: there are a few
-    checkpoints for every second that the ledger ever ran.
+    Blocks (leaf hashes), nodes (level, index, hash) and checkpoints (size, root, origin, note), each in their
+    order, are streamed beside each other, and none of them is held: there are a few checkpoints for every
+    second that the ledger ever ran. So each of them costs a few hashes, and not a tree.
     """
-    tree = Frontier()
-    leaves = _Leaves(await _stream(connection, _BLOCKS, log_id))
-    nodes = _Nodes(log_id, await _stream(connection, _NODES, log_id))
+    tree = RunningTree()
+    leaves = _Leaves(blocks)
+    stored = _Nodes(log_id, nodes)
     lacking = False
-    async for size, root, origin, note in await _stream(connection, _CHECKPOINTS, log_id):
+    async for size, root, origin, note in checkpoints:
         if not _says(note, origin, size, bytes(root)):
             yield {"log_id": log_id, "size": size, "note": "does not say what is stored of it"}
         while not lacking and tree.size < size:
             some = await leaves.take(size - tree.size)
             lacking = not some
-            for difference in await nodes.compare(tree.append(some)):
+            for difference in await stored.compare(tree.append(some)):
                 yield difference
             # Calls get their turn: rows come many at once, and the rest of this is computing.
             await asyncio.sleep(0)
@@ -104,7 +112,7 @@ async def _differences_of(connection: AsyncConnection, log_id: str) -> AsyncIter
         else:
             yield {"log_id": log_id, "size": size, "leaves": tree.size}
         await asyncio.sleep(0)
-    async for difference in nodes.rest():
+    async for difference in stored.rest():
         yield difference
 
 
@@ -187,7 +195,7 @@ def _completed(node: Node) -> tuple[int, int]:
 def _says(note: str, origin: str, size: int, root: bytes) -> bool:
     """Whether a note is of this checkpoint, whoever signed it."""
     try:
-        found = checkpoints.unverified(note)
+        found = unverified(note)
     except NoteError:
         return False
     return (found.origin, found.size, found.root) == (origin, size, root)

@@ -20,8 +20,9 @@ from services.ledger.store.movements import Posted
 from services.ledger.store.refusals import purchase_not_found, refusals
 
 _REVERSAL_COLUMNS = """
-    customer_id, reversal_id, purchase_key, type::text AS kind, currency_code, amount, from_credits,
-    transaction_id, create_time, reinstated, reinstatement_id, reinstatement_transaction_id
+    customer_id, reversal_id, purchase_key, type::text AS kind, currency_code, amount,
+    from_credits, from_expired, transaction_id, create_time, reinstated, reinstatement_id,
+    reinstatement_transaction_id
 """
 
 

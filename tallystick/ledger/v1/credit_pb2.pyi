@@ -390,7 +390,7 @@ class CreditLot(_message.Message):
 
     @_builtins.property
     def expired(self) -> _money_pb2.Money:
-        """How much expired."""
+        """How much expired, and did not go back to the customer by a refund or chargeback."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:

@@ -26,15 +26,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tallystick/ledger/v1/purchase_reversal.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\"\xa6\x03\n\x10PurchaseReversal\x12\x13\n\x0breversal_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0cpurchase_key\x18\x03 \x01(\t\x12\x38\n\x04kind\x18\x04 \x01(\x0e\x32*.tallystick.ledger.v1.PurchaseReversalKind\x12+\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x0c\x66rom_credits\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0etransaction_id\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10reinstatement_id\x18\t \x01(\t\x12/\n\nreinstated\x18\n \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12$\n\x1creinstatement_transaction_id\x18\x0b \x01(\t*\x88\x01\n\x14PurchaseReversalKind\x12&\n\"PURCHASE_REVERSAL_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dPURCHASE_REVERSAL_KIND_REFUND\x10\x01\x12%\n!PURCHASE_REVERSAL_KIND_CHARGEBACK\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tallystick/ledger/v1/purchase_reversal.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\"\xd9\x03\n\x10PurchaseReversal\x12\x13\n\x0breversal_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x14\n\x0cpurchase_key\x18\x03 \x01(\t\x12\x38\n\x04kind\x18\x04 \x01(\x0e\x32*.tallystick.ledger.v1.PurchaseReversalKind\x12+\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x0c\x66rom_credits\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0etransaction_id\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10reinstatement_id\x18\t \x01(\t\x12/\n\nreinstated\x18\n \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12$\n\x1creinstatement_transaction_id\x18\x0b \x01(\t\x12\x31\n\x0c\x66rom_expired\x18\x0c \x01(\x0b\x32\x1b.tallystick.common.v1.Money*\x88\x01\n\x14PurchaseReversalKind\x12&\n\"PURCHASE_REVERSAL_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dPURCHASE_REVERSAL_KIND_REFUND\x10\x01\x12%\n!PURCHASE_REVERSAL_KIND_CHARGEBACK\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.ledger.v1.purchase_reversal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURCHASEREVERSALKIND']._serialized_start=563
-  _globals['_PURCHASEREVERSALKIND']._serialized_end=699
+  _globals['_PURCHASEREVERSALKIND']._serialized_start=614
+  _globals['_PURCHASEREVERSALKIND']._serialized_end=750
   _globals['_PURCHASEREVERSAL']._serialized_start=138
-  _globals['_PURCHASEREVERSAL']._serialized_end=560
+  _globals['_PURCHASEREVERSAL']._serialized_end=611
 # @@protoc_insertion_point(module_scope)

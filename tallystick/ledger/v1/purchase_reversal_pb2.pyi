@@ -60,6 +60,7 @@ class PurchaseReversal(_message.Message):
     REINSTATEMENT_ID_FIELD_NUMBER: _builtins.int
     REINSTATED_FIELD_NUMBER: _builtins.int
     REINSTATEMENT_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    FROM_EXPIRED_FIELD_NUMBER: _builtins.int
     reversal_id: _builtins.str
     """The payment processor's own id; names the reversal among those of its customer."""
     customer_id: _builtins.str
@@ -80,7 +81,7 @@ class PurchaseReversal(_message.Message):
 
     @_builtins.property
     def from_credits(self) -> _money_pb2.Money:
-        """The part that the customer's credits covered. The customer owed the rest from then on."""
+        """The part that the customer's credits covered. What these and from_expired did not cover it owed from then on."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -89,6 +90,12 @@ class PurchaseReversal(_message.Message):
     @_builtins.property
     def reinstated(self) -> _money_pb2.Money:
         """How much of it came again."""
+
+    @_builtins.property
+    def from_expired(self) -> _money_pb2.Money:
+        """The part of it whose credits had expired: the platform gave back what it had kept. Of what comes again it is the
+        last, and expired again.
+        """
 
     def __init__(
         self,
@@ -104,10 +111,11 @@ class PurchaseReversal(_message.Message):
         reinstatement_id: _builtins.str = ...,
         reinstated: _money_pb2.Money | None = ...,
         reinstatement_transaction_id: _builtins.str = ...,
+        from_expired: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "from_credits", b"from_credits", "reinstated", b"reinstated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "from_credits", b"from_credits", "from_expired", b"from_expired", "reinstated", b"reinstated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "customer_id", b"customer_id", "from_credits", b"from_credits", "kind", b"kind", "purchase_key", b"purchase_key", "reinstated", b"reinstated", "reinstatement_id", b"reinstatement_id", "reinstatement_transaction_id", b"reinstatement_transaction_id", "reversal_id", b"reversal_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "customer_id", b"customer_id", "from_credits", b"from_credits", "from_expired", b"from_expired", "kind", b"kind", "purchase_key", b"purchase_key", "reinstated", b"reinstated", "reinstatement_id", b"reinstatement_id", "reinstatement_transaction_id", b"reinstatement_transaction_id", "reversal_id", b"reversal_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,10 @@ TAMPERING = {
     "purchases_come_back_as_recorded": (
         "UPDATE ledger.purchase_reversal SET amount = amount - 1 WHERE reversal_id = 're_1'",
         "UPDATE ledger.purchase_reversal SET from_credits = from_credits - 1 WHERE reversal_id = 're_1'",
+        (
+            "UPDATE ledger.purchase_reversal SET from_credits = from_credits - 1, from_expired = 1"
+            " WHERE reversal_id = 're_1'"
+        ),
         "UPDATE ledger.purchase_reversal SET reinstated = reinstated - 1 WHERE reinstated > 0",
         "UPDATE ledger.purchase_reversal SET type = 'purchase_refund' WHERE reversal_id = 'dp_1'",
         "DELETE FROM ledger.purchase_reversal WHERE reversal_id = 're_1'",

@@ -148,6 +148,127 @@ async def test_a_refund_takes_from_its_own_purchase_first(books: Lots) -> None:
     assert await books.left(given, first, second) == [100, 0, 70]
 
 
+async def reversed_parts(funding: Funding, reversal_id: str, amount: int) -> tuple[int, int]:
+    """What a chargeback of the purchase 'bought' took of what had expired, and of the customer's credits."""
+    answer = await funding.reverse(reversal_id, amount, CHARGEBACK, purchase="bought")
+    return answer.reversal.from_expired.amount_micros, answer.reversal.from_credits.amount_micros
+
+
+async def refused_available(books: Lots, payout_id: str, amount: int) -> int:
+    """What is available instead, of a payout that is refused."""
+    refused = await refusal(books.debit(payout_id, amount))
+    assert refused.reason == "INSUFFICIENT_EARNINGS"
+    return int(refused.metadata["available_micros"])
+
+
+async def test_a_payout_takes_nothing_that_the_organizations_own_promotion_bought(books: Lots) -> None:
+    await books.give(1000, "promo", funder="org_x")
+    await books.charge(600, "run-1")
+    # Nobody has looked which lots paid, nor whether there is a lot.
+    assert await refused_available(books, "po_1", 1) == 0
+    # Nor of what was spent after it was looked.
+    await books.charge(300, "run-2")
+    assert await refused_available(books, "po_2", 1) == 0
+    # Beyond its promotion it earns.
+    await books.give(500, "bought")
+    await books.charge(600, "run-3")
+    assert await refused_available(books, "po_3", 412) == 411
+    await books.debit("po_4", 411)
+    await books.settle()
+    assert (await books.earned()).clawed_back.amount_micros == 0
+
+
+async def test_a_payout_leaves_what_promotions_bought_from_others(books: Lots) -> None:
+    await books.server.create_customer("cus_b")
+    await books.give(500, "bought", customer="cus_b")
+    await books.charge(500, "run-1", "cus_b")
+    await books.give(300, "promo", funder="org_x")
+    others = Lots(books.server, payee="org_y")
+    first = await others.charge(100, "run-2")
+    # 500 earn it 411: 75 and 14 are fees.
+    assert await refused_available(books, "po_1", 312) == 311
+    await others.charge(200, "run-3")
+    await books.correct("rf_1", 100, charge_id=first)
+    # Both sides of what happened since count: a payout is not refused for what was given back.
+    await books.debit("po_2", 211)
+    await books.settle()
+    assert await books.balances_of("org_x") == {
+        "payouts_in_transit": 211,
+        "platform_fees": 75,
+        "processing_fees": 14,
+        "promotions": -100,
+    }
+
+
+async def test_what_expired_of_a_purchase_goes_back_from_where_it_went(books: Lots) -> None:
+    bought = await books.give(100, "bought", expires=DAY)
+    other = await books.give(25, "other")
+    await books.charge(60, "run-1")
+    await books.end_time()
+    assert await books.expire() == 40
+    funding = Funding(books.server)
+    # What expired, first; then other credits; and what it has used and was paid back the customer owes.
+    assert await reversed_parts(funding, "dp_1", 30) == (30, 0)
+    assert await books.lot(bought) == Lot(100, 0, 10, "expired")
+    assert await funding.standing() == (25, 0, 0, 0)
+    assert await reversed_parts(funding, "dp_2", 70) == (10, 25)
+    assert await books.lot(bought) == Lot(100, 0, 0, "spent")
+    assert await books.left(other) == [0]
+    assert await funding.standing() == (0, 35, 0, 0)
+    assert "expired_credits" not in await books.balances_of("platform")
+
+
+async def test_only_what_expired_of_that_purchase_goes_back_so(books: Lots) -> None:
+    await books.give(100, "bought")
+    other = await books.give(50, "other", expires=DAY)
+    await books.charge(20, "run-1")
+    await books.end_time()
+    assert await books.expire() == 30
+    funding = Funding(books.server)
+    assert await reversed_parts(funding, "dp_1", 100) == (0, 100)
+    assert await books.lot(other) == Lot(50, 0, 30, "expired")
+    answer = await funding.reverse("re_1", 50, purchase="other")
+    assert (answer.reversal.from_expired, answer.reversal.from_credits) == (usd(30), usd(0))
+    assert await funding.standing() == (0, 20, 0, 0)
+
+
+async def test_what_comes_again_of_an_expired_purchase_is_expired_again_and_last(books: Lots) -> None:
+    bought = await books.give(100, "bought", expires=DAY)
+    await books.charge(50, "run-1")
+    await books.end_time()
+    assert await books.expire() == 50
+    await books.give(20, "other")
+    funding = Funding(books.server)
+    assert await reversed_parts(funding, "dp_1", 100) == (50, 20)
+    assert await funding.standing() == (0, 30, 0, 0)
+    # What the customer had given comes first: 30 of debt, 20 of credits.
+    await funding.reinstate("dp_1", "won_1", 60)
+    assert await funding.standing() == (20, 0, 0, 0)
+    assert await books.lot(bought) == Lot(100, 0, 10, "expired")
+    assert (await books.balances_of("platform"))["expired_credits"] == 10
+    # What is there again may go back again: just that.
+    assert await reversed_parts(funding, "dp_2", 60) == (10, 20)
+    await funding.reinstate("dp_2", "won_2")
+    assert await funding.standing() == (20, 0, 0, 0)
+    assert await books.lot(bought) == Lot(100, 0, 10, "expired")
+
+
+async def test_what_a_lease_keeps_of_a_purchase_that_is_over_is_the_customers_still(books: Lots) -> None:
+    bought = await books.give(100, "bought", expires=DAY)
+    credits = Credits(books.server)
+    await credits.open(60)
+    await credits.give_back(1, 1, 40)
+    await books.end_time()
+    assert await books.expire() == 40
+    funding = Funding(books.server)
+    assert await reversed_parts(funding, "dp_1", 100) == (40, 0)
+    assert await funding.standing() == (0, 60, 0, 0)
+    # What it returns pays the debt, and does not expire.
+    await credits.give_back(1, 2, 60)
+    assert await funding.standing() == (0, 0, 0, 0)
+    assert await books.lot(bought) == Lot(100, 0, 0, "spent")
+
+
 async def test_who_gives_credits_away_pays_what_they_save_the_platform(books: Lots) -> None:
     await books.give(100, "bought", priority=0)
     given = await books.give(40, "given", funder="org_x")

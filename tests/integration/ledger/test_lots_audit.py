@@ -7,6 +7,7 @@ from datetime import timedelta
 import psycopg
 
 from services.ledger.store.audit_lots import LOT_CHECKS
+from tests.support.ledger_funding import Funding
 from tests.support.ledger_lots import Lots
 from tests.support.ledger_server import running_ledger
 from tests.support.waiting import eventually
@@ -25,6 +26,7 @@ TAMPERING = {
     "lots_match_allocations": (
         "UPDATE ledger.credit_lot SET amount = amount + 1 WHERE is_open",
         "UPDATE ledger.credit_lot SET expired = expired - 1 WHERE expired > 0",
+        "UPDATE ledger.purchase_reversal SET from_expired = from_expired - 1 WHERE from_expired > 0",
         "UPDATE ledger.credit_lot SET expire_time = NULL WHERE expired > 0",
         "UPDATE ledger.lot_allocation SET lot_id = 'txn_other' WHERE amount < 0",
         "DELETE FROM ledger.credit_lot WHERE NOT is_open",
@@ -118,8 +120,10 @@ async def test_the_audit_finds_what_somebody_changed(database_url: str) -> None:
         await books.charge(100, "run-2")
         await books.charge(20, "run-3")
         await books.give(40, "ends too", funder="org_x", expires=DAY)
+        await books.give(30, "bought too", expires=DAY)
         await books.end_time()
-        assert await books.expire() == 40
+        assert await books.expire() == 70
+        await Funding(server).reverse("re_1", 20, purchase="bought too")
         await books.settle()
         await eventually(lambda: all_read(database_url))
     async with await psycopg.AsyncConnection.connect(database_url) as superuser:

@@ -14,9 +14,11 @@ from services.ledger.store.write_offs import age_key
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tests.support.ledger_credits import Credits
 from tests.support.ledger_funding import CHARGEBACK, Funding
 from tests.support.ledger_lots import ORGANIZATION, Lots
 from tests.support.ledger_server import running_ledger
+from tests.support.rpc_errors import refusal
 
 NEVER = timedelta(hours=1)
 CURRENCIES = ("USD", "EUR")
@@ -122,8 +124,31 @@ async def test_credits_that_came_free_an_instant_ago_pay_a_chargeback_before_a_w
     assert held.held.amount_micros > 0
 
 
+async def test_a_lease_is_returned_whatever_the_lots_say(database_url: str) -> None:
+    async with running_ledger(
+        database_url, lot_interval=NEVER, reap_interval=NEVER, collect_interval=NEVER
+    ) as server:
+        await server.create_organization("org_x", 1500, 290)
+        await server.create_customer("cus_a")
+        books, credits = Lots(server), Credits(server)
+        spent = await books.give(100, "spent")
+        await books.give(50, "soon", expires=timedelta(hours=1), priority=99)
+        await books.end_time()
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+            # As only somebody with the whole machine can: this lot has nothing any more. Then it is spent.
+            await superuser.execute(
+                "UPDATE ledger.credit_lot SET remaining = 0, is_open = false WHERE lot_id = %s", [spent]
+            )
+        await books.charge(60, "run-1")
+        leased = (await credits.open(90)).granted.lease.remaining.amount_micros
+        assert (leased, await books.customer()) == (90, (0, 0, 0))
+        returned = await credits.give_back(1, 1, 90)
+        assert returned.available.amount_micros == 90
+        assert await books.customer() == (90, 0, 0)
+
+
 async def test_lots_that_contradict_the_journal_keep_no_other_customer_waiting(database_url: str) -> None:
-    """Neither what expires nor what is settled, however often it is tried."""
+    """Neither what expires nor what is settled, however often it is tried; nor the organization's payout."""
     async with running_ledger(
         database_url, lot_interval=NEVER, reap_interval=NEVER, collect_interval=NEVER
     ) as server:
@@ -143,7 +168,11 @@ async def test_lots_that_contradict_the_journal_keep_no_other_customer_waiting(d
             await books.charge(50, "run-2", "cus_a")
             for _ in range(2):
                 await superuser.execute("SELECT ledger.settle_promotions(1), ledger.expire_lots(1)")
-        assert (await books.lot(lots[1], "cus_b")).remaining == 60
-        assert await books.customer("cus_b") == (60, 0, 0)
+            # Of what cus_b has spent by now it was not looked which lot paid.
+            await books.charge(10, "run-3", "cus_b")
+        assert (await refusal(books.debit("po_1", 76))).metadata["available_micros"] == "75"
+        await books.debit("po_2", 75)
+        assert (await books.lot(lots[1], "cus_b")).remaining == 50
+        assert await books.customer("cus_b") == (50, 0, 0)
         # What it had earned by its own credits is taken back, of cus_b's charge.
-        assert sum(await books.legs("org_x")) == 40 + 50
+        assert sum(await books.legs("org_x")) == 40 + 50 - 75

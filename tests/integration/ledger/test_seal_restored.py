@@ -32,6 +32,7 @@ from tests.support.databases import create_database, drop_database, fresh_name
 from tests.support.ledger_everything import settled
 from tests.support.ledger_seal import (
     KEY,
+    OTHER_KEY,
     checkpoint_of,
     journal,
     proof_of,
@@ -63,6 +64,10 @@ async def another_log(server: LedgerServer, old_log_id: str, size: int) -> check
 
 def read(anchor: Path) -> checkpoints.Checkpoint:
     return checkpoints.unverified(anchor.read_text())
+
+
+def note_in(anchor: Path) -> str:
+    return anchor.read_text()
 
 
 def write(anchor: Path, text: str) -> None:
@@ -301,6 +306,56 @@ async def test_a_replica_that_shares_its_anchor_signs_nothing_behind_what_anothe
     assert await audit(copy) == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda of: of.signed([OTHER_KEY]), "put the one that signed it into seal_key too"),
+        (lambda of: of.signed([KEY]).replace("/log_unheard_of", "/log_unheard"), "was altered, or forged"),
+    ],
+    ids=["another key", "altered"],
+)
+async def test_an_anchor_that_the_ledger_did_not_sign_is_an_error(
+    database_url: str,
+    anchor: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[checkpoints.Checkpoint], str],
+    said: str,
+) -> None:
+    """Whoever can write the file does not decide whether the database was restored."""
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await populate(server)
+        await post_many(server, 3)
+        before = await sealed(server, 3)
+    right = note_in(anchor)
+    write(anchor, change(checkpoints.Checkpoint("ledger.test/log_unheard_of", 99, before.root)))
+    times = restored("anchor")
+
+    async def told() -> bool:
+        return said in capsys.readouterr().out
+
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await eventually(told)
+        # The right one again: it goes on by itself.
+        write(anchor, right)
+        await post_many(server, 1, "next")
+        assert (await sealed(server, 4)).log_id == before.log_id
+    assert restored("anchor") == times
+
+
+async def test_an_anchor_of_the_key_before_is_believed_beside_the_new_one(
+    database_url: str, anchor: Path
+) -> None:
+    async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
+        await populate(server)
+        await post_many(server, 3)
+        await sealed(server, 3)
+    both = f"{OTHER_KEY.secret},{KEY.secret}"
+    async with sealing_ledger(database_url, checkpoint_file=anchor, seal_key=both) as server:
+        await post_many(server, 1, "next")
+        assert (await sealed(server, 4)).size == 4
+    assert checkpoints.opened(note_in(anchor), [OTHER_KEY.verifier]).size == 4
+
+
 async def test_an_anchor_that_is_missing_is_told(
     database_url: str, anchor: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,7 +404,7 @@ def test_anchors_of_replicas_that_share_a_file_never_go_back(anchor: Path) -> No
 
     def write_all(sizes: range) -> None:
         for size in sizes:
-            _write_anchor(anchor, note(size).signed([KEY]), note(size))
+            _write_anchor(anchor, note(size).signed([KEY]), note(size), [KEY])
 
     seen = [0]
     with ThreadPoolExecutor(4) as replicas:
@@ -363,7 +418,7 @@ def test_anchors_of_replicas_that_share_a_file_never_go_back(anchor: Path) -> No
     assert read(anchor).size == 199
     # Of another log, whatever its size.
     other = checkpoints.Checkpoint("ledger.test/log_2", 5, bytes(32))
-    assert _write_anchor(anchor, other.signed([KEY]), other) is None
+    assert _write_anchor(anchor, other.signed([KEY]), other, [KEY]) is None
     assert read(anchor) == other
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from services.ledger.domain.seal_tree import (
     TILE,
     Frontier,
+    RunningTree,
     hash_of_range,
     perfect_nodes,
     stored_nodes,
@@ -208,6 +209,19 @@ def test_a_frontier_grows_as_the_tree_that_it_is_the_edge_of() -> None:
     assert sum(level == 8 for level, _ in made) == SIZES[-1] // TILE
     with pytest.raises(ValueError, match="at its edge"):
         Frontier.of(257, [[hashes[0]], []])
+
+
+def test_a_running_tree_is_the_same_tree_and_makes_the_same_nodes_in_their_order() -> None:
+    hashes = [merkle.hash_leaf(number.to_bytes(4)) for number in range(SIZES[-1])]
+    tree, frontier = RunningTree(), Frontier()
+    for size in SIZES:
+        made = tree.append(hashes[tree.size : size])
+        assert list(made.items()) == list(frontier.append(hashes[frontier.size : size]).items())
+        assert tree.root() == frontier.root()
+    for size in range(600):
+        tree = RunningTree()
+        tree.append(hashes[:size])
+        assert tree.root() == merkle.root_of(hashes[:size])
 
 
 def test_proofs_come_from_stored_nodes_alone() -> None:

@@ -1,6 +1,7 @@
 -- What money at the payment processor does by itself: purchases come back, and fees are taken. It has happened already,
--- so it is posted whatever a customer has: its credits go first, the rest it owes on customer_chargebacks. Like all
--- money of a customer, that account is guarded by the lock on its credits.
+-- so it is posted whatever a customer has: what expired of the purchase goes first, which the platform had kept, then the
+-- customer's credits, and the rest it owes on customer_chargebacks. Like all money of a customer, that account is guarded
+-- by the lock on its credits.
 --
 -- And who is frozen. An organization's freeze is ordered with its payouts by the lock on the organization, a customer's
 -- with what is set aside for its runs by the lock on its credits.
@@ -24,6 +25,7 @@ CREATE FUNCTION ledger.reverse_purchase(
 DECLARE
     purchase record;
     gone bigint;
+    of_expired bigint;
     covered bigint;
     credits_version bigint;
     posted_id text := ledger.new_transaction_id();
@@ -70,25 +72,28 @@ BEGIN
     UPDATE ledger.reversed_purchase p SET reversed = p.reversed + p_amount
     WHERE p.customer_id = p_customer_id AND p.purchase_key = p_purchase_key;
 
-    SELECT least(p_amount, s.available) INTO covered FROM ledger.spendable(p_customer_id, p_currency_code) AS s;
+    -- What expired of just these credits is gone for the customer already: it would pay for that twice.
+    of_expired := ledger.take_expired(p_customer_id, p_currency_code, purchase.lot_id, p_amount);
+    SELECT least(p_amount - of_expired, s.available) INTO covered FROM ledger.spendable(p_customer_id, p_currency_code) AS s;
     UPDATE ledger.account a SET debits = a.debits + covered, version = a.version + (covered > 0)::integer
     WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_credits', p_currency_code)
     RETURNING a.version INTO credits_version;
-    IF covered < p_amount THEN
+    IF of_expired + covered < p_amount THEN
         INSERT INTO ledger.account AS a (owner_id, kind, currency_code, debits, upper_bound)
-        VALUES (p_customer_id, 'customer_chargebacks', p_currency_code, p_amount - covered, 0)
+        VALUES (p_customer_id, 'customer_chargebacks', p_currency_code, p_amount - of_expired - covered, 0)
         ON CONFLICT (owner_id, kind, currency_code) DO UPDATE SET debits = a.debits + excluded.debits;
         -- What the current lease has free pays the debt as soon as it is back.
         PERFORM ledger.recall_lease(p_customer_id, p_currency_code);
     END IF;
     PERFORM ledger.insert_movement(
         posted_id, p_customer_id, p_type, p_reversal_id, p_reason, p_actor_api_key_id, p_currency_code,
-        ARRAY[p_customer_id, p_customer_id, 'platform'],
-        ARRAY['customer_credits', 'customer_chargebacks', 'stripe_clearing']::ledger.account_kind[],
-        ARRAY[-covered, covered - p_amount, p_amount], credits_version);
+        ARRAY[p_customer_id, p_customer_id, 'platform', 'platform'],
+        ARRAY['customer_credits', 'customer_chargebacks', 'expired_credits', 'stripe_clearing']::ledger.account_kind[],
+        ARRAY[-covered, of_expired + covered - p_amount, -of_expired, p_amount], credits_version);
     INSERT INTO ledger.purchase_reversal (
-        customer_id, reversal_id, purchase_key, type, currency_code, amount, from_credits, transaction_id, create_time)
-    VALUES (p_customer_id, p_reversal_id, p_purchase_key, p_type, p_currency_code, p_amount, covered,
+        customer_id, reversal_id, purchase_key, type, currency_code, amount, from_credits, from_expired, transaction_id,
+        create_time)
+    VALUES (p_customer_id, p_reversal_id, p_purchase_key, p_type, p_currency_code, p_amount, covered, of_expired,
             posted_id, now())
     RETURNING * INTO reversal;
 END
@@ -96,7 +101,8 @@ $$;
 
 
 -- Posts that money which had gone back came again, once per reversal: it pays what the customer owes for chargebacks,
--- the rest is credits. p_amount NULL means all of it. Collecting what else the customer owes is collect(), which the
+-- the rest is credits; what the reversal had taken of expired credits comes last, and is expired again. p_amount NULL
+-- means all of it. Collecting what else the customer owes is collect(), which the
 -- caller runs next in the same database transaction. SQLSTATE TL007 for a reversal that there is not, TL009 if it has
 -- been reinstated under another id.
 CREATE FUNCTION ledger.reinstate_purchase(
@@ -112,6 +118,7 @@ CREATE FUNCTION ledger.reinstate_purchase(
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     came_again bigint;
+    of_expired bigint;
     debt bigint;
     credits_version bigint;
     posted_id text := ledger.new_transaction_id();
@@ -144,20 +151,25 @@ BEGIN
     UPDATE ledger.reversed_purchase p SET reversed = p.reversed - came_again
     WHERE p.customer_id = p_customer_id AND p.purchase_key = reversal.purchase_key;
 
-    debt := least(came_again, ledger.chargebacks(p_customer_id, reversal.currency_code));
+    of_expired := greatest(came_again - (reversal.amount - reversal.from_expired), 0);
+    PERFORM ledger.expire_again(
+        p_customer_id, reversal.currency_code, p.lot_id, of_expired)
+    FROM ledger.purchase(p_customer_id, reversal.purchase_key) AS p WHERE of_expired > 0;
+    debt := least(came_again - of_expired, ledger.chargebacks(p_customer_id, reversal.currency_code));
     UPDATE ledger.account a SET credits = a.credits + debt
     WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_chargebacks', reversal.currency_code)
       AND debt > 0;
     UPDATE ledger.account a
-    SET credits = a.credits + came_again - debt, version = a.version + (came_again > debt)::integer
+    SET credits = a.credits + came_again - of_expired - debt,
+        version = a.version + (came_again > of_expired + debt)::integer
     WHERE (a.owner_id, a.kind, a.currency_code) = (p_customer_id, 'customer_credits', reversal.currency_code)
     RETURNING a.version INTO credits_version;
     PERFORM ledger.insert_movement(
         posted_id, p_customer_id, 'purchase_reinstatement', p_reinstatement_id, p_reason,
         p_actor_api_key_id, reversal.currency_code,
-        ARRAY[p_customer_id, p_customer_id, 'platform'],
-        ARRAY['customer_credits', 'customer_chargebacks', 'stripe_clearing']::ledger.account_kind[],
-        ARRAY[came_again - debt, debt, -came_again], credits_version);
+        ARRAY[p_customer_id, p_customer_id, 'platform', 'platform'],
+        ARRAY['customer_credits', 'customer_chargebacks', 'expired_credits', 'stripe_clearing']::ledger.account_kind[],
+        ARRAY[came_again - of_expired - debt, debt, of_expired, -came_again], credits_version);
     UPDATE ledger.purchase_reversal r
     SET reinstated = came_again, reinstatement_id = p_reinstatement_id, reinstatement_transaction_id = posted_id
     WHERE r.customer_id = p_customer_id AND r.reversal_id = p_reversal_id
@@ -272,10 +284,42 @@ END
 $$;
 
 
--- The purchase that was granted with a key; no row if there is none. It never changes.
+-- Takes what expired of a lot that was bought, and did not go back yet, up to an amount. Answers how much. The caller holds
+-- the customer's lock, behind which credits expire; the lots' own keeps away who allocates.
+CREATE FUNCTION ledger.take_expired(
+    p_customer_id text, p_currency_code text, p_lot_id text, p_limit bigint
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    taken bigint;
+BEGIN
+    SELECT least(l.expired, p_limit) INTO taken FROM ledger.credit_lot l
+    WHERE l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.lot_id = p_lot_id;
+    IF coalesce(taken, 0) = 0 THEN
+        RETURN 0;
+    END IF;
+    PERFORM ledger.lock_lots(p_customer_id, p_currency_code);
+    UPDATE ledger.credit_lot l SET expired = l.expired - taken
+    WHERE l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.lot_id = p_lot_id;
+    RETURN taken;
+END
+$$;
+
+-- Lets be expired again of a lot what take_expired had taken of it. The caller holds the customer's lock.
+CREATE FUNCTION ledger.expire_again(
+    p_customer_id text, p_currency_code text, p_lot_id text, p_amount bigint
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM ledger.lock_lots(p_customer_id, p_currency_code);
+    UPDATE ledger.credit_lot l SET expired = l.expired + p_amount
+    WHERE l.customer_id = p_customer_id AND l.currency_code = p_currency_code AND l.lot_id = p_lot_id;
+END
+$$;
+
+
+-- The purchase that was granted with a key, and the lot that it opened; no row if there is none. It never changes.
 CREATE FUNCTION ledger.purchase(p_customer_id text, p_purchase_key text)
-RETURNS TABLE (currency_code text, amount bigint) LANGUAGE sql STABLE AS $$
-    SELECT e.currency_code, e.amount
+RETURNS TABLE (currency_code text, amount bigint, lot_id text) LANGUAGE sql STABLE AS $$
+    SELECT e.currency_code, e.amount, t.transaction_id
     FROM ledger.idempotency k
     JOIN ledger.transaction t
         ON t.transaction_id = k.outcome AND t.partition_id = k.owner_id AND t.type = 'purchase'
@@ -322,7 +366,7 @@ BEGIN
     INSERT INTO ledger.balance_delta (owner_id, kind, currency_code, credits, debits)
     SELECT m.owner_id, m.kind, p_currency_code, greatest(m.amount, 0), greatest(-m.amount, 0)
     FROM unnest(p_owner_ids, p_kinds, p_amounts) AS m (owner_id, kind, amount)
-    WHERE m.owner_id = 'platform';
+    WHERE m.owner_id = 'platform' AND m.amount <> 0;
     INSERT INTO ledger.unsequenced (partition_id, transaction_id) VALUES (p_partition_id, p_transaction_id);
 END
 $$;

@@ -487,6 +487,9 @@ BEGIN
         INSERT INTO ledger.lot_allocation (
             customer_id, currency_code, first_version, last_version, number, lot_id, amount)
         VALUES (p_customer_id, p_currency_code, p_version, p_version, numbers + 1, p_transaction_id, opened);
+        -- As grant_credits had marked it.
+        DELETE FROM ledger.promotion_due d
+        WHERE p_type = 'promotion' AND d.customer_id = p_customer_id AND d.debit_id = p_transaction_id;
     END IF;
 END
 $$;

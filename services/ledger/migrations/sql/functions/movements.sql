@@ -69,6 +69,11 @@ BEGIN
     INSERT INTO ledger.credit_grant (customer_id, transaction_id, funder_id, priority, expire_time)
     VALUES (p_customer_id, transaction_id, CASE p_type WHEN 'promotion' THEN p_funder_id ELSE '' END, p_priority,
             p_expire_time);
+    IF p_funder_id <> 'platform' THEN
+        -- So that a payout of the organization knows where to look until there is a lot, and no longer.
+        INSERT INTO ledger.promotion_due (customer_id, debit_id, funder_id, currency_code)
+        VALUES (p_customer_id, transaction_id, p_funder_id, p_currency_code);
+    END IF;
     INSERT INTO ledger.unsequenced (partition_id, transaction_id) VALUES (p_customer_id, transaction_id);
 END
 $$;

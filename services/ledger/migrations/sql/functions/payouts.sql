@@ -3,7 +3,7 @@
 
 
 -- Takes an amount from the available earnings of an organization, whole or not at all: from the bucket that became
--- available first, then the next. A refusal stays: what was too much once, or came while payouts were frozen, is not
+-- available first, then the next. What it owes for its promotions is settled before. A refusal stays: what was too much once, or came while payouts were frozen, is not
 -- paid later by a retry.
 --
 -- duplicate: it had been asked for before, and `debit` is what became of it. SQLSTATE TL001 if that was for another
@@ -33,6 +33,8 @@ BEGIN
         RETURN;
     END IF;
 
+    -- What its own promotions bought until now is not its money.
+    PERFORM ledger.settle_funder(p_organization_id, p_currency_code);
     SELECT coalesce(sum(b.balance), 0) INTO available
     FROM ledger.payable_buckets(p_organization_id, p_currency_code) AS b;
     -- Behind the lock, for which a freeze waits too: it is seen here, or comes after this payout.

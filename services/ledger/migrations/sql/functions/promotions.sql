@@ -49,6 +49,52 @@ END
 $$;
 
 
+-- Settles all that an organization's promotional credits have paid by now, whether it is known already or not. SQLSTATE
+-- 55P03, for which the caller asks again, if too much was spent since the lots were looked at. The caller holds the
+-- organization's lock; what is lowered is in deltas, which it reads.
+CREATE FUNCTION ledger.settle_funder(p_funder_id text, p_currency_code text) RETURNS void
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
+DECLARE
+    customers text[];
+    customer text;
+    due ledger.promotion_due[];
+BEGIN
+    -- Who has something to settle, or has moved its credits since it was looked which lots paid.
+    SELECT array_agg(DISTINCT w.customer_id) INTO customers FROM (
+        SELECT d.customer_id FROM ledger.promotion_due d
+        WHERE d.funder_id = p_funder_id AND d.currency_code = p_currency_code
+        UNION ALL
+        SELECT l.customer_id
+        FROM ledger.credit_lot l
+        JOIN ledger.lot_cursor c ON c.customer_id = l.customer_id AND c.currency_code = l.currency_code
+        JOIN ledger.account a
+            ON a.owner_id = l.customer_id AND a.kind = 'customer_credits' AND a.currency_code = l.currency_code
+        WHERE l.funder_id = p_funder_id AND l.currency_code = p_currency_code
+          AND l.is_open AND l.funder_id NOT IN ('', 'platform') AND a.version > c.allocated_version
+    ) AS w;
+    IF customers IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM ledger.lock_customers(customers, array_fill(p_currency_code, ARRAY[cardinality(customers)]));
+    FOR customer IN SELECT c FROM unnest(customers) AS c ORDER BY c LOOP
+        BEGIN
+            IF NOT ledger.catch_up_lots(customer, p_currency_code, 5000) THEN
+                RAISE EXCEPTION 'lots of % are behind', customer USING ERRCODE = 'lock_not_available';
+            END IF;
+            SELECT array_agg(d) INTO due FROM ledger.promotion_due d
+            WHERE d.customer_id = customer AND d.funder_id = p_funder_id AND d.currency_code = p_currency_code;
+            PERFORM ledger.settle_customer(customer, p_currency_code, due);
+        EXCEPTION WHEN raise_exception OR integrity_constraint_violation THEN
+            -- Lots that contradict the journal: the audit finds them. An organization is not kept waiting for them.
+            RAISE WARNING 'promotions of % in % are not settled: %', customer, p_currency_code, SQLERRM;
+        END;
+    END LOOP;
+END
+$$;
+
+
 -- Settles those of the candidates that are of this customer and currency. Answers how many. The caller holds the locks of
 -- the funders and of the customer.
 CREATE FUNCTION ledger.settle_customer(

@@ -37,6 +37,42 @@ class TokenKind(StrEnum):
     OUTPUT = "output"
 
 
+class TierMode(StrEnum):
+    """How the tiers of a rate work."""
+
+    # One tier: every unit has the same price.
+    FLAT = "flat"
+    # Each unit has the price of the tier that it falls into.
+    GRADUATED = "graduated"
+    # All units have the price of the tier that the last one falls into.
+    VOLUME = "volume"
+    # One tier: whole packages, the last one perhaps used in part.
+    PACKAGE = "package"
+
+
+class TierScope(StrEnum):
+    """What is counted to find the tier."""
+
+    EXECUTION = "execution"
+    BILLING_PERIOD = "billing_period"
+
+
+class MeterRounding(StrEnum):
+    """How the sum of a formula becomes a whole number."""
+
+    UP = "up"
+    HALF_EVEN = "half_even"
+    DOWN = "down"
+
+
+class PeriodUnit(StrEnum):
+    """How long a billing period is."""
+
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+
+
 @dataclass(frozen=True, slots=True)
 class UnitPrice:
     """`amount` units of the book's currency, an exact decimal, for every `per_units` units."""
@@ -62,21 +98,45 @@ class TokenRate:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeBonus:
-    """So much when the event ended with this outcome."""
+    """So much when the event ended with this outcome; None leaves it to the component's condition."""
 
-    outcome: Outcome
+    outcome: Outcome | None
     price: UnitPrice
 
 
-Component = BaseFee | TokenRate | OutcomeBonus
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Units up to the last one, `up_to` (None for no end), at one price; a fee once the tier is entered."""
+
+    up_to: int | None
+    price: UnitPrice
+    fee: UnitPrice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterRate:
+    """So much per unit of a meter, of all models or of those named; a name that ends in "*" is a beginning."""
+
+    meter: str
+    tiers: tuple[Tier, ...]
+    tier_mode: TierMode = TierMode.FLAT
+    tier_scope: TierScope = TierScope.EXECUTION
+    models: tuple[str, ...] = ()
+
+
+Component = BaseFee | TokenRate | OutcomeBonus | MeterRate
 
 
 @dataclass(frozen=True, slots=True)
 class PriceComponent:
-    """A component and its name, which becomes the name of its charge lines."""
+    """A component and its name, which becomes the name of its charge lines.
+
+    With a condition, an expression in CEL, it is charged only where that is true.
+    """
 
     name: str
     component: Component
+    condition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +165,101 @@ DEFAULT_OUTCOME_DEFERRAL = OutcomeDeferral()
 
 
 @dataclass(frozen=True, slots=True)
+class OutcomeFactor:
+    """The part of the components, in basis points, that an outcome owes; bonuses are apart."""
+
+    outcome: Outcome
+    basis_points: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeDiscountStep:
+    """What is taken off what a customer spends beyond an amount in a billing period."""
+
+    from_amount: UnitPrice
+    basis_points: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discount:
+    """What is taken off an execution: one of basis points, an amount, or a part that grows with the volume.
+
+    Work done from `start_time` until `end_time`, exclusive, gets it; None leaves that end open.
+    """
+
+    name: str
+    basis_points: int | None = None
+    amount: UnitPrice | None = None
+    volume: tuple[VolumeDiscountStep, ...] = ()
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """What the events that the selector picks cost."""
+    """What the events that the selector picks cost.
+
+    The sum of the components, of which an outcome may owe a part only; less the discounts; at least the
+    minimum; at most the maximum; at most what the period maximum leaves. In this order.
+    """
 
     name: str
     selector: PriceSelector
     components: tuple[PriceComponent, ...]
     deferral: OutcomeDeferral = DEFAULT_OUTCOME_DEFERRAL
+    outcome_factors: tuple[OutcomeFactor, ...] = ()
+    discounts: tuple[Discount, ...] = ()
+    minimum: UnitPrice | None = None
+    maximum: UnitPrice | None = None
+    period_minimum: UnitPrice | None = None
+    period_maximum: UnitPrice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterTerm:
+    """`units` of the formula's meter, an exact decimal, for every `per_units` of this one."""
+
+    meter: str
+    units: str
+    per_units: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MeterFormula:
+    """A meter that is the weighted sum of others."""
+
+    meter: str
+    terms: tuple[MeterTerm, ...]
+    rounding: MeterRounding = MeterRounding.UP
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Units of a meter that a fee includes in each billing period, and those that each seat adds."""
+
+    meter: str
+    quantity: int = 0
+    quantity_per_seat: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a customer may subscribe to: fees of a billing period, and what they include."""
+
+    name: str
+    fee: UnitPrice | None = None
+    seat_fee: UnitPrice | None = None
+    allowances: tuple[Allowance, ...] = ()
+    period_unit: PeriodUnit = PeriodUnit.MONTH
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """All that a version says."""
+
+    prices: tuple[Price, ...]
+    meters: tuple[MeterFormula, ...] = ()
+    plans: tuple[Plan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class MeterRate:
-    """So much per unit of a meter, of all models or of those named; a name that ends in "*" is a beginning."""
+    """So much per unit of a meter, of all models or of those named: "*" ends a beginning of names."""
 
     meter: str
     tiers: tuple[Tier, ...]

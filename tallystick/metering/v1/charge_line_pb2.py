@@ -26,13 +26,15 @@ from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_m
 from tallystick.metering.v1 import price_book_pb2 as tallystick_dot_metering_dot_v1_dot_price__book__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tallystick/metering/v1/charge_line.proto\x12\x16tallystick.metering.v1\x1a tallystick/common/v1/money.proto\x1a\'tallystick/metering/v1/price_book.proto\"\x9a\x01\n\nChargeLine\x12\x16\n\x0e\x63omponent_name\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x35\n\nunit_price\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Moneyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tallystick/metering/v1/charge_line.proto\x12\x16tallystick.metering.v1\x1a tallystick/common/v1/money.proto\x1a\'tallystick/metering/v1/price_book.proto\"\xde\x01\n\nChargeLine\x12\x16\n\x0e\x63omponent_name\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x35\n\nunit_price\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x04kind\x18\x05 \x01(\x0e\x32&.tallystick.metering.v1.ChargeLineKind\x12\x0c\n\x04tier\x18\x06 \x01(\x05*\x95\x02\n\x0e\x43hargeLineKind\x12 \n\x1c\x43HARGE_LINE_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43HARGE_LINE_KIND_ALLOWANCE\x10\x01\x12#\n\x1f\x43HARGE_LINE_KIND_OUTCOME_FACTOR\x10\x02\x12\x1d\n\x19\x43HARGE_LINE_KIND_DISCOUNT\x10\x03\x12\x1c\n\x18\x43HARGE_LINE_KIND_MINIMUM\x10\x04\x12\x1c\n\x18\x43HARGE_LINE_KIND_MAXIMUM\x10\x05\x12!\n\x1d\x43HARGE_LINE_KIND_SUBSCRIPTION\x10\x06\x12\x1e\n\x1a\x43HARGE_LINE_KIND_PRORATION\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.metering.v1.charge_line_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CHARGELINEKIND']._serialized_start=369
+  _globals['_CHARGELINEKIND']._serialized_end=646
   _globals['_CHARGELINE']._serialized_start=144
-  _globals['_CHARGELINE']._serialized_end=298
+  _globals['_CHARGELINE']._serialized_end=366
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.metering.v1 import price_book_pb2 as _price_book_pb2
 import builtins as _builtins
@@ -18,10 +19,54 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ChargeLineKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChargeLineKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChargeLineKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHARGE_LINE_KIND_UNSPECIFIED: _ChargeLineKind.ValueType  # 0
+    """A component of the price."""
+    CHARGE_LINE_KIND_ALLOWANCE: _ChargeLineKind.ValueType  # 1
+    """What an allowance covers of a component: no amount, only a quantity."""
+    CHARGE_LINE_KIND_OUTCOME_FACTOR: _ChargeLineKind.ValueType  # 2
+    """What the outcome does not owe."""
+    CHARGE_LINE_KIND_DISCOUNT: _ChargeLineKind.ValueType  # 3
+    """A discount."""
+    CHARGE_LINE_KIND_MINIMUM: _ChargeLineKind.ValueType  # 4
+    """What was missing up to a minimum."""
+    CHARGE_LINE_KIND_MAXIMUM: _ChargeLineKind.ValueType  # 5
+    """What was more than a maximum."""
+    CHARGE_LINE_KIND_SUBSCRIPTION: _ChargeLineKind.ValueType  # 6
+    """The fee of a subscription, or of its seats."""
+    CHARGE_LINE_KIND_PRORATION: _ChargeLineKind.ValueType  # 7
+    """Given back for the part of a period that is not used."""
+
+class ChargeLineKind(_ChargeLineKind, metaclass=_ChargeLineKindEnumTypeWrapper):
+    """ChargeLineKind says what a line of a charge is for."""
+
+CHARGE_LINE_KIND_UNSPECIFIED: ChargeLineKind.ValueType  # 0
+"""A component of the price."""
+CHARGE_LINE_KIND_ALLOWANCE: ChargeLineKind.ValueType  # 1
+"""What an allowance covers of a component: no amount, only a quantity."""
+CHARGE_LINE_KIND_OUTCOME_FACTOR: ChargeLineKind.ValueType  # 2
+"""What the outcome does not owe."""
+CHARGE_LINE_KIND_DISCOUNT: ChargeLineKind.ValueType  # 3
+"""A discount."""
+CHARGE_LINE_KIND_MINIMUM: ChargeLineKind.ValueType  # 4
+"""What was missing up to a minimum."""
+CHARGE_LINE_KIND_MAXIMUM: ChargeLineKind.ValueType  # 5
+"""What was more than a maximum."""
+CHARGE_LINE_KIND_SUBSCRIPTION: ChargeLineKind.ValueType  # 6
+"""The fee of a subscription, or of its seats."""
+CHARGE_LINE_KIND_PRORATION: ChargeLineKind.ValueType  # 7
+"""Given back for the part of a period that is not used."""
+Global___ChargeLineKind: _TypeAlias = ChargeLineKind  # noqa: Y015
+
 @_typing.final
 class ChargeLine(_message.Message):
-    """ChargeLine is the part of a charge that comes from one price component. Lines are rounded so that they add
-    up to the charge exactly.
+    """ChargeLine is the part of a charge that comes from one component of a price, or from what the price makes of
+    their sum. Lines are rounded so that they add up to the charge exactly.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -30,17 +75,23 @@ class ChargeLine(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     UNIT_PRICE_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     component_name: _builtins.str
-    """Name of the component within its price."""
+    """Name of the component or of the discount within its price; that of the price for other kinds."""
     quantity: _builtins.int
     """How many units were priced: tokens for token rates, 1 for a fee or a bonus."""
+    kind: Global___ChargeLineKind.ValueType
+    """What the line is for."""
+    tier: _builtins.int
+    """The tier that the units fall into, from 1; 0 where there are no tiers."""
     @_builtins.property
     def unit_price(self) -> _price_book_pb2.UnitPrice:
         """The price of a unit; for a fee or a bonus the whole amount."""
 
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """What it came to."""
+        """What it came to; negative for what is taken off."""
 
     def __init__(
         self,
@@ -49,10 +100,12 @@ class ChargeLine(_message.Message):
         quantity: _builtins.int = ...,
         unit_price: _price_book_pb2.UnitPrice | None = ...,
         amount: _money_pb2.Money | None = ...,
+        kind: Global___ChargeLineKind.ValueType = ...,
+        tier: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "component_name", b"component_name", "quantity", b"quantity", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "component_name", b"component_name", "kind", b"kind", "quantity", b"quantity", "tier", b"tier", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

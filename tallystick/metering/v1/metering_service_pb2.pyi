@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from tallystick.common.v1 import item_error_pb2 as _item_error_pb2
 from tallystick.common.v1 import money_pb2 as _money_pb2
@@ -725,6 +726,7 @@ class ResolveOutcomeRequest(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     EVIDENCE_REF_FIELD_NUMBER: _builtins.int
     EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     outcome_id: _builtins.str
     """The outcome."""
     outcome: _usage_pb2.Outcome.ValueType
@@ -733,6 +735,12 @@ class ResolveOutcomeRequest(_message.Message):
     """Where the evidence is, for example a URI. No personal data."""
     evidence_hash: _builtins.bytes
     """SHA-256 of the evidence, 32 bytes, or empty."""
+    @_builtins.property
+    def result(self) -> _struct_pb2.Struct:
+        """What came of the work, for the conditions of prices, instead of what the event said: up to 16 KiB. No personal
+        data. Like the evidence it is not compared: the first resolution stands.
+        """
+
     def __init__(
         self,
         *,
@@ -740,10 +748,11 @@ class ResolveOutcomeRequest(_message.Message):
         outcome: _usage_pb2.Outcome.ValueType = ...,
         evidence_ref: _builtins.str = ...,
         evidence_hash: _builtins.bytes = ...,
+        result: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "outcome", b"outcome", "outcome_id", b"outcome_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "outcome", b"outcome", "outcome_id", b"outcome_id", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

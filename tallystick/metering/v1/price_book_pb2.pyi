@@ -70,6 +70,110 @@ TOKEN_KIND_OUTPUT: TokenKind.ValueType  # 2
 """Usage.output_tokens."""
 Global___TokenKind: _TypeAlias = TokenKind  # noqa: Y015
 
+class _TierMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TierModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TierMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIER_MODE_UNSPECIFIED: _TierMode.ValueType  # 0
+    """One tier: every unit has the same price."""
+    TIER_MODE_GRADUATED: _TierMode.ValueType  # 1
+    """Each unit has the price of the tier that it falls into."""
+    TIER_MODE_VOLUME: _TierMode.ValueType  # 2
+    """All units have the price of the tier that the last one falls into. Over a billing period that is known at its
+    end only: they are charged when it is closed.
+    """
+    TIER_MODE_PACKAGE: _TierMode.ValueType  # 3
+    """One tier: whole packages of `per_units` units, of which the last one may be used in part."""
+
+class TierMode(_TierMode, metaclass=_TierModeEnumTypeWrapper):
+    """TierMode says how the tiers of a rate work."""
+
+TIER_MODE_UNSPECIFIED: TierMode.ValueType  # 0
+"""One tier: every unit has the same price."""
+TIER_MODE_GRADUATED: TierMode.ValueType  # 1
+"""Each unit has the price of the tier that it falls into."""
+TIER_MODE_VOLUME: TierMode.ValueType  # 2
+"""All units have the price of the tier that the last one falls into. Over a billing period that is known at its
+end only: they are charged when it is closed.
+"""
+TIER_MODE_PACKAGE: TierMode.ValueType  # 3
+"""One tier: whole packages of `per_units` units, of which the last one may be used in part."""
+Global___TierMode: _TypeAlias = TierMode  # noqa: Y015
+
+class _TierScope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TierScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TierScope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIER_SCOPE_UNSPECIFIED: _TierScope.ValueType  # 0
+    """Each execution by itself."""
+    TIER_SCOPE_BILLING_PERIOD: _TierScope.ValueType  # 1
+    """All of a customer in a billing period."""
+
+class TierScope(_TierScope, metaclass=_TierScopeEnumTypeWrapper):
+    """TierScope says what is counted to find the tier, or to fill a package."""
+
+TIER_SCOPE_UNSPECIFIED: TierScope.ValueType  # 0
+"""Each execution by itself."""
+TIER_SCOPE_BILLING_PERIOD: TierScope.ValueType  # 1
+"""All of a customer in a billing period."""
+Global___TierScope: _TypeAlias = TierScope  # noqa: Y015
+
+class _MeterRounding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MeterRoundingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MeterRounding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    METER_ROUNDING_UNSPECIFIED: _MeterRounding.ValueType  # 0
+    """Up: a unit that was begun counts."""
+    METER_ROUNDING_HALF_EVEN: _MeterRounding.ValueType  # 1
+    """Half to even."""
+    METER_ROUNDING_DOWN: _MeterRounding.ValueType  # 2
+    """Down."""
+
+class MeterRounding(_MeterRounding, metaclass=_MeterRoundingEnumTypeWrapper):
+    """MeterRounding says how a sum becomes a whole number."""
+
+METER_ROUNDING_UNSPECIFIED: MeterRounding.ValueType  # 0
+"""Up: a unit that was begun counts."""
+METER_ROUNDING_HALF_EVEN: MeterRounding.ValueType  # 1
+"""Half to even."""
+METER_ROUNDING_DOWN: MeterRounding.ValueType  # 2
+"""Down."""
+Global___MeterRounding: _TypeAlias = MeterRounding  # noqa: Y015
+
+class _PeriodUnit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PeriodUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PeriodUnit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PERIOD_UNIT_UNSPECIFIED: _PeriodUnit.ValueType  # 0
+    """A month."""
+    PERIOD_UNIT_MONTH: _PeriodUnit.ValueType  # 1
+    """A month."""
+    PERIOD_UNIT_QUARTER: _PeriodUnit.ValueType  # 2
+    """Three months."""
+    PERIOD_UNIT_YEAR: _PeriodUnit.ValueType  # 3
+    """A year."""
+
+class PeriodUnit(_PeriodUnit, metaclass=_PeriodUnitEnumTypeWrapper):
+    """PeriodUnit says how long a billing period is."""
+
+PERIOD_UNIT_UNSPECIFIED: PeriodUnit.ValueType  # 0
+"""A month."""
+PERIOD_UNIT_MONTH: PeriodUnit.ValueType  # 1
+"""A month."""
+PERIOD_UNIT_QUARTER: PeriodUnit.ValueType  # 2
+"""Three months."""
+PERIOD_UNIT_YEAR: PeriodUnit.ValueType  # 3
+"""A year."""
+Global___PeriodUnit: _TypeAlias = PeriodUnit  # noqa: Y015
+
 @_typing.final
 class PriceBook(_message.Message):
     """PriceBook is a series of price versions of one owner in one currency. An owner has at most one book per
@@ -127,6 +231,8 @@ class PriceVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PUBLISH_TIME_FIELD_NUMBER: _builtins.int
     PUBLISHER_API_KEY_ID_FIELD_NUMBER: _builtins.int
+    METERS_FIELD_NUMBER: _builtins.int
+    PLANS_FIELD_NUMBER: _builtins.int
     price_version_id: _builtins.str
     """"pv_…"."""
     price_book_id: _builtins.str
@@ -153,6 +259,14 @@ class PriceVersion(_message.Message):
     def publish_time(self) -> _timestamp_pb2.Timestamp:
         """When it was published. Unset for a draft."""
 
+    @_builtins.property
+    def meters(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterFormula]:
+        """Meters that are computed from what hosts report, such as compute units. Prices may count them like any other."""
+
+    @_builtins.property
+    def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plan]:
+        """What customers may subscribe to."""
+
     def __init__(
         self,
         *,
@@ -165,10 +279,12 @@ class PriceVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         publish_time: _timestamp_pb2.Timestamp | None = ...,
         publisher_api_key_id: _builtins.str = ...,
+        meters: _abc.Iterable[Global___MeterFormula] | None = ...,
+        plans: _abc.Iterable[Global___Plan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "publish_time", b"publish_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "price_book_id", b"price_book_id", "price_version_id", b"price_version_id", "prices", b"prices", "publish_time", b"publish_time", "publisher_api_key_id", b"publisher_api_key_id", "state", b"state", "version_number", b"version_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "meters", b"meters", "plans", b"plans", "price_book_id", b"price_book_id", "price_version_id", b"price_version_id", "prices", b"prices", "publish_time", b"publish_time", "publisher_api_key_id", b"publisher_api_key_id", "state", b"state", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,7 +292,10 @@ Global___PriceVersion: _TypeAlias = PriceVersion  # noqa: Y015
 
 @_typing.final
 class Price(_message.Message):
-    """Price says what the events that it selects cost: the sum of its components."""
+    """Price says what the events that it selects cost. In this order: the sum of its components, of which an outcome
+    may owe a part only; less its discounts; at least its minimum; at most its maximum; at most what its period
+    maximum leaves.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -184,6 +303,12 @@ class Price(_message.Message):
     SELECTOR_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     DEFERRAL_FIELD_NUMBER: _builtins.int
+    OUTCOME_FACTORS_FIELD_NUMBER: _builtins.int
+    DISCOUNTS_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    PERIOD_MINIMUM_FIELD_NUMBER: _builtins.int
+    PERIOD_MAXIMUM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the version, for people: up to 64 letters, digits and "_.-"."""
     @_builtins.property
@@ -198,6 +323,34 @@ class Price(_message.Message):
     def deferral(self) -> Global___OutcomeDeferral:
         """What happens to an outcome that is reported as pending."""
 
+    @_builtins.property
+    def outcome_factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutcomeFactor]:
+        """What part of the components is owed when the work ended so; all of it for outcomes that are not named. Bonuses
+        are apart. While an outcome is pending, what is owed in any case is charged.
+        """
+
+    @_builtins.property
+    def discounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Discount]:
+        """What is taken off, one after the other."""
+
+    @_builtins.property
+    def minimum(self) -> Global___UnitPrice:
+        """The least that an execution costs; unset for no such limit. `per_units` must be 0 or 1, as in all four."""
+
+    @_builtins.property
+    def maximum(self) -> Global___UnitPrice:
+        """The most that an execution costs, an outcome that is decided later included."""
+
+    @_builtins.property
+    def period_minimum(self) -> Global___UnitPrice:
+        """The least that a customer pays in a billing period in which there was an execution. What is missing is charged
+        when the period is closed.
+        """
+
+    @_builtins.property
+    def period_maximum(self) -> Global___UnitPrice:
+        """The most that a customer pays in a billing period."""
+
     def __init__(
         self,
         *,
@@ -205,14 +358,152 @@ class Price(_message.Message):
         selector: Global___PriceSelector | None = ...,
         components: _abc.Iterable[Global___PriceComponent] | None = ...,
         deferral: Global___OutcomeDeferral | None = ...,
+        outcome_factors: _abc.Iterable[Global___OutcomeFactor] | None = ...,
+        discounts: _abc.Iterable[Global___Discount] | None = ...,
+        minimum: Global___UnitPrice | None = ...,
+        maximum: Global___UnitPrice | None = ...,
+        period_minimum: Global___UnitPrice | None = ...,
+        period_maximum: Global___UnitPrice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deferral", b"deferral", "selector", b"selector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deferral", b"deferral", "maximum", b"maximum", "minimum", b"minimum", "period_maximum", b"period_maximum", "period_minimum", b"period_minimum", "selector", b"selector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "deferral", b"deferral", "name", b"name", "selector", b"selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "deferral", b"deferral", "discounts", b"discounts", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "outcome_factors", b"outcome_factors", "period_maximum", b"period_maximum", "period_minimum", b"period_minimum", "selector", b"selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Price: _TypeAlias = Price  # noqa: Y015
+
+@_typing.final
+class OutcomeFactor(_message.Message):
+    """OutcomeFactor says what part of a price an outcome owes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    BASIS_POINTS_FIELD_NUMBER: _builtins.int
+    outcome: _usage_pb2.Outcome.ValueType
+    """OUTCOME_SUCCESS, OUTCOME_FAILURE, OUTCOME_PARTIAL or OUTCOME_UNKNOWN."""
+    basis_points: _builtins.int
+    """From 0 to 10,000, which is all of it."""
+    def __init__(
+        self,
+        *,
+        outcome: _usage_pb2.Outcome.ValueType = ...,
+        basis_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_points", b"basis_points", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutcomeFactor: _TypeAlias = OutcomeFactor  # noqa: Y015
+
+@_typing.final
+class Discount(_message.Message):
+    """Discount is taken off what an execution costs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BASIS_POINTS_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name within the price, which names its line of the charge: up to 64 letters, digits and "_.-"."""
+    basis_points: _builtins.int
+    """This part: 1 to 10,000 basis points."""
+    @_builtins.property
+    def amount(self) -> Global___UnitPrice:
+        """So much of each execution, or all that it costs if that is less; `per_units` must be 0 or 1."""
+
+    @_builtins.property
+    def volume(self) -> Global___VolumeDiscount:
+        """A part that grows with what the customer spent before in the billing period."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is given, by the time of the work; at any time when unset."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when, exclusive."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        basis_points: _builtins.int = ...,
+        amount: Global___UnitPrice | None = ...,
+        volume: Global___VolumeDiscount | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "basis_points", b"basis_points", "discount", b"discount", "end_time", b"end_time", "start_time", b"start_time", "volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "basis_points", b"basis_points", "discount", b"discount", "end_time", b"end_time", "name", b"name", "start_time", b"start_time", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_discount: _TypeAlias = _typing.Literal["basis_points", "amount", "volume"]  # noqa: Y015
+    _WhichOneofArgType_discount: _TypeAlias = _typing.Literal["discount", b"discount"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_discount) -> _WhichOneofReturnType_discount | None: ...
+
+Global___Discount: _TypeAlias = Discount  # noqa: Y015
+
+@_typing.final
+class VolumeDiscount(_message.Message):
+    """VolumeDiscount takes a part off whatever exceeds a threshold of the price's amount in a billing period, before
+    discounts. What is below the threshold keeps the price that it had.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeDiscountStep]:
+        """Thresholds, ascending."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___VolumeDiscountStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeDiscount: _TypeAlias = VolumeDiscount  # noqa: Y015
+
+@_typing.final
+class VolumeDiscountStep(_message.Message):
+    """VolumeDiscountStep is what is taken off from a threshold on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_AMOUNT_FIELD_NUMBER: _builtins.int
+    BASIS_POINTS_FIELD_NUMBER: _builtins.int
+    basis_points: _builtins.int
+    """1 to 10,000 basis points."""
+    @_builtins.property
+    def from_amount(self) -> Global___UnitPrice:
+        """Where it begins; `per_units` must be 0 or 1."""
+
+    def __init__(
+        self,
+        *,
+        from_amount: Global___UnitPrice | None = ...,
+        basis_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_amount", b"from_amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_points", b"basis_points", "from_amount", b"from_amount"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeDiscountStep: _TypeAlias = VolumeDiscountStep  # noqa: Y015
 
 @_typing.final
 class OutcomeDeferral(_message.Message):
@@ -282,8 +573,17 @@ class PriceComponent(_message.Message):
     BASE_FEE_FIELD_NUMBER: _builtins.int
     TOKEN_RATE_FIELD_NUMBER: _builtins.int
     OUTCOME_BONUS_FIELD_NUMBER: _builtins.int
+    METER_RATE_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the price, which names the line of the charge: up to 64 letters, digits and "_.-"."""
+    condition: _builtins.str
+    """A condition in CEL; the component is charged only when it is true. It may ask for `outcome` (such as
+    "success"), `result` (what the host reported of the result), `usage` (a map from every meter to its quantity),
+    `action_type`, `agent_id`, `agent_version`, `tool_name` and `outcome_candidate`. It must be a bool, and is
+    checked when the draft is stored. While the outcome is pending, and when it cannot be evaluated (a field that
+    the result does not have), it is false.
+    """
     @_builtins.property
     def base_fee(self) -> Global___BaseFee:
         """The same for every event."""
@@ -296,6 +596,10 @@ class PriceComponent(_message.Message):
     def outcome_bonus(self) -> Global___OutcomeBonus:
         """So much when the outcome is as wanted."""
 
+    @_builtins.property
+    def meter_rate(self) -> Global___MeterRate:
+        """So much per unit of any meter, in tiers or not."""
+
     def __init__(
         self,
         *,
@@ -303,12 +607,14 @@ class PriceComponent(_message.Message):
         base_fee: Global___BaseFee | None = ...,
         token_rate: Global___TokenRate | None = ...,
         outcome_bonus: Global___OutcomeBonus | None = ...,
+        meter_rate: Global___MeterRate | None = ...,
+        condition: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_fee", b"base_fee", "component", b"component", "outcome_bonus", b"outcome_bonus", "token_rate", b"token_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_fee", b"base_fee", "component", b"component", "meter_rate", b"meter_rate", "outcome_bonus", b"outcome_bonus", "token_rate", b"token_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fee", b"base_fee", "component", b"component", "name", b"name", "outcome_bonus", b"outcome_bonus", "token_rate", b"token_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fee", b"base_fee", "component", b"component", "condition", b"condition", "meter_rate", b"meter_rate", "name", b"name", "outcome_bonus", b"outcome_bonus", "token_rate", b"token_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_component: _TypeAlias = _typing.Literal["base_fee", "token_rate", "outcome_bonus"]  # noqa: Y015
+    _WhichOneofReturnType_component: _TypeAlias = _typing.Literal["base_fee", "token_rate", "outcome_bonus", "meter_rate"]  # noqa: Y015
     _WhichOneofArgType_component: _TypeAlias = _typing.Literal["component", b"component"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_component) -> _WhichOneofReturnType_component | None: ...
 
@@ -403,7 +709,9 @@ class OutcomeBonus(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     outcome: _usage_pb2.Outcome.ValueType
-    """OUTCOME_SUCCESS, OUTCOME_FAILURE or OUTCOME_PARTIAL."""
+    """OUTCOME_SUCCESS, OUTCOME_FAILURE or OUTCOME_PARTIAL. With a condition it may be left out: then the condition
+    alone decides.
+    """
     @_builtins.property
     def price(self) -> Global___UnitPrice:
         """The bonus; `per_units` must be 0 or 1."""
@@ -421,3 +729,223 @@ class OutcomeBonus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutcomeBonus: _TypeAlias = OutcomeBonus  # noqa: Y015
+
+@_typing.final
+class MeterRate(_message.Message):
+    """MeterRate is charged per unit of a meter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    TIER_MODE_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    TIER_SCOPE_FIELD_NUMBER: _builtins.int
+    meter: _builtins.str
+    """The meter: one of a formula, a custom one of Usage.meters, or one of these: "input_tokens" (all of them),
+    "uncached_input_tokens", "cached_input_tokens", "output_tokens" (all of them), "text_output_tokens" (without
+    reasoning), "reasoning_tokens", "inference_calls", "tool_calls", "cpu_milliseconds",
+    "memory_megabyte_seconds", "network_bytes".
+    """
+    tier_mode: Global___TierMode.ValueType
+    """How the tiers work."""
+    tier_scope: Global___TierScope.ValueType
+    """What is counted to find the tier."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only what these models consumed: names, or beginnings of names that end in "*". All when empty. Only for meters
+        of tokens and for "inference_calls".
+        """
+
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
+        """One, or several in ascending order; only the last one has no end."""
+
+    def __init__(
+        self,
+        *,
+        meter: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        tier_mode: Global___TierMode.ValueType = ...,
+        tiers: _abc.Iterable[Global___Tier] | None = ...,
+        tier_scope: Global___TierScope.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter", b"meter", "models", b"models", "tier_mode", b"tier_mode", "tier_scope", b"tier_scope", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeterRate: _TypeAlias = MeterRate  # noqa: Y015
+
+@_typing.final
+class Tier(_message.Message):
+    """Tier is a range of quantities with one price."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UP_TO_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    FEE_FIELD_NUMBER: _builtins.int
+    up_to: _builtins.int
+    """Its last unit; 0 for the last tier, which has no end."""
+    @_builtins.property
+    def price(self) -> Global___UnitPrice:
+        """The price of a unit."""
+
+    @_builtins.property
+    def fee(self) -> Global___UnitPrice:
+        """What is charged besides as soon as the tier is entered; `per_units` must be 0 or 1."""
+
+    def __init__(
+        self,
+        *,
+        up_to: _builtins.int = ...,
+        price: Global___UnitPrice | None = ...,
+        fee: Global___UnitPrice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fee", b"fee", "price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fee", b"fee", "price", b"price", "up_to", b"up_to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+@_typing.final
+class MeterFormula(_message.Message):
+    """MeterFormula defines a meter as a weighted sum of others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
+    meter: _builtins.str
+    """The name of the meter, for example "compute_units": up to 64 lowercase letters, digits and "_"."""
+    rounding: Global___MeterRounding.ValueType
+    """How the sum of an execution becomes a whole number."""
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterTerm]:
+        """What is added up, of meters that hosts report."""
+
+    def __init__(
+        self,
+        *,
+        meter: _builtins.str = ...,
+        terms: _abc.Iterable[Global___MeterTerm] | None = ...,
+        rounding: Global___MeterRounding.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter", b"meter", "rounding", b"rounding", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeterFormula: _TypeAlias = MeterFormula  # noqa: Y015
+
+@_typing.final
+class MeterTerm(_message.Message):
+    """MeterTerm is one part of a formula."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    PER_UNITS_FIELD_NUMBER: _builtins.int
+    meter: _builtins.str
+    """A meter that hosts report."""
+    units: _builtins.str
+    """Decimal number, as in UnitPrice: how many units of the formula's meter there are in `per_units` units."""
+    per_units: _builtins.int
+    """In how many units; 1 when zero."""
+    def __init__(
+        self,
+        *,
+        meter: _builtins.str = ...,
+        units: _builtins.str = ...,
+        per_units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter", b"meter", "per_units", b"per_units", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeterTerm: _TypeAlias = MeterTerm  # noqa: Y015
+
+@_typing.final
+class Plan(_message.Message):
+    """Plan is what a customer may subscribe to: fees for each billing period, and what they include. What is used
+    beyond costs what the prices of the version in force say.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FEE_FIELD_NUMBER: _builtins.int
+    SEAT_FEE_FIELD_NUMBER: _builtins.int
+    ALLOWANCES_FIELD_NUMBER: _builtins.int
+    PERIOD_UNIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name within the version: up to 64 letters, digits and "_.-"."""
+    period_unit: Global___PeriodUnit.ValueType
+    """How long a billing period is."""
+    @_builtins.property
+    def fee(self) -> Global___UnitPrice:
+        """The fee of a billing period; `per_units` must be 0 or 1."""
+
+    @_builtins.property
+    def seat_fee(self) -> Global___UnitPrice:
+        """The fee of a seat in a billing period; `per_units` must be 0 or 1."""
+
+    @_builtins.property
+    def allowances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allowance]:
+        """What is included in a billing period."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        fee: Global___UnitPrice | None = ...,
+        seat_fee: Global___UnitPrice | None = ...,
+        allowances: _abc.Iterable[Global___Allowance] | None = ...,
+        period_unit: Global___PeriodUnit.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fee", b"fee", "seat_fee", b"seat_fee"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowances", b"allowances", "fee", b"fee", "name", b"name", "period_unit", b"period_unit", "seat_fee", b"seat_fee"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class Allowance(_message.Message):
+    """Allowance is a quantity of a meter that a fee includes in each billing period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    QUANTITY_PER_SEAT_FIELD_NUMBER: _builtins.int
+    meter: _builtins.str
+    """The meter, as in MeterRate. An execution uses it up before any component charges for the rest."""
+    quantity: _builtins.int
+    """How many units."""
+    quantity_per_seat: _builtins.int
+    """How many more units for each seat."""
+    def __init__(
+        self,
+        *,
+        meter: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        quantity_per_seat: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter", b"meter", "quantity", b"quantity", "quantity_per_seat", b"quantity_per_seat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Allowance: _TypeAlias = Allowance  # noqa: Y015

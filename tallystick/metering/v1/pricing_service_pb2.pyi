@@ -187,6 +187,8 @@ class CreatePriceVersionRequest(_message.Message):
     PRICE_BOOK_ID_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    METERS_FIELD_NUMBER: _builtins.int
+    PLANS_FIELD_NUMBER: _builtins.int
     price_book_id: _builtins.str
     """The book."""
     idempotency_key: _builtins.str
@@ -199,16 +201,26 @@ class CreatePriceVersionRequest(_message.Message):
         matches an event applies.
         """
 
+    @_builtins.property
+    def meters(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.MeterFormula]:
+        """Meters that are computed from others: at most 100."""
+
+    @_builtins.property
+    def plans(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Plan]:
+        """What customers may subscribe to: at most 100."""
+
     def __init__(
         self,
         *,
         price_book_id: _builtins.str = ...,
         prices: _abc.Iterable[_price_book_pb2.Price] | None = ...,
         idempotency_key: _builtins.str = ...,
+        meters: _abc.Iterable[_price_book_pb2.MeterFormula] | None = ...,
+        plans: _abc.Iterable[_price_book_pb2.Plan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "price_book_id", b"price_book_id", "prices", b"prices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "meters", b"meters", "plans", b"plans", "price_book_id", b"price_book_id", "prices", b"prices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,6 +260,8 @@ class UpdatePriceVersionRequest(_message.Message):
 
     PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
+    METERS_FIELD_NUMBER: _builtins.int
+    PLANS_FIELD_NUMBER: _builtins.int
     price_version_id: _builtins.str
     """The draft."""
     @_builtins.property
@@ -256,15 +270,25 @@ class UpdatePriceVersionRequest(_message.Message):
         matches an event applies.
         """
 
+    @_builtins.property
+    def meters(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.MeterFormula]:
+        """Meters that are computed from others: at most 100."""
+
+    @_builtins.property
+    def plans(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Plan]:
+        """What customers may subscribe to: at most 100."""
+
     def __init__(
         self,
         *,
         price_version_id: _builtins.str = ...,
         prices: _abc.Iterable[_price_book_pb2.Price] | None = ...,
+        meters: _abc.Iterable[_price_book_pb2.MeterFormula] | None = ...,
+        plans: _abc.Iterable[_price_book_pb2.Plan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["price_version_id", b"price_version_id", "prices", b"prices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meters", b"meters", "plans", b"plans", "price_version_id", b"price_version_id", "prices", b"prices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,20 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tallystick/metering/v1/usage.proto\x12\x16tallystick.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\x05Usage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x03\x12\x15\n\routput_tokens\x18\x03 \x01(\x03\"\xb5\x04\n\nUsageEvent\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63tion_type\x18\x06 \x01(\t\x12\x11\n\ttool_name\x18\x07 \x01(\t\x12,\n\x05usage\x18\x08 \x01(\x0b\x32\x1d.tallystick.metering.v1.Usage\x12\x30\n\x07outcome\x18\t \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x19\n\x11outcome_candidate\x18\n \x01(\t\x12.\n\noccur_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12\x17\n\x0fidempotency_key\x18\r \x01(\t\x12\x0f\n\x07span_id\x18\x0e \x01(\t\x12\x16\n\x0eparent_span_id\x18\x0f \x01(\t\x12\x1d\n\x15\x62illable_rule_version\x18\x10 \x01(\t\x12\x14\n\x0c\x65vidence_ref\x18\x11 \x01(\t\x12\x15\n\revidence_hash\x18\x12 \x01(\x0c\x12\x15\n\rcurrency_code\x18\x13 \x01(\t\x12\x37\n\x13outcome_expire_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x8b\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SUCCESS\x10\x01\x12\x13\n\x0fOUTCOME_FAILURE\x10\x02\x12\x13\n\x0fOUTCOME_PARTIAL\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x12\x13\n\x0fOUTCOME_PENDING\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tallystick/metering/v1/usage.proto\x12\x16tallystick.metering.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x03\n\x05Usage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x03\x12\x15\n\routput_tokens\x18\x03 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x04 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\x03\x12\x17\n\x0finference_calls\x18\x06 \x01(\x03\x12\x12\n\ntool_calls\x18\x07 \x01(\x03\x12\x18\n\x10\x63pu_milliseconds\x18\x08 \x01(\x03\x12\x1f\n\x17memory_megabyte_seconds\x18\t \x01(\x03\x12\x15\n\rnetwork_bytes\x18\n \x01(\x03\x12\x39\n\x06meters\x18\x0b \x03(\x0b\x32).tallystick.metering.v1.Usage.MetersEntry\x12\x32\n\x06models\x18\x0c \x03(\x0b\x32\".tallystick.metering.v1.ModelUsage\x1a-\n\x0bMetersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x98\x01\n\nModelUsage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x03\x12\x15\n\routput_tokens\x18\x03 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x04 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\x03\x12\x17\n\x0finference_calls\x18\x06 \x01(\x03\"\xde\x04\n\nUsageEvent\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63tion_type\x18\x06 \x01(\t\x12\x11\n\ttool_name\x18\x07 \x01(\t\x12,\n\x05usage\x18\x08 \x01(\x0b\x32\x1d.tallystick.metering.v1.Usage\x12\x30\n\x07outcome\x18\t \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x19\n\x11outcome_candidate\x18\n \x01(\t\x12.\n\noccur_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12\x17\n\x0fidempotency_key\x18\r \x01(\t\x12\x0f\n\x07span_id\x18\x0e \x01(\t\x12\x16\n\x0eparent_span_id\x18\x0f \x01(\t\x12\x1d\n\x15\x62illable_rule_version\x18\x10 \x01(\t\x12\x14\n\x0c\x65vidence_ref\x18\x11 \x01(\t\x12\x15\n\revidence_hash\x18\x12 \x01(\x0c\x12\x15\n\rcurrency_code\x18\x13 \x01(\t\x12\x37\n\x13outcome_expire_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06result\x18\x15 \x01(\x0b\x32\x17.google.protobuf.Struct*\x8b\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SUCCESS\x10\x01\x12\x13\n\x0fOUTCOME_FAILURE\x10\x02\x12\x13\n\x0fOUTCOME_PARTIAL\x10\x03\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x04\x12\x13\n\x0fOUTCOME_PENDING\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.metering.v1.usage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=733
-  _globals['_OUTCOME']._serialized_end=872
-  _globals['_USAGE']._serialized_start=95
-  _globals['_USAGE']._serialized_end=162
-  _globals['_USAGEEVENT']._serialized_start=165
-  _globals['_USAGEEVENT']._serialized_end=730
+  _globals['_USAGE_METERSENTRY']._loaded_options = None
+  _globals['_USAGE_METERSENTRY']._serialized_options = b'8\001'
+  _globals['_OUTCOME']._serialized_start=1300
+  _globals['_OUTCOME']._serialized_end=1439
+  _globals['_USAGE']._serialized_start=126
+  _globals['_USAGE']._serialized_end=533
+  _globals['_USAGE_METERSENTRY']._serialized_start=488
+  _globals['_USAGE_METERSENTRY']._serialized_end=533
+  _globals['_MODELUSAGE']._serialized_start=536
+  _globals['_MODELUSAGE']._serialized_end=688
+  _globals['_USAGEEVENT']._serialized_start=691
+  _globals['_USAGEEVENT']._serialized_end=1297
 # @@protoc_insertion_point(module_scope)

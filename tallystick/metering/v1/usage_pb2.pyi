@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -66,29 +69,135 @@ class Usage(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    INFERENCE_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    CPU_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    MEMORY_MEGABYTE_SECONDS_FIELD_NUMBER: _builtins.int
+    NETWORK_BYTES_FIELD_NUMBER: _builtins.int
+    METERS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that was called, as its provider names it; empty when there was none or several."""
     input_tokens: _builtins.int
     """Tokens sent to models, cached ones included. Not negative."""
     output_tokens: _builtins.int
     """Tokens that models produced, reasoning included. Not negative."""
+    cached_input_tokens: _builtins.int
+    """Of the input tokens, those that a provider had cached. At most `input_tokens`."""
+    reasoning_tokens: _builtins.int
+    """Of the output tokens, those of reasoning. At most `output_tokens`."""
+    inference_calls: _builtins.int
+    """Calls of models. Not negative."""
+    tool_calls: _builtins.int
+    """Calls of tools. Not negative."""
+    cpu_milliseconds: _builtins.int
+    """CPU time, in milliseconds. Not negative."""
+    memory_megabyte_seconds: _builtins.int
+    """Memory held over time, in megabytes (10^6 bytes) times seconds. Not negative."""
+    network_bytes: _builtins.int
+    """Bytes sent and received. Not negative."""
+    @_builtins.property
+    def meters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Meters of your own: up to 32 names of 1 to 64 lowercase letters, digits and "_", none of them that of a meter
+        above; each quantity not negative.
+        """
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelUsage]:
+        """Which models consumed it, when there were several: up to 32, each once. Each quantity adds up to the one above,
+        and `model` is empty.
+        """
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
+        cached_input_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
+        inference_calls: _builtins.int = ...,
+        tool_calls: _builtins.int = ...,
+        cpu_milliseconds: _builtins.int = ...,
+        memory_megabyte_seconds: _builtins.int = ...,
+        network_bytes: _builtins.int = ...,
+        meters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        models: _abc.Iterable[Global___ModelUsage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "cpu_milliseconds", b"cpu_milliseconds", "inference_calls", b"inference_calls", "input_tokens", b"input_tokens", "memory_megabyte_seconds", b"memory_megabyte_seconds", "meters", b"meters", "model", b"model", "models", b"models", "network_bytes", b"network_bytes", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class ModelUsage(_message.Message):
+    """ModelUsage is the part of a usage that one model consumed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    INFERENCE_CALLS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, as its provider names it."""
+    input_tokens: _builtins.int
+    """Its part of Usage.input_tokens."""
+    output_tokens: _builtins.int
+    """Its part of Usage.output_tokens."""
+    cached_input_tokens: _builtins.int
+    """Its part of Usage.cached_input_tokens."""
+    reasoning_tokens: _builtins.int
+    """Its part of Usage.reasoning_tokens."""
+    inference_calls: _builtins.int
+    """Its part of Usage.inference_calls."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        cached_input_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
+        inference_calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "inference_calls", b"inference_calls", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelUsage: _TypeAlias = ModelUsage  # noqa: Y015
 
 @_typing.final
 class UsageEvent(_message.Message):
@@ -118,6 +227,7 @@ class UsageEvent(_message.Message):
     EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     OUTCOME_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Who pays."""
     workflow_id: _builtins.str
@@ -166,6 +276,10 @@ class UsageEvent(_message.Message):
         unset, as long after it as the price says.
         """
 
+    @_builtins.property
+    def result(self) -> _struct_pb2.Struct:
+        """What came of the work, for the conditions of prices: up to 16 KiB. No personal data."""
+
     def __init__(
         self,
         *,
@@ -189,10 +303,11 @@ class UsageEvent(_message.Message):
         evidence_hash: _builtins.bytes = ...,
         currency_code: _builtins.str = ...,
         outcome_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        result: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "outcome_expire_time", b"outcome_expire_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "outcome_expire_time", b"outcome_expire_time", "result", b"result", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "agent_version", b"agent_version", "billable_rule_version", b"billable_rule_version", "currency_code", b"currency_code", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "idempotency_key", b"idempotency_key", "occur_time", b"occur_time", "ordinal", b"ordinal", "outcome", b"outcome", "outcome_candidate", b"outcome_candidate", "outcome_expire_time", b"outcome_expire_time", "parent_span_id", b"parent_span_id", "request_id", b"request_id", "span_id", b"span_id", "tool_name", b"tool_name", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "agent_version", b"agent_version", "billable_rule_version", b"billable_rule_version", "currency_code", b"currency_code", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "idempotency_key", b"idempotency_key", "occur_time", b"occur_time", "ordinal", b"ordinal", "outcome", b"outcome", "outcome_candidate", b"outcome_candidate", "outcome_expire_time", b"outcome_expire_time", "parent_span_id", b"parent_span_id", "request_id", b"request_id", "result", b"result", "span_id", b"span_id", "tool_name", b"tool_name", "usage", b"usage", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

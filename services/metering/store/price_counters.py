@@ -47,12 +47,15 @@ async def move(connection: AsyncConnection[TupleRow], values: Mapping[PriceCount
 
 
 async def values_of(connection: Connection, period: CounterPeriod) -> dict[str, int]:
-    """The counters of a period, by name, as they are now, if the connection's tenants may see them."""
+    """The counters of a period in which something was counted, by name, as they are now; those that the
+    connection's tenants may see.
+    """
     query = select(price_counter.c.name, price_counter.c.value).where(
         price_counter.c.customer_id == period.customer_id,
         price_counter.c.organization_id == period.organization_id,
         price_counter.c.currency_code == period.currency_code,
         price_counter.c.period_start == period.start,
+        price_counter.c.value.is_not(None),
     )
     return {row.name: row.value for row in await connection.execute(query)}
 

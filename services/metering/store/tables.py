@@ -49,7 +49,7 @@ price_counter = Table(
     Column("currency_code", Text, primary_key=True),
     Column("period_start", DateTime(timezone=True), primary_key=True),
     Column("name", Text, primary_key=True),
-    Column("value", BigInteger, nullable=False),
+    Column("value", BigInteger),
 )
 
 # A view: usage events with their deferred outcomes, and what of each is pending.
@@ -74,6 +74,7 @@ recorded_usage = Table(
     Column("reserved_micros", BigInteger),
     Column("reservation_expire_time", DateTime(timezone=True)),
     Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("contract_terms", JSONB),
     Column("period_start", DateTime(timezone=True)),
     Column("opening", JSONB),
     Column("closing", JSONB),

@@ -52,6 +52,18 @@ async def test_what_was_counted_is_found_by_each_part_of_its_key(writer: Databas
     assert await add(writer, {INPUT: 0}) == {INPUT: 10**18 + 1}
 
 
+async def test_what_was_locked_only_was_not_counted_in(writer: Database) -> None:
+    other = PriceCounterKey(PERIOD, "pb_1/run:charged")
+    async with writer.hot() as connection:
+        assert await price_counters.lock(connection, [INPUT, other]) == {INPUT: 0, other: 0}
+        # That nothing was charged is something else.
+        await price_counters.move(connection, {other: 0})
+
+    async with writer.begin() as connection:
+        await scope(connection, Tenants(ids=("cus_1",)))
+        assert await price_counters.values_of(connection, PERIOD) == {other.name: 0}
+
+
 async def test_nothing_is_locked_without_a_statement(writer: Database) -> None:
     async with writer.hot() as connection:
         assert await price_counters.lock(connection, []) == {}

@@ -9,7 +9,8 @@ CREATE TABLE metering.price_counter (
     period_start timestamptz NOT NULL,
     -- What is counted, as domain/rating.py names it: units of a tier, of an allowance, or micros.
     name text COLLATE "C" NOT NULL,
-    value bigint NOT NULL CHECK (value >= 0),
+    -- NULL as long as nothing was counted: whoever locks a counter makes it, and may then be refused.
+    value bigint CHECK (value >= 0),
     PRIMARY KEY (customer_id, organization_id, currency_code, period_start, name)
 -- Room in each page, so that a counter is moved in place, without new index entries.
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 10000);
@@ -21,9 +22,12 @@ CREATE POLICY tenant_select ON metering.price_counter FOR SELECT TO metering_rea
     USING (metering.visible(customer_id) OR metering.visible(organization_id));
 GRANT SELECT ON metering.price_counter TO metering_reader, metering_writer;
 
--- What an event was rated with, so that rating it again gives the same: {name: value} of every counter that its price
--- reads, and of those that it moved. All three or none: most prices depend on nothing.
+-- What an event was rated with, so that rating it again gives the same.
 ALTER TABLE metering.usage_event
+    -- What a contract added to the price, in the form of store/price_format.py; NULL without one.
+    ADD COLUMN contract_terms jsonb,
+    -- Of which period, and {name: value} of every counter that the price reads, and of those that the event moved. All
+    -- three or none: most prices depend on nothing.
     ADD COLUMN period_start timestamptz,
     ADD COLUMN opening jsonb,
     ADD COLUMN closing jsonb,

@@ -31,7 +31,7 @@ CREATE VIEW metering.recorded_usage WITH (security_invoker = true) AS
 SELECT u.customer_id, u.workflow_id, u.ordinal, u.organization_id, u.agent_id, u.occur_time, u.content,
        u.evidence_ref, u.evidence_hash, u.price_version_id, u.currency_code, u.amount_micros, u.lines,
        u.reservation_id, u.lease_epoch, u.reserved_micros, u.reservation_expire_time, u.create_time,
-       u.period_start, u.opening, u.closing, d.outcome_id, d.api_key_id, d.expired_outcome, d.expire_time AS outcome_expire_time, d.bonuses,
+       u.contract_terms, u.period_start, u.opening, u.closing, d.outcome_id, d.api_key_id, d.expired_outcome, d.expire_time AS outcome_expire_time, d.bonuses,
        d.max_bonus_micros, d.state AS outcome_state, d.outcome, d.resolve_time,
        d.evidence_ref AS outcome_evidence_ref, d.evidence_hash AS outcome_evidence_hash,
        d.result AS outcome_result, d.opening AS outcome_opening, d.closing AS outcome_closing,
@@ -95,7 +95,8 @@ CREATE FUNCTION metering.record_usage(
     -- The deferred outcomes, as an array of objects with the names of the columns.
     p_outcomes jsonb,
     p_recovery_delay interval,
-    -- NULL where the price depends on no counters.
+    -- NULL where no contract adds anything, and where the price depends on no counters.
+    p_contract_terms jsonb[] DEFAULT NULL,
     p_period_starts timestamptz[] DEFAULT NULL,
     p_openings jsonb[] DEFAULT NULL,
     p_closings jsonb[] DEFAULT NULL
@@ -120,17 +121,19 @@ BEGIN
         INSERT INTO usage_event (
             customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
             evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
-            reservation_id, lease_epoch, reserved_micros, reservation_expire_time, period_start, opening, closing)
+            reservation_id, lease_epoch, reserved_micros, reservation_expire_time, contract_terms, period_start,
+            opening, closing)
         SELECT *
         FROM unnest(
             p_customer_ids, p_workflow_ids, p_ordinals, p_organization_ids, p_agent_ids, p_occur_times, p_contents,
             p_evidence_refs, p_evidence_hashes, p_price_version_ids, p_currency_codes, p_amounts, p_lines,
             p_reservation_ids, p_lease_epochs, p_reserved_amounts, p_reservation_expire_times,
-            p_period_starts, p_openings, p_closings
+            p_contract_terms, p_period_starts, p_openings, p_closings
         ) AS i (
             customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
             evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
-            reservation_id, lease_epoch, reserved_micros, reservation_expire_time, period_start, opening, closing
+            reservation_id, lease_epoch, reserved_micros, reservation_expire_time, contract_terms, period_start,
+            opening, closing
         )
         ORDER BY customer_id COLLATE "C", workflow_id COLLATE "C", ordinal
         ON CONFLICT DO NOTHING
@@ -433,7 +436,7 @@ AS $$
 $$;
 
 -- Locks counters of prices until the transaction ends, and answers their values, in the order of the arguments: 0 for one
--- that nothing was counted in. Counters are distinct.
+-- in which nothing was counted. Counters are distinct.
 --
 -- All locks of metering are taken in one order: deferred outcomes, counters of prices, usage events, counters of budgets,
 -- and of one kind in the order of keys. A transaction takes all its counters of prices by one call: the missing ones are
@@ -454,7 +457,7 @@ DECLARE
     counted bigint[];
 BEGIN
     INSERT INTO price_counter (customer_id, organization_id, currency_code, period_start, name, value)
-    SELECT k.customer_id, k.organization_id, k.currency_code, k.period_start, k.name, 0
+    SELECT k.customer_id, k.organization_id, k.currency_code, k.period_start, k.name, NULL
     FROM unnest(p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names)
         AS k (customer_id, organization_id, currency_code, period_start, name)
     ORDER BY k.customer_id COLLATE "C", k.organization_id COLLATE "C", k.currency_code COLLATE "C", k.period_start,
@@ -462,7 +465,7 @@ BEGIN
     ON CONFLICT DO NOTHING;
     -- A statement of its own, because only a new snapshot sees what the insert waited for. Of a row that it has to wait
     -- for it reads the value that the other one left.
-    SELECT array_agg(l.value ORDER BY l.place)
+    SELECT array_agg(coalesce(l.value, 0) ORDER BY l.place)
     INTO counted
     FROM (
         SELECT c.value, k.place

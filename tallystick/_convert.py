@@ -24,6 +24,7 @@ from tallystick.models import (
     Balance,
     ChargeLine,
     DeferredOutcome,
+    LineKind,
     Metered,
     Outcome,
     Payment,
@@ -48,6 +49,16 @@ _OUTCOMES: dict[Outcome, usage_pb2.Outcome.ValueType] = {
 }
 OUTCOME_NAMES = {value: name for name, value in _OUTCOMES.items()}
 assert set(_OUTCOMES) == set(get_args(Outcome))  # noqa: S101 - a mistake of ours, found on import
+_LINE_KINDS: dict[int, LineKind] = {
+    charge_line_pb2.CHARGE_LINE_KIND_UNSPECIFIED: "component",
+    charge_line_pb2.CHARGE_LINE_KIND_ALLOWANCE: "allowance",
+    charge_line_pb2.CHARGE_LINE_KIND_OUTCOME_FACTOR: "outcome_factor",
+    charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT: "discount",
+    charge_line_pb2.CHARGE_LINE_KIND_MINIMUM: "minimum",
+    charge_line_pb2.CHARGE_LINE_KIND_MAXIMUM: "maximum",
+    charge_line_pb2.CHARGE_LINE_KIND_SUBSCRIPTION: "subscription",
+    charge_line_pb2.CHARGE_LINE_KIND_PRORATION: "proration",
+}
 _OUTCOME_STATES: dict[int, Literal["pending", "resolved", "expired"]] = {
     outcome_pb2.DEFERRED_OUTCOME_STATE_PENDING: "pending",
     outcome_pb2.DEFERRED_OUTCOME_STATE_RESOLVED: "resolved",
@@ -148,6 +159,9 @@ def metered_from_proto(metered: metering_service_pb2.MeteredEvent) -> Metered:
         deferred_outcome=(
             outcome_from_proto(metered.deferred_outcome) if metered.HasField("deferred_outcome") else None
         ),
+        opening_counters=dict(metered.opening_counters),
+        closing_counters=dict(metered.closing_counters),
+        period_start=optional_time(metered, "period_start_time"),
     )
 
 
@@ -161,6 +175,8 @@ def lines_from_proto(lines: Iterable[charge_line_pb2.ChargeLine]) -> tuple[Charg
                 amount=Decimal(line.unit_price.amount or "0"), per_units=line.unit_price.per_units or 1
             ),
             amount=money_from_proto(line.amount),
+            kind=_LINE_KINDS.get(line.kind, "unknown"),
+            tier=line.tier,
         )
         for line in lines
     )

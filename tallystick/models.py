@@ -3,6 +3,7 @@
 All are frozen, typed and keyword-only, so that fields may be added without breaking anybody.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -153,14 +154,37 @@ class UnitPrice:
         return f"{self.amount:f}" if self.per_units == 1 else f"{self.amount:f} per {self.per_units:,}"
 
 
+LineKind = Literal[
+    "component",
+    "allowance",
+    "outcome_factor",
+    "discount",
+    "minimum",
+    "maximum",
+    "subscription",
+    "proration",
+    "unknown",
+]
+"""What a line of a charge is for: a component of its price; what an allowance covers of one (a quantity, no
+amount); what the outcome does not owe; a discount; what was missing up to a minimum; what was more than a
+maximum; a fee of a subscription; what is given back of one; or something that only a newer client knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeLine:
-    """The part of a charge that comes from one component of its price. Lines add up to the charge exactly."""
+    """The part of a charge that comes from one component of its price, or from what the price makes of their
+    sum. Lines add up to the charge exactly.
+    """
 
     component: str
+    """The name of the component or of the discount; that of the price for other kinds."""
     quantity: int
     unit_price: UnitPrice
     amount: Money
+    """Negative for what is taken off."""
+    kind: LineKind = "component"
+    tier: int = 0
+    """The tier that the units fall into, from 1; 0 where there are no tiers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +253,13 @@ class Metered:
     """Whether it had been recorded before with other evidence. The first one stands."""
     deferred_outcome: DeferredOutcome | None = None
     """Its outcome, if that was reported as pending."""
+    opening_counters: Mapping[str, int] = field(default_factory=dict)
+    """What the price depended on, by name: what the customer had used before in the billing period. Empty for
+    prices that depend on nothing."""
+    closing_counters: Mapping[str, int] = field(default_factory=dict)
+    """Those of the counters that the event moved, as it left them."""
+    period_start: datetime | None = None
+    """When the billing period began that the counters belong to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,25 @@ from tallystick.cli.session import Session
 from tallystick.errors import DeadlineExceeded, NotFound, Unavailable
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
-from tallystick.models import UnitPrice
+from tallystick.models import ChargeLine, LineKind
 from tallystick.money import Money
 from tallystick.reports import ReportedCharge
 
 _COMPONENTS = {
     charge_pb2.CHARGE_COMPONENT_BASE: "base",
     charge_pb2.CHARGE_COMPONENT_OUTCOME: "outcome",
+}
+# What stands behind the name of a line.
+_KINDS: dict[LineKind, str] = {
+    "component": "",
+    "allowance": "included",
+    "outcome_factor": "not owed for this outcome",
+    "discount": "discount",
+    "minimum": "up to the minimum",
+    "maximum": "beyond the maximum",
+    "subscription": "subscription",
+    "proration": "given back",
+    "unknown": "of a kind that is not known here",
 }
 
 
@@ -118,15 +130,21 @@ def _work(usage: ReportedCharge) -> list[tuple[str, str]]:
 
 def _lines(usage: ReportedCharge) -> Table:
     columns = ("line", ">quantity", ">price", f">amount, {usage.gross.currency}")
-    rows = [
-        (line.component, count(line.quantity), _price(line.unit_price), amount(line.amount))
-        for line in usage.lines
-    ]
+    rows = [(_name(line), count(line.quantity), _price(line), amount(line.amount)) for line in usage.lines]
     return Table("How the price came about", columns, rows, empty="not known")
 
 
-def _price(price: UnitPrice) -> str:
-    """0.60 per 1,000,000."""
+def _name(line: ChargeLine) -> str:
+    """input, tier 2."""
+    notes = (_KINDS[line.kind], f"tier {line.tier}" if line.tier else "")
+    return ", ".join([line.component, *filter(None, notes)])
+
+
+def _price(line: ChargeLine) -> str:
+    """0.60 per 1,000,000; what follows the components may have none."""
+    price = line.unit_price
+    if line.kind != "component" and not price.amount:
+        return "–"
     told = decimal(price.amount)
     return f"{told} per {count(price.per_units)}" if price.per_units > 1 else told
 

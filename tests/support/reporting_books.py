@@ -566,9 +566,18 @@ def _summed(pairs: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int
 
 
 def _lines(name: str, amount: int, event: Event) -> bytes:
-    line = charge_line_pb2.ChargeLine(
-        component_name=name,
-        quantity=1,
-        amount=money_pb2.Money(currency_code=event.currency, amount_micros=amount),
-    )
-    return charge_report_pb2.ReportedCharge(lines=[line]).SerializeToString()
+    """What a tier came to, and what a discount took off it."""
+    lines = [
+        charge_line_pb2.ChargeLine(
+            component_name=line_name,
+            quantity=1,
+            amount=money_pb2.Money(currency_code=event.currency, amount_micros=micros_of_line),
+            kind=kind,
+            tier=tier,
+        )
+        for line_name, micros_of_line, kind, tier in (
+            (name, amount + 7, charge_line_pb2.CHARGE_LINE_KIND_UNSPECIFIED, 2),
+            ("loyal", -7, charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT, 0),
+        )
+    ]
+    return charge_report_pb2.ReportedCharge(lines=lines).SerializeToString()

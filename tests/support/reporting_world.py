@@ -675,7 +675,16 @@ def start_of(moment: datetime, grain: str) -> datetime:
 
 
 def lines(amount: int) -> list[charge_line_pb2.ChargeLine]:
-    return [charge_line_pb2.ChargeLine(component_name="run", quantity=1, amount=_money(amount))]
+    """What a tier came to, and what a discount took off it."""
+    return [
+        charge_line_pb2.ChargeLine(component_name="run", quantity=1, amount=_money(amount + 7), tier=2),
+        charge_line_pb2.ChargeLine(
+            component_name="loyal",
+            quantity=1,
+            amount=_money(-7),
+            kind=charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT,
+        ),
+    ]
 
 
 def lines_bytes(amount: int) -> bytes:

@@ -43,6 +43,17 @@ idempotency = Table(
     Column("create_time", DateTime(timezone=True), nullable=False),
 )
 
+price_counter = Table(
+    "price_counter",
+    metadata,
+    Column("customer_id", Text, primary_key=True),
+    Column("organization_id", Text, primary_key=True),
+    Column("currency_code", Text, primary_key=True),
+    Column("period_start", DateTime(timezone=True), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger),
+)
+
 # A view: usage events with their deferred outcomes, and what of each is pending.
 recorded_usage = Table(
     "recorded_usage",
@@ -65,16 +76,24 @@ recorded_usage = Table(
     Column("reserved_micros", BigInteger),
     Column("reservation_expire_time", DateTime(timezone=True)),
     Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("contract_terms", JSONB),
+    Column("period_start", DateTime(timezone=True)),
+    Column("opening", JSONB),
+    Column("closing", JSONB),
     Column("outcome_id", Text),
     Column("api_key_id", Text),
     Column("expired_outcome", Text),
     Column("outcome_expire_time", DateTime(timezone=True)),
     Column("bonuses", JSONB),
+    Column("max_bonus_micros", BigInteger),
     Column("outcome_state", Text),
     Column("outcome", Text),
     Column("resolve_time", DateTime(timezone=True)),
     Column("outcome_evidence_ref", Text),
     Column("outcome_evidence_hash", LargeBinary),
+    Column("outcome_result", LargeBinary),
+    Column("outcome_opening", JSONB),
+    Column("outcome_closing", JSONB),
     Column("pending", Boolean, nullable=False),
     Column("outcome_pending", Boolean, nullable=False),
 )

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from services.kit.errors import Code, TallystickError
 from services.kit.money import Money
 from tallystick.ledger.v1 import charge_pb2
-from tallystick.metering.v1 import usage_pb2
+from tallystick.metering.v1 import charge_line_pb2, usage_pb2
 from tallystick.payouts.v1 import connected_account_pb2, payout_pb2, purchase_pb2, reconciliation_pb2
 from tallystick.reporting.v1 import projection_pb2
 
@@ -53,6 +53,15 @@ _PURCHASES: Final[Mapping[int, Words]] = {
     purchase_pb2.PURCHASE_STATE_SUCCEEDED: Words("Paid", "good"),
     purchase_pb2.PURCHASE_STATE_FAILED: Words("Not paid", "bad"),
     purchase_pb2.PURCHASE_STATE_CANCELLED: Words("Cancelled"),
+}
+_LINE_KINDS: Final[Mapping[int, str]] = {
+    charge_line_pb2.CHARGE_LINE_KIND_ALLOWANCE: "included",
+    charge_line_pb2.CHARGE_LINE_KIND_OUTCOME_FACTOR: "not owed for this outcome",
+    charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT: "discount",
+    charge_line_pb2.CHARGE_LINE_KIND_MINIMUM: "up to the minimum",
+    charge_line_pb2.CHARGE_LINE_KIND_MAXIMUM: "beyond the maximum",
+    charge_line_pb2.CHARGE_LINE_KIND_SUBSCRIPTION: "subscription",
+    charge_line_pb2.CHARGE_LINE_KIND_PRORATION: "given back",
 }
 _OUTCOMES: Final[Mapping[int, Words]] = {
     usage_pb2.OUTCOME_SUCCESS: Words("Success", "good"),
@@ -136,6 +145,12 @@ def outcome(value: int) -> Words:
 def component(value: int) -> str:
     """Which part of a run a charge is for."""
     return _COMPONENTS.get(value, "")
+
+
+def line_note(line: charge_line_pb2.ChargeLine) -> str:
+    """What a line of a charge is for, beyond its name: its kind, its tier, or nothing."""
+    tier = f"tier {line.tier}" if line.tier else ""
+    return ", ".join(filter(None, (_LINE_KINDS.get(line.kind, ""), tier)))
 
 
 def account_status(account: connected_account_pb2.ConnectedAccount) -> Words:

@@ -22,8 +22,9 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tallystick.common.v1 import access_pb2 as tallystick_dot_common_dot_v1_dot_access__pb2
 from tallystick.common.v1 import item_error_pb2 as tallystick_dot_common_dot_v1_dot_item__error__pb2
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
@@ -33,13 +34,17 @@ from tallystick.metering.v1 import reservation_pb2 as tallystick_dot_metering_do
 from tallystick.metering.v1 import usage_pb2 as tallystick_dot_metering_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-tallystick/metering/v1/metering_service.proto\x12\x16tallystick.metering.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!tallystick/common/v1/access.proto\x1a%tallystick/common/v1/item_error.proto\x1a tallystick/common/v1/money.proto\x1a(tallystick/metering/v1/charge_line.proto\x1a$tallystick/metering/v1/outcome.proto\x1a(tallystick/metering/v1/reservation.proto\x1a\"tallystick/metering/v1/usage.proto\"A\n\x0cMeterRequest\x12\x31\n\x05\x65vent\x18\x01 \x01(\x0b\x32\".tallystick.metering.v1.UsageEvent\"F\n\rMeterResponse\x12\x35\n\x07metered\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEvent\"G\n\x11MeterBatchRequest\x12\x32\n\x06\x65vents\x18\x01 \x03(\x0b\x32\".tallystick.metering.v1.UsageEvent\"L\n\x12MeterBatchResponse\x12\x36\n\x08verdicts\x18\x01 \x03(\x0b\x32$.tallystick.metering.v1.MeterVerdict\"\x84\x01\n\x0cMeterVerdict\x12\x37\n\x07metered\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEventH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"\xf4\x03\n\x0cMeteredEvent\x12\x11\n\tcharge_id\x18\x01 \x01(\t\x12\x12\n\noutcome_id\x18\x02 \x01(\t\x12\x32\n\rprice_charged\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x05lines\x18\x04 \x03(\x0b\x32\".tallystick.metering.v1.ChargeLine\x12\x18\n\x10price_version_id\x18\x05 \x01(\t\x12\x31\n\x0c\x66rom_credits\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0f\x66rom_receivable\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12+\n\x06unpaid\x18\x08 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x36\n\x11\x61vailable_balance\x18\t \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tduplicate\x18\n \x01(\x08\x12\x18\n\x10\x65vidence_differs\x18\x0b \x01(\x08\x12\x41\n\x10\x64\x65\x66\x65rred_outcome\x18\x0c \x01(\x0b\x32\'.tallystick.metering.v1.DeferredOutcome\"Q\n\x14GetUsageEventRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x05\"\x81\x01\n\x15GetUsageEventResponse\x12\x31\n\x05\x65vent\x18\x01 \x01(\x0b\x32\".tallystick.metering.v1.UsageEvent\x12\x35\n\x07metered\x18\x02 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEvent\"\xd0\x02\n\x10\x41uthorizeRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63tion_type\x18\x06 \x01(\t\x12/\n\x08max_cost\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.MoneyH\x00\x12.\n\x05usage\x18\x08 \x01(\x0b\x32\x1d.tallystick.metering.v1.UsageH\x00\x12&\n\x03ttl\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\n \x01(\t\x12\x15\n\rcurrency_code\x18\x0b \x01(\tB\n\n\x08\x65stimate\"\x98\x01\n\x11\x41uthorizeResponse\x12\x38\n\x0breservation\x18\x01 \x01(\x0b\x32#.tallystick.metering.v1.Reservation\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"s\n\rExtendRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\x0e\x45xtendResponse\x12\x38\n\x0breservation\x18\x01 \x01(\x0b\x32#.tallystick.metering.v1.Reservation\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"Q\n\rSettleRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x31\n\x05\x65vent\x18\x02 \x01(\x0b\x32\".tallystick.metering.v1.UsageEvent\"\x7f\n\x0eSettleResponse\x12\x35\n\x07metered\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEvent\x12\x36\n\nsettlement\x18\x02 \x01(\x0b\x32\".tallystick.metering.v1.Settlement\"\x1f\n\x0eReleaseRequest\x12\r\n\x05token\x18\x01 \x01(\t\"\x81\x01\n\x0fReleaseResponse\x12\x36\n\nsettlement\x18\x01 \x01(\x0b\x32\".tallystick.metering.v1.Settlement\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\x90\x01\n\x12\x43heckAccessRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63tion_type\x18\x03 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x04 \x01(\t\x12)\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\x9e\x01\n\x13\x43heckAccessResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12*\n\x05up_to\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x07refusal\x18\x03 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemError\x12\x18\n\x10price_version_id\x18\x04 \x01(\t\"?\n\x11GetBalanceRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\"F\n\x12GetBalanceResponse\x12\x30\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1f.tallystick.metering.v1.Balance\"\xb3\x01\n\x15ResolveOutcomeRequest\x12\x12\n\noutcome_id\x18\x01 \x01(\t\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x14\n\x0c\x65vidence_ref\x18\x03 \x01(\t\x12\x15\n\revidence_hash\x18\x04 \x01(\x0c\x12\'\n\x06result\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x9d\x01\n\x16ResolveOutcomeResponse\x12\x38\n\x07outcome\x18\x01 \x01(\x0b\x32\'.tallystick.metering.v1.DeferredOutcome\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\'\n\x11GetOutcomeRequest\x12\x12\n\noutcome_id\x18\x01 \x01(\t\"N\n\x12GetOutcomeResponse\x12\x38\n\x07outcome\x18\x01 \x01(\x0b\x32\'.tallystick.metering.v1.DeferredOutcome2\xb8\t\n\x0fMeteringService\x12]\n\x05Meter\x12$.tallystick.metering.v1.MeterRequest\x1a%.tallystick.metering.v1.MeterResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12l\n\nMeterBatch\x12).tallystick.metering.v1.MeterBatchRequest\x1a*.tallystick.metering.v1.MeterBatchResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12i\n\tAuthorize\x12(.tallystick.metering.v1.AuthorizeRequest\x1a).tallystick.metering.v1.AuthorizeResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12`\n\x06\x45xtend\x12%.tallystick.metering.v1.ExtendRequest\x1a&.tallystick.metering.v1.ExtendResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12`\n\x06Settle\x12%.tallystick.metering.v1.SettleRequest\x1a&.tallystick.metering.v1.SettleResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12\x63\n\x07Release\x12&.tallystick.metering.v1.ReleaseRequest\x1a\'.tallystick.metering.v1.ReleaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12o\n\x0b\x43heckAccess\x12*.tallystick.metering.v1.CheckAccessRequest\x1a+.tallystick.metering.v1.CheckAccessResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12o\n\nGetBalance\x12).tallystick.metering.v1.GetBalanceRequest\x1a*.tallystick.metering.v1.GetBalanceResponse\"\n\xea\xe0\x18\x06\n\x04\x01\x02\x06\x07\x12y\n\x0eResolveOutcome\x12-.tallystick.metering.v1.ResolveOutcomeRequest\x1a..tallystick.metering.v1.ResolveOutcomeResponse\"\x08\xea\xe0\x18\x04\n\x02\x01\x06\x12n\n\nGetOutcome\x12).tallystick.metering.v1.GetOutcomeRequest\x1a*.tallystick.metering.v1.GetOutcomeResponse\"\t\xea\xe0\x18\x05\n\x03\x01\x06\x07\x12w\n\rGetUsageEvent\x12,.tallystick.metering.v1.GetUsageEventRequest\x1a-.tallystick.metering.v1.GetUsageEventResponse\"\t\xea\xe0\x18\x05\n\x03\x01\x06\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-tallystick/metering/v1/metering_service.proto\x12\x16tallystick.metering.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a%tallystick/common/v1/item_error.proto\x1a tallystick/common/v1/money.proto\x1a(tallystick/metering/v1/charge_line.proto\x1a$tallystick/metering/v1/outcome.proto\x1a(tallystick/metering/v1/reservation.proto\x1a\"tallystick/metering/v1/usage.proto\"A\n\x0cMeterRequest\x12\x31\n\x05\x65vent\x18\x01 \x01(\x0b\x32\".tallystick.metering.v1.UsageEvent\"F\n\rMeterResponse\x12\x35\n\x07metered\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEvent\"G\n\x11MeterBatchRequest\x12\x32\n\x06\x65vents\x18\x01 \x03(\x0b\x32\".tallystick.metering.v1.UsageEvent\"L\n\x12MeterBatchResponse\x12\x36\n\x08verdicts\x18\x01 \x03(\x0b\x32$.tallystick.metering.v1.MeterVerdict\"\x84\x01\n\x0cMeterVerdict\x12\x37\n\x07metered\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEventH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"\xc5\x06\n\x0cMeteredEvent\x12\x11\n\tcharge_id\x18\x01 \x01(\t\x12\x12\n\noutcome_id\x18\x02 \x01(\t\x12\x32\n\rprice_charged\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x05lines\x18\x04 \x03(\x0b\x32\".tallystick.metering.v1.ChargeLine\x12\x18\n\x10price_version_id\x18\x05 \x01(\t\x12\x31\n\x0c\x66rom_credits\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0f\x66rom_receivable\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12+\n\x06unpaid\x18\x08 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x36\n\x11\x61vailable_balance\x18\t \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tduplicate\x18\n \x01(\x08\x12\x18\n\x10\x65vidence_differs\x18\x0b \x01(\x08\x12\x41\n\x10\x64\x65\x66\x65rred_outcome\x18\x0c \x01(\x0b\x32\'.tallystick.metering.v1.DeferredOutcome\x12S\n\x10opening_counters\x18\r \x03(\x0b\x32\x39.tallystick.metering.v1.MeteredEvent.OpeningCountersEntry\x12S\n\x10\x63losing_counters\x18\x0e \x03(\x0b\x32\x39.tallystick.metering.v1.MeteredEvent.ClosingCountersEntry\x12\x35\n\x11period_start_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x36\n\x14OpeningCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x36\n\x14\x43losingCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"Q\n\x14GetUsageEventRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x05\"\x81\x01\n\x15GetUsageEventResponse\x12\x31\n\x05\x65vent\x18\x01 \x01(\x0b\x32\".tallystick.metering.v1.UsageEvent\x12\x35\n\x07metered\x18\x02 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEvent\"\xd0\x02\n\x10\x41uthorizeRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x13\n\x0b\x61\x63tion_type\x18\x06 \x01(\t\x12/\n\x08max_cost\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.MoneyH\x00\x12.\n\x05usage\x18\x08 \x01(\x0b\x32\x1d.tallystick.metering.v1.UsageH\x00\x12&\n\x03ttl\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\n \x01(\t\x12\x15\n\rcurrency_code\x18\x0b \x01(\tB\n\n\x08\x65stimate\"\x98\x01\n\x11\x41uthorizeResponse\x12\x38\n\x0breservation\x18\x01 \x01(\x0b\x32#.tallystick.metering.v1.Reservation\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"s\n\rExtendRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\x0e\x45xtendResponse\x12\x38\n\x0breservation\x18\x01 \x01(\x0b\x32#.tallystick.metering.v1.Reservation\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"Q\n\rSettleRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x31\n\x05\x65vent\x18\x02 \x01(\x0b\x32\".tallystick.metering.v1.UsageEvent\"\x7f\n\x0eSettleResponse\x12\x35\n\x07metered\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.MeteredEvent\x12\x36\n\nsettlement\x18\x02 \x01(\x0b\x32\".tallystick.metering.v1.Settlement\"\x1f\n\x0eReleaseRequest\x12\r\n\x05token\x18\x01 \x01(\t\"\x81\x01\n\x0fReleaseResponse\x12\x36\n\nsettlement\x18\x01 \x01(\x0b\x32\".tallystick.metering.v1.Settlement\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\x90\x01\n\x12\x43heckAccessRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63tion_type\x18\x03 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x04 \x01(\t\x12)\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\x9e\x01\n\x13\x43heckAccessResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12*\n\x05up_to\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x07refusal\x18\x03 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemError\x12\x18\n\x10price_version_id\x18\x04 \x01(\t\"?\n\x11GetBalanceRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\"F\n\x12GetBalanceResponse\x12\x30\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x1f.tallystick.metering.v1.Balance\"\xb3\x01\n\x15ResolveOutcomeRequest\x12\x12\n\noutcome_id\x18\x01 \x01(\t\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x14\n\x0c\x65vidence_ref\x18\x03 \x01(\t\x12\x15\n\revidence_hash\x18\x04 \x01(\x0c\x12\'\n\x06result\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x9d\x01\n\x16ResolveOutcomeResponse\x12\x38\n\x07outcome\x18\x01 \x01(\x0b\x32\'.tallystick.metering.v1.DeferredOutcome\x12\x36\n\x11\x61vailable_balance\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\'\n\x11GetOutcomeRequest\x12\x12\n\noutcome_id\x18\x01 \x01(\t\"N\n\x12GetOutcomeResponse\x12\x38\n\x07outcome\x18\x01 \x01(\x0b\x32\'.tallystick.metering.v1.DeferredOutcome2\xb8\t\n\x0fMeteringService\x12]\n\x05Meter\x12$.tallystick.metering.v1.MeterRequest\x1a%.tallystick.metering.v1.MeterResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12l\n\nMeterBatch\x12).tallystick.metering.v1.MeterBatchRequest\x1a*.tallystick.metering.v1.MeterBatchResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12i\n\tAuthorize\x12(.tallystick.metering.v1.AuthorizeRequest\x1a).tallystick.metering.v1.AuthorizeResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12`\n\x06\x45xtend\x12%.tallystick.metering.v1.ExtendRequest\x1a&.tallystick.metering.v1.ExtendResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12`\n\x06Settle\x12%.tallystick.metering.v1.SettleRequest\x1a&.tallystick.metering.v1.SettleResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12\x63\n\x07Release\x12&.tallystick.metering.v1.ReleaseRequest\x1a\'.tallystick.metering.v1.ReleaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12o\n\x0b\x43heckAccess\x12*.tallystick.metering.v1.CheckAccessRequest\x1a+.tallystick.metering.v1.CheckAccessResponse\"\x07\xea\xe0\x18\x03\n\x01\x01\x12o\n\nGetBalance\x12).tallystick.metering.v1.GetBalanceRequest\x1a*.tallystick.metering.v1.GetBalanceResponse\"\n\xea\xe0\x18\x06\n\x04\x01\x02\x06\x07\x12y\n\x0eResolveOutcome\x12-.tallystick.metering.v1.ResolveOutcomeRequest\x1a..tallystick.metering.v1.ResolveOutcomeResponse\"\x08\xea\xe0\x18\x04\n\x02\x01\x06\x12n\n\nGetOutcome\x12).tallystick.metering.v1.GetOutcomeRequest\x1a*.tallystick.metering.v1.GetOutcomeResponse\"\t\xea\xe0\x18\x05\n\x03\x01\x06\x07\x12w\n\rGetUsageEvent\x12,.tallystick.metering.v1.GetUsageEventRequest\x1a-.tallystick.metering.v1.GetUsageEventResponse\"\t\xea\xe0\x18\x05\n\x03\x01\x06\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.metering.v1.metering_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_METEREDEVENT_OPENINGCOUNTERSENTRY']._loaded_options = None
+  _globals['_METEREDEVENT_OPENINGCOUNTERSENTRY']._serialized_options = b'8\001'
+  _globals['_METEREDEVENT_CLOSINGCOUNTERSENTRY']._loaded_options = None
+  _globals['_METEREDEVENT_CLOSINGCOUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_METERINGSERVICE'].methods_by_name['Meter']._loaded_options = None
   _globals['_METERINGSERVICE'].methods_by_name['Meter']._serialized_options = b'\352\340\030\003\n\001\001'
   _globals['_METERINGSERVICE'].methods_by_name['MeterBatch']._loaded_options = None
@@ -62,54 +67,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METERINGSERVICE'].methods_by_name['GetOutcome']._serialized_options = b'\352\340\030\005\n\003\001\006\007'
   _globals['_METERINGSERVICE'].methods_by_name['GetUsageEvent']._loaded_options = None
   _globals['_METERINGSERVICE'].methods_by_name['GetUsageEvent']._serialized_options = b'\352\340\030\005\n\003\001\006\007'
-  _globals['_METERREQUEST']._serialized_start=401
-  _globals['_METERREQUEST']._serialized_end=466
-  _globals['_METERRESPONSE']._serialized_start=468
-  _globals['_METERRESPONSE']._serialized_end=538
-  _globals['_METERBATCHREQUEST']._serialized_start=540
-  _globals['_METERBATCHREQUEST']._serialized_end=611
-  _globals['_METERBATCHRESPONSE']._serialized_start=613
-  _globals['_METERBATCHRESPONSE']._serialized_end=689
-  _globals['_METERVERDICT']._serialized_start=692
-  _globals['_METERVERDICT']._serialized_end=824
-  _globals['_METEREDEVENT']._serialized_start=827
-  _globals['_METEREDEVENT']._serialized_end=1327
-  _globals['_GETUSAGEEVENTREQUEST']._serialized_start=1329
-  _globals['_GETUSAGEEVENTREQUEST']._serialized_end=1410
-  _globals['_GETUSAGEEVENTRESPONSE']._serialized_start=1413
-  _globals['_GETUSAGEEVENTRESPONSE']._serialized_end=1542
-  _globals['_AUTHORIZEREQUEST']._serialized_start=1545
-  _globals['_AUTHORIZEREQUEST']._serialized_end=1881
-  _globals['_AUTHORIZERESPONSE']._serialized_start=1884
-  _globals['_AUTHORIZERESPONSE']._serialized_end=2036
-  _globals['_EXTENDREQUEST']._serialized_start=2038
-  _globals['_EXTENDREQUEST']._serialized_end=2153
-  _globals['_EXTENDRESPONSE']._serialized_start=2156
-  _globals['_EXTENDRESPONSE']._serialized_end=2286
-  _globals['_SETTLEREQUEST']._serialized_start=2288
-  _globals['_SETTLEREQUEST']._serialized_end=2369
-  _globals['_SETTLERESPONSE']._serialized_start=2371
-  _globals['_SETTLERESPONSE']._serialized_end=2498
-  _globals['_RELEASEREQUEST']._serialized_start=2500
-  _globals['_RELEASEREQUEST']._serialized_end=2531
-  _globals['_RELEASERESPONSE']._serialized_start=2534
-  _globals['_RELEASERESPONSE']._serialized_end=2663
-  _globals['_CHECKACCESSREQUEST']._serialized_start=2666
-  _globals['_CHECKACCESSREQUEST']._serialized_end=2810
-  _globals['_CHECKACCESSRESPONSE']._serialized_start=2813
-  _globals['_CHECKACCESSRESPONSE']._serialized_end=2971
-  _globals['_GETBALANCEREQUEST']._serialized_start=2973
-  _globals['_GETBALANCEREQUEST']._serialized_end=3036
-  _globals['_GETBALANCERESPONSE']._serialized_start=3038
-  _globals['_GETBALANCERESPONSE']._serialized_end=3108
-  _globals['_RESOLVEOUTCOMEREQUEST']._serialized_start=3111
-  _globals['_RESOLVEOUTCOMEREQUEST']._serialized_end=3290
-  _globals['_RESOLVEOUTCOMERESPONSE']._serialized_start=3293
-  _globals['_RESOLVEOUTCOMERESPONSE']._serialized_end=3450
-  _globals['_GETOUTCOMEREQUEST']._serialized_start=3452
-  _globals['_GETOUTCOMEREQUEST']._serialized_end=3491
-  _globals['_GETOUTCOMERESPONSE']._serialized_start=3493
-  _globals['_GETOUTCOMERESPONSE']._serialized_end=3571
-  _globals['_METERINGSERVICE']._serialized_start=3574
-  _globals['_METERINGSERVICE']._serialized_end=4782
+  _globals['_METERREQUEST']._serialized_start=434
+  _globals['_METERREQUEST']._serialized_end=499
+  _globals['_METERRESPONSE']._serialized_start=501
+  _globals['_METERRESPONSE']._serialized_end=571
+  _globals['_METERBATCHREQUEST']._serialized_start=573
+  _globals['_METERBATCHREQUEST']._serialized_end=644
+  _globals['_METERBATCHRESPONSE']._serialized_start=646
+  _globals['_METERBATCHRESPONSE']._serialized_end=722
+  _globals['_METERVERDICT']._serialized_start=725
+  _globals['_METERVERDICT']._serialized_end=857
+  _globals['_METEREDEVENT']._serialized_start=860
+  _globals['_METEREDEVENT']._serialized_end=1697
+  _globals['_METEREDEVENT_OPENINGCOUNTERSENTRY']._serialized_start=1587
+  _globals['_METEREDEVENT_OPENINGCOUNTERSENTRY']._serialized_end=1641
+  _globals['_METEREDEVENT_CLOSINGCOUNTERSENTRY']._serialized_start=1643
+  _globals['_METEREDEVENT_CLOSINGCOUNTERSENTRY']._serialized_end=1697
+  _globals['_GETUSAGEEVENTREQUEST']._serialized_start=1699
+  _globals['_GETUSAGEEVENTREQUEST']._serialized_end=1780
+  _globals['_GETUSAGEEVENTRESPONSE']._serialized_start=1783
+  _globals['_GETUSAGEEVENTRESPONSE']._serialized_end=1912
+  _globals['_AUTHORIZEREQUEST']._serialized_start=1915
+  _globals['_AUTHORIZEREQUEST']._serialized_end=2251
+  _globals['_AUTHORIZERESPONSE']._serialized_start=2254
+  _globals['_AUTHORIZERESPONSE']._serialized_end=2406
+  _globals['_EXTENDREQUEST']._serialized_start=2408
+  _globals['_EXTENDREQUEST']._serialized_end=2523
+  _globals['_EXTENDRESPONSE']._serialized_start=2526
+  _globals['_EXTENDRESPONSE']._serialized_end=2656
+  _globals['_SETTLEREQUEST']._serialized_start=2658
+  _globals['_SETTLEREQUEST']._serialized_end=2739
+  _globals['_SETTLERESPONSE']._serialized_start=2741
+  _globals['_SETTLERESPONSE']._serialized_end=2868
+  _globals['_RELEASEREQUEST']._serialized_start=2870
+  _globals['_RELEASEREQUEST']._serialized_end=2901
+  _globals['_RELEASERESPONSE']._serialized_start=2904
+  _globals['_RELEASERESPONSE']._serialized_end=3033
+  _globals['_CHECKACCESSREQUEST']._serialized_start=3036
+  _globals['_CHECKACCESSREQUEST']._serialized_end=3180
+  _globals['_CHECKACCESSRESPONSE']._serialized_start=3183
+  _globals['_CHECKACCESSRESPONSE']._serialized_end=3341
+  _globals['_GETBALANCEREQUEST']._serialized_start=3343
+  _globals['_GETBALANCEREQUEST']._serialized_end=3406
+  _globals['_GETBALANCERESPONSE']._serialized_start=3408
+  _globals['_GETBALANCERESPONSE']._serialized_end=3478
+  _globals['_RESOLVEOUTCOMEREQUEST']._serialized_start=3481
+  _globals['_RESOLVEOUTCOMEREQUEST']._serialized_end=3660
+  _globals['_RESOLVEOUTCOMERESPONSE']._serialized_start=3663
+  _globals['_RESOLVEOUTCOMERESPONSE']._serialized_end=3820
+  _globals['_GETOUTCOMEREQUEST']._serialized_start=3822
+  _globals['_GETOUTCOMEREQUEST']._serialized_end=3861
+  _globals['_GETOUTCOMERESPONSE']._serialized_start=3863
+  _globals['_GETOUTCOMERESPONSE']._serialized_end=3941
+  _globals['_METERINGSERVICE']._serialized_start=3944
+  _globals['_METERINGSERVICE']._serialized_end=5152
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from tallystick.common.v1 import item_error_pb2 as _item_error_pb2
 from tallystick.common.v1 import money_pb2 as _money_pb2
@@ -162,6 +163,46 @@ class MeteredEvent(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class OpeningCountersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ClosingCountersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CHARGE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_ID_FIELD_NUMBER: _builtins.int
     PRICE_CHARGED_FIELD_NUMBER: _builtins.int
@@ -174,6 +215,9 @@ class MeteredEvent(_message.Message):
     DUPLICATE_FIELD_NUMBER: _builtins.int
     EVIDENCE_DIFFERS_FIELD_NUMBER: _builtins.int
     DEFERRED_OUTCOME_FIELD_NUMBER: _builtins.int
+    OPENING_COUNTERS_FIELD_NUMBER: _builtins.int
+    CLOSING_COUNTERS_FIELD_NUMBER: _builtins.int
+    PERIOD_START_TIME_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     """The charge."""
     outcome_id: _builtins.str
@@ -214,6 +258,20 @@ class MeteredEvent(_message.Message):
     def deferred_outcome(self) -> _outcome_pb2.DeferredOutcome:
         """The outcome, if it was reported as pending."""
 
+    @_builtins.property
+    def opening_counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """What the price depended on, by name: what the customer had used before in the billing period. Rating the event
+        again by its price version with these gives the same charge. Empty for prices that depend on nothing, as most.
+        """
+
+    @_builtins.property
+    def closing_counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Those of the counters that the event moved, as it left them: the next event that they matter to found them so."""
+
+    @_builtins.property
+    def period_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the billing period began that the counters belong to. Unset when there are none."""
+
     def __init__(
         self,
         *,
@@ -229,10 +287,13 @@ class MeteredEvent(_message.Message):
         duplicate: _builtins.bool = ...,
         evidence_differs: _builtins.bool = ...,
         deferred_outcome: _outcome_pb2.DeferredOutcome | None = ...,
+        opening_counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        closing_counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        period_start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "deferred_outcome", b"deferred_outcome", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "price_charged", b"price_charged", "unpaid", b"unpaid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "deferred_outcome", b"deferred_outcome", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "period_start_time", b"period_start_time", "price_charged", b"price_charged", "unpaid", b"unpaid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "charge_id", b"charge_id", "deferred_outcome", b"deferred_outcome", "duplicate", b"duplicate", "evidence_differs", b"evidence_differs", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "lines", b"lines", "outcome_id", b"outcome_id", "price_charged", b"price_charged", "price_version_id", b"price_version_id", "unpaid", b"unpaid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_balance", b"available_balance", "charge_id", b"charge_id", "closing_counters", b"closing_counters", "deferred_outcome", b"deferred_outcome", "duplicate", b"duplicate", "evidence_differs", b"evidence_differs", "from_credits", b"from_credits", "from_receivable", b"from_receivable", "lines", b"lines", "opening_counters", b"opening_counters", "outcome_id", b"outcome_id", "period_start_time", b"period_start_time", "price_charged", b"price_charged", "price_version_id", b"price_version_id", "unpaid", b"unpaid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

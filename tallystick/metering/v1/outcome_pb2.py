@@ -22,20 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
 from tallystick.metering.v1 import usage_pb2 as tallystick_dot_metering_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tallystick/metering/v1/outcome.proto\x12\x16tallystick.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/metering/v1/usage.proto\"\x9a\x04\n\x0f\x44\x65\x66\x65rredOutcome\x12\x12\n\noutcome_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x0f\n\x07ordinal\x18\x04 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12;\n\x05state\x18\x06 \x01(\x0e\x32,.tallystick.metering.v1.DeferredOutcomeState\x12\x30\n\x07outcome\x18\x07 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x38\n\x0f\x65xpired_outcome\x18\x08 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\tmax_bonus\x18\x0b \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12*\n\x05\x62onus\x18\x0c \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tcharge_id\x18\r \x01(\t\x12\x14\n\x0c\x65vidence_ref\x18\x0e \x01(\t\x12\x15\n\revidence_hash\x18\x0f \x01(\x0c*\xab\x01\n\x14\x44\x65\x66\x65rredOutcomeState\x12&\n\"DEFERRED_OUTCOME_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1e\x44\x45\x46\x45RRED_OUTCOME_STATE_PENDING\x10\x01\x12#\n\x1f\x44\x45\x46\x45RRED_OUTCOME_STATE_RESOLVED\x10\x02\x12\"\n\x1e\x44\x45\x46\x45RRED_OUTCOME_STATE_EXPIRED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tallystick/metering/v1/outcome.proto\x12\x16tallystick.metering.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/metering/v1/usage.proto\"\xe3\x06\n\x0f\x44\x65\x66\x65rredOutcome\x12\x12\n\noutcome_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x0f\n\x07ordinal\x18\x04 \x01(\x05\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12;\n\x05state\x18\x06 \x01(\x0e\x32,.tallystick.metering.v1.DeferredOutcomeState\x12\x30\n\x07outcome\x18\x07 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x38\n\x0f\x65xpired_outcome\x18\x08 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\tmax_bonus\x18\x0b \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12*\n\x05\x62onus\x18\x0c \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x11\n\tcharge_id\x18\r \x01(\t\x12\x14\n\x0c\x65vidence_ref\x18\x0e \x01(\t\x12\x15\n\revidence_hash\x18\x0f \x01(\x0c\x12\'\n\x06result\x18\x10 \x01(\x0b\x32\x17.google.protobuf.Struct\x12V\n\x10opening_counters\x18\x11 \x03(\x0b\x32<.tallystick.metering.v1.DeferredOutcome.OpeningCountersEntry\x12V\n\x10\x63losing_counters\x18\x12 \x03(\x0b\x32<.tallystick.metering.v1.DeferredOutcome.ClosingCountersEntry\x1a\x36\n\x14OpeningCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x36\n\x14\x43losingCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*\xab\x01\n\x14\x44\x65\x66\x65rredOutcomeState\x12&\n\"DEFERRED_OUTCOME_STATE_UNSPECIFIED\x10\x00\x12\"\n\x1e\x44\x45\x46\x45RRED_OUTCOME_STATE_PENDING\x10\x01\x12#\n\x1f\x44\x45\x46\x45RRED_OUTCOME_STATE_RESOLVED\x10\x02\x12\"\n\x1e\x44\x45\x46\x45RRED_OUTCOME_STATE_EXPIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.metering.v1.outcome_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEFERREDOUTCOMESTATE']._serialized_start=709
-  _globals['_DEFERREDOUTCOMESTATE']._serialized_end=880
-  _globals['_DEFERREDOUTCOME']._serialized_start=168
-  _globals['_DEFERREDOUTCOME']._serialized_end=706
+  _globals['_DEFERREDOUTCOME_OPENINGCOUNTERSENTRY']._loaded_options = None
+  _globals['_DEFERREDOUTCOME_OPENINGCOUNTERSENTRY']._serialized_options = b'8\001'
+  _globals['_DEFERREDOUTCOME_CLOSINGCOUNTERSENTRY']._loaded_options = None
+  _globals['_DEFERREDOUTCOME_CLOSINGCOUNTERSENTRY']._serialized_options = b'8\001'
+  _globals['_DEFERREDOUTCOMESTATE']._serialized_start=1068
+  _globals['_DEFERREDOUTCOMESTATE']._serialized_end=1239
+  _globals['_DEFERREDOUTCOME']._serialized_start=198
+  _globals['_DEFERREDOUTCOME']._serialized_end=1065
+  _globals['_DEFERREDOUTCOME_OPENINGCOUNTERSENTRY']._serialized_start=955
+  _globals['_DEFERREDOUTCOME_OPENINGCOUNTERSENTRY']._serialized_end=1009
+  _globals['_DEFERREDOUTCOME_CLOSINGCOUNTERSENTRY']._serialized_start=1011
+  _globals['_DEFERREDOUTCOME_CLOSINGCOUNTERSENTRY']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

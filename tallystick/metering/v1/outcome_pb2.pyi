@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.metering.v1 import usage_pb2 as _usage_pb2
@@ -54,6 +57,46 @@ class DeferredOutcome(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class OpeningCountersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ClosingCountersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OUTCOME_ID_FIELD_NUMBER: _builtins.int
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     WORKFLOW_ID_FIELD_NUMBER: _builtins.int
@@ -69,6 +112,9 @@ class DeferredOutcome(_message.Message):
     CHARGE_ID_FIELD_NUMBER: _builtins.int
     EVIDENCE_REF_FIELD_NUMBER: _builtins.int
     EVIDENCE_HASH_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    OPENING_COUNTERS_FIELD_NUMBER: _builtins.int
+    CLOSING_COUNTERS_FIELD_NUMBER: _builtins.int
     outcome_id: _builtins.str
     """"out_…", from the event's MeteredEvent."""
     customer_id: _builtins.str
@@ -101,11 +147,27 @@ class DeferredOutcome(_message.Message):
 
     @_builtins.property
     def max_bonus(self) -> _money_pb2.Money:
-        """The most that it may add to the charge: what is held for it, as far as there was money."""
+        """The most that it may add to the charge: what is held for it, as far as there was money. Where the price asks for
+        the result, it may be more than any single result adds.
+        """
 
     @_builtins.property
     def bonus(self) -> _money_pb2.Money:
         """What it added. Unset until it left PENDING."""
+
+    @_builtins.property
+    def result(self) -> _struct_pb2.Struct:
+        """What the resolver said came of the work. Unset where that of the event counts."""
+
+    @_builtins.property
+    def opening_counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """What the bonus was rated with, as in MeteredEvent: the counters of its event, but those of charged amounts as
+        they were when it was decided. Empty for prices that depend on nothing.
+        """
+
+    @_builtins.property
+    def closing_counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Those of the counters that the decision moved, as it left them."""
 
     def __init__(
         self,
@@ -125,10 +187,13 @@ class DeferredOutcome(_message.Message):
         charge_id: _builtins.str = ...,
         evidence_ref: _builtins.str = ...,
         evidence_hash: _builtins.bytes = ...,
+        result: _struct_pb2.Struct | None = ...,
+        opening_counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        closing_counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bonus", b"bonus", "expire_time", b"expire_time", "max_bonus", b"max_bonus", "resolve_time", b"resolve_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bonus", b"bonus", "expire_time", b"expire_time", "max_bonus", b"max_bonus", "resolve_time", b"resolve_time", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "bonus", b"bonus", "charge_id", b"charge_id", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "expire_time", b"expire_time", "expired_outcome", b"expired_outcome", "max_bonus", b"max_bonus", "ordinal", b"ordinal", "outcome", b"outcome", "outcome_id", b"outcome_id", "resolve_time", b"resolve_time", "state", b"state", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "bonus", b"bonus", "charge_id", b"charge_id", "closing_counters", b"closing_counters", "customer_id", b"customer_id", "evidence_hash", b"evidence_hash", "evidence_ref", b"evidence_ref", "expire_time", b"expire_time", "expired_outcome", b"expired_outcome", "max_bonus", b"max_bonus", "opening_counters", b"opening_counters", "ordinal", b"ordinal", "outcome", b"outcome", "outcome_id", b"outcome_id", "resolve_time", b"resolve_time", "result", b"result", "state", b"state", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

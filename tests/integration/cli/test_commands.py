@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tallystick.metering.v1 import charge_line_pb2
 from tallystick.reporting.v1 import period_pb2, reporting_service_pb2, usage_report_pb2
 from tests.integration.cli.conftest import Run
 from tests.integration.cli.world import World
@@ -152,6 +153,39 @@ def test_a_charge_is_shown_with_its_lines_and_payment(run: Run, world: World) ->
     assert told["usage"]["lines"][1]["unit_price"] == {"amount": "0.60", "per_units": 1_000_000}
     (share,) = run("owner", "charge", "show", world.charge_id, "--json").data["shares"]
     assert (share["net"], share["platform_fee"]) == (usd("0.178989"), usd("0.032701"))
+
+
+def test_lines_of_a_charge_say_what_they_are_for(run: Run, world: World) -> None:
+    before = world.reporting.charges
+    tiered = type(before[0])()
+    tiered.CopyFrom(before[0])
+    tiered.lines[1].tier = 2
+    for kind, micros in (
+        (charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT, -1_000),
+        (charge_line_pb2.CHARGE_LINE_KIND_MINIMUM, 250),
+    ):
+        line = tiered.lines.add(component_name="loyal", quantity=1, kind=kind)
+        line.unit_price.amount = "0"
+        line.amount.currency_code, line.amount.amount_micros = "USD", micros
+    world.reporting.charges = [tiered]
+    try:
+        shown = lines(run("operator", "charge", "show", world.charge_id).out)
+        told = run("operator", "charge", "show", world.charge_id, "--json").data["usage"]["lines"]
+    finally:
+        world.reporting.charges = before
+    assert {
+        "input, tier 2 18,042 0.60 per 1,000,000 0.010825",
+        "loyal, discount 1 – -0.001000",
+        "loyal, up to the minimum 1 – 0.000250",
+    } <= set(shown)
+    assert [(one["kind"], one["tier"]) for one in told] == [
+        ("component", 0),
+        ("component", 2),
+        ("component", 0),
+        ("component", 0),
+        ("discount", 0),
+        ("minimum", 0),
+    ]
 
 
 def test_a_charge_is_shown_before_reporting_knows_it(run: Run, world: World) -> None:

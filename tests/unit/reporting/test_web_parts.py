@@ -23,7 +23,7 @@ from services.reporting.web.rendering import day, exact, moment, money, path, pe
 from services.reporting.web.session import LIFETIME, Session, SessionSealer
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import charge_pb2
-from tallystick.metering.v1 import usage_pb2
+from tallystick.metering.v1 import charge_line_pb2, usage_pb2
 from tallystick.payouts.v1 import connected_account_pb2, payout_pb2, purchase_pb2, reconciliation_pb2
 from tallystick.reporting.v1 import projection_pb2
 
@@ -202,6 +202,11 @@ def test_small_words() -> None:
     assert words.reason("account_closed") == "account closed"
     assert words.reason("Closed by R_D") == "Closed by R_D"
     assert words.concentration(10_000) == "highly concentrated"
+    line = charge_line_pb2.ChargeLine(component_name="input", quantity=5, tier=2)
+    assert words.line_note(line) == "tier 2"
+    line.kind, line.tier = charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT, 0
+    assert words.line_note(line) == "discount"
+    assert words.line_note(charge_line_pb2.ChargeLine(component_name="input", quantity=5)) == ""
 
 
 @pytest.mark.parametrize(
@@ -211,6 +216,7 @@ def test_small_words() -> None:
         (payout_pb2.PayoutHold, lambda n: words.hold(payout_pb2.Payout(hold=n))),
         (purchase_pb2.PurchaseState, lambda n: words.purchase_status(purchase_pb2.Purchase(state=n)).text),
         (usage_pb2.Outcome, lambda n: words.outcome(n).text),
+        (charge_line_pb2.ChargeLineKind, lambda n: words.line_note(charge_line_pb2.ChargeLine(kind=n))),
         (charge_pb2.ChargeComponent, words.component),
         (
             connected_account_pb2.ConnectedAccountState,

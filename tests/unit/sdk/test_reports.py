@@ -22,10 +22,11 @@ from tallystick import (
     Unauthenticated,
     Unavailable,
 )
+from tallystick.metering.v1 import charge_line_pb2
 from tallystick.payouts.v1 import payout_pb2
 from tallystick.reporting.v1 import period_pb2, reporting_service_pb2, usage_report_pb2
 from tests.integration.sdk.either import IMPATIENT, Either, Open
-from tests.support.reporting_fake import CHARGE, NOON, Fake, payout, running_fake
+from tests.support.reporting_fake import CHARGE, NOON, Fake, payout, running_fake, usd
 from tests.unit.kit.support import KnownKeys
 
 OWNER_KEY, HOST_KEY = "tsk_owner", "tsk_host"
@@ -189,6 +190,27 @@ async def test_a_charge_says_what_it_was_for(opened: Open, fake: Fake) -> None:
     fake.charges = [seen_by_a_customer]
     async with opened() as client:
         assert (await client.charge("ch_1")).net is None
+
+
+async def test_lines_say_what_they_are_for(opened: Open, fake: Fake) -> None:
+    discounted = type(CHARGE)()
+    discounted.CopyFrom(CHARGE)
+    discounted.lines[1].tier = 2
+    taken_off = discounted.lines.add(component_name="loyal", quantity=1)
+    taken_off.kind = charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT
+    taken_off.amount.CopyFrom(usd(-218_012))
+    newer = discounted.lines.add(component_name="run", quantity=1)
+    newer.kind = 99  # type: ignore[assignment]
+    fake.charges = [discounted]
+
+    async with opened() as client:
+        lines = (await client.charge("ch_1")).lines
+
+    assert [(line.kind, line.tier) for line in lines[:2]] == [("component", 0), ("component", 2)]
+    assert [(line.component, line.kind, str(line.amount)) for line in lines[4:5]] == [
+        ("loyal", "discount", "-0.218012 USD")
+    ]
+    assert lines[5].kind == "unknown"
 
 
 async def test_what_may_pass_is_asked_again(opened: Open, fake: Fake) -> None:

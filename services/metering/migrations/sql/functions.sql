@@ -16,7 +16,8 @@ BEGIN
         WHERE pronamespace = 'metering'::regnamespace
           AND proname IN ('record_usage', 'find_usage', 'confirm_charges', 'take_pending_charges',
                           'note_failed_charges', 'count_refused_charges', 'resolve_outcome', 'expire_outcomes',
-                          'sequence_usage')
+                          'lock_due_outcomes', 'lock_outcome', 'decide_outcomes', 'sequence_usage',
+                          'lock_price_counters', 'move_price_counters')
     LOOP
         EXECUTE format('DROP FUNCTION %s', old);
     END LOOP;
@@ -30,9 +31,10 @@ CREATE VIEW metering.recorded_usage WITH (security_invoker = true) AS
 SELECT u.customer_id, u.workflow_id, u.ordinal, u.organization_id, u.agent_id, u.occur_time, u.content,
        u.evidence_ref, u.evidence_hash, u.price_version_id, u.currency_code, u.amount_micros, u.lines,
        u.reservation_id, u.lease_epoch, u.reserved_micros, u.reservation_expire_time, u.create_time,
-       d.outcome_id, d.api_key_id, d.expired_outcome, d.expire_time AS outcome_expire_time, d.bonuses,
-       d.state AS outcome_state, d.outcome, d.resolve_time,
+       u.contract_terms, u.period_start, u.opening, u.closing, d.outcome_id, d.api_key_id, d.expired_outcome, d.expire_time AS outcome_expire_time, d.bonuses,
+       d.max_bonus_micros, d.state AS outcome_state, d.outcome, d.resolve_time,
        d.evidence_ref AS outcome_evidence_ref, d.evidence_hash AS outcome_evidence_hash,
+       d.result AS outcome_result, d.opening AS outcome_opening, d.closing AS outcome_closing,
        EXISTS (
            SELECT FROM metering.pending_charge p
            WHERE p.customer_id = u.customer_id AND p.workflow_id = u.workflow_id AND p.ordinal = u.ordinal
@@ -92,7 +94,12 @@ CREATE FUNCTION metering.record_usage(
     p_reservation_expire_times timestamptz[],
     -- The deferred outcomes, as an array of objects with the names of the columns.
     p_outcomes jsonb,
-    p_recovery_delay interval
+    p_recovery_delay interval,
+    -- NULL where no contract adds anything, and where the price depends on no counters.
+    p_contract_terms jsonb[] DEFAULT NULL,
+    p_period_starts timestamptz[] DEFAULT NULL,
+    p_openings jsonb[] DEFAULT NULL,
+    p_closings jsonb[] DEFAULT NULL
 ) RETURNS SETOF metering.recorded_usage
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
@@ -114,16 +121,19 @@ BEGIN
         INSERT INTO usage_event (
             customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
             evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
-            reservation_id, lease_epoch, reserved_micros, reservation_expire_time)
+            reservation_id, lease_epoch, reserved_micros, reservation_expire_time, contract_terms, period_start,
+            opening, closing)
         SELECT *
         FROM unnest(
             p_customer_ids, p_workflow_ids, p_ordinals, p_organization_ids, p_agent_ids, p_occur_times, p_contents,
             p_evidence_refs, p_evidence_hashes, p_price_version_ids, p_currency_codes, p_amounts, p_lines,
-            p_reservation_ids, p_lease_epochs, p_reserved_amounts, p_reservation_expire_times
+            p_reservation_ids, p_lease_epochs, p_reserved_amounts, p_reservation_expire_times,
+            p_contract_terms, p_period_starts, p_openings, p_closings
         ) AS i (
             customer_id, workflow_id, ordinal, organization_id, agent_id, occur_time, content,
             evidence_ref, evidence_hash, price_version_id, currency_code, amount_micros, lines,
-            reservation_id, lease_epoch, reserved_micros, reservation_expire_time
+            reservation_id, lease_epoch, reserved_micros, reservation_expire_time, contract_terms, period_start,
+            opening, closing
         )
         ORDER BY customer_id COLLATE "C", workflow_id COLLATE "C", ordinal
         ON CONFLICT DO NOTHING
@@ -269,7 +279,7 @@ AS $$
 $$;
 
 -- Decides a pending outcome in time, and queues what is to be charged or released for it. Answers whether this
--- call decided it.
+-- call decided it. Not one that is rated when it is decided: decide_outcomes() does that.
 CREATE FUNCTION metering.resolve_outcome(
     p_outcome_id text, p_outcome text, p_evidence_ref text, p_evidence_hash bytea, p_recovery_delay interval
 ) RETURNS boolean
@@ -287,7 +297,7 @@ BEGIN
         SET state = 'resolved', outcome = p_outcome, resolve_time = now(), evidence_ref = p_evidence_ref,
             evidence_hash = p_evidence_hash,
             bonus_micros = coalesce((bonuses #>> ARRAY[p_outcome, '0'])::bigint, 0)
-        WHERE outcome_id = p_outcome_id AND state = 'pending' AND now() < expire_time
+        WHERE outcome_id = p_outcome_id AND state = 'pending' AND now() < expire_time AND bonuses IS NOT NULL
         RETURNING customer_id, workflow_id, ordinal, max_bonus_micros
     ), queued AS (
         INSERT INTO pending_charge (customer_id, workflow_id, ordinal, component, next_attempt_time)
@@ -302,7 +312,7 @@ END
 $$;
 
 -- Lets up to p_limit due outcomes fall to their defaults, first those that were due first, and queues what is to be
--- charged or released for them. Answers their events.
+-- charged or released for them. Answers their events. Not those that are rated when they are decided.
 CREATE FUNCTION metering.expire_outcomes(p_limit integer, p_recovery_delay interval)
 RETURNS SETOF metering.recorded_usage
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -320,7 +330,7 @@ BEGIN
     WITH due AS MATERIALIZED (
         SELECT outcome_id
         FROM deferred_outcome
-        WHERE state = 'pending' AND expire_time <= now()
+        WHERE state = 'pending' AND expire_time <= now() AND bonuses IS NOT NULL
         ORDER BY expire_time
         LIMIT p_limit
         -- Several replicas look at once: each takes what no other is taking. One that is being resolved is left
@@ -344,6 +354,152 @@ BEGIN
     FROM expired;
     -- A statement of its own, which sees what the one before has changed.
     RETURN QUERY SELECT * FROM find_usage(expired_customer_ids, expired_workflow_ids, expired_ordinals);
+END
+$$;
+
+-- Takes a pending outcome, in time, that is rated when it is decided: nobody else decides it before the transaction
+-- ends. Answers its event, or nothing if it was decided or its time is over.
+CREATE FUNCTION metering.lock_outcome(p_outcome_id text) RETURNS SETOF metering.recorded_usage
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    locked deferred_outcome;
+BEGIN
+    SELECT * INTO locked
+    FROM deferred_outcome
+    WHERE outcome_id = p_outcome_id AND state = 'pending' AND now() < expire_time AND bonuses IS NULL
+    FOR NO KEY UPDATE;
+    IF FOUND THEN
+        RETURN QUERY SELECT * FROM find_usage(
+            ARRAY[locked.customer_id], ARRAY[locked.workflow_id], ARRAY[locked.ordinal]);
+    END IF;
+END
+$$;
+
+-- Takes up to p_limit due outcomes that are rated when they are decided, first those that were due first. Answers their
+-- events.
+CREATE FUNCTION metering.lock_due_outcomes(p_limit integer) RETURNS SETOF metering.recorded_usage
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    due_customer_ids text[];
+    due_workflow_ids text[];
+    due_ordinals integer[];
+BEGIN
+    SELECT array_agg(d.customer_id), array_agg(d.workflow_id), array_agg(d.ordinal)
+    INTO due_customer_ids, due_workflow_ids, due_ordinals
+    FROM (
+        SELECT customer_id, workflow_id, ordinal
+        FROM deferred_outcome
+        WHERE state = 'pending' AND expire_time <= now() AND bonuses IS NULL
+        ORDER BY expire_time
+        LIMIT p_limit
+        -- As in expire_outcomes().
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS d;
+    RETURN QUERY SELECT * FROM find_usage(due_customer_ids, due_workflow_ids, due_ordinals);
+END
+$$;
+
+-- Decides outcomes that this transaction has taken, and queues what is to be charged or released for them. p_bonuses
+-- says what each adds, {} for nothing.
+CREATE FUNCTION metering.decide_outcomes(
+    p_state text, p_outcome_ids text[], p_outcomes text[], p_bonuses jsonb[], p_openings jsonb[], p_closings jsonb[],
+    p_evidence_ref text, p_evidence_hash bytea, p_result bytea, p_recovery_delay interval
+) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+    WITH decided AS (
+        UPDATE deferred_outcome d
+        SET state = p_state, outcome = i.outcome, resolve_time = now(), evidence_ref = p_evidence_ref,
+            evidence_hash = p_evidence_hash, result = p_result, bonuses = i.bonuses, opening = i.opening,
+            closing = i.closing, bonus_micros = coalesce((i.bonuses #>> ARRAY[i.outcome, '0'])::bigint, 0)
+        FROM unnest(p_outcome_ids, p_outcomes, p_bonuses, p_openings, p_closings)
+            AS i (outcome_id, outcome, bonuses, opening, closing)
+        WHERE d.outcome_id = i.outcome_id
+        RETURNING d.customer_id, d.workflow_id, d.ordinal, d.max_bonus_micros
+    )
+    INSERT INTO pending_charge (customer_id, workflow_id, ordinal, component, next_attempt_time)
+    SELECT customer_id, workflow_id, ordinal, 'OUTCOME', now() + p_recovery_delay
+    FROM decided
+    WHERE max_bonus_micros > 0
+$$;
+
+-- Locks counters of prices until the transaction ends, and answers their values, in the order of the arguments: 0 for one
+-- in which nothing was counted. Counters are distinct.
+--
+-- All locks of metering are taken in one order: deferred outcomes, counters of prices, usage events, counters of budgets,
+-- and of one kind in the order of keys. A transaction takes all its counters of prices by one call: the missing ones are
+-- inserted in the order of keys before any is locked, so whoever waits for one that another is inserting holds only
+-- such as come before it, and those the other has passed.
+CREATE FUNCTION metering.lock_price_counters(
+    p_customer_ids text[], p_organization_ids text[], p_currency_codes text[], p_period_starts timestamptz[],
+    p_names text[]
+) RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    counted bigint[];
+BEGIN
+    INSERT INTO price_counter (customer_id, organization_id, currency_code, period_start, name, value)
+    SELECT k.customer_id, k.organization_id, k.currency_code, k.period_start, k.name, NULL
+    FROM unnest(p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names)
+        AS k (customer_id, organization_id, currency_code, period_start, name)
+    ORDER BY k.customer_id COLLATE "C", k.organization_id COLLATE "C", k.currency_code COLLATE "C", k.period_start,
+             k.name COLLATE "C"
+    ON CONFLICT DO NOTHING;
+    -- A statement of its own, because only a new snapshot sees what the insert waited for. Of a row that it has to wait
+    -- for it reads the value that the other one left.
+    SELECT array_agg(coalesce(l.value, 0) ORDER BY l.place)
+    INTO counted
+    FROM (
+        SELECT c.value, k.place
+        FROM unnest(p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names)
+            WITH ORDINALITY AS k (customer_id, organization_id, currency_code, period_start, name, place)
+        JOIN price_counter c
+          ON c.customer_id = k.customer_id AND c.organization_id = k.organization_id
+         AND c.currency_code = k.currency_code AND c.period_start = k.period_start AND c.name = k.name
+        ORDER BY c.customer_id, c.organization_id, c.currency_code, c.period_start, c.name
+        FOR NO KEY UPDATE OF c
+    ) AS l;
+    RETURN counted;
+END
+$$;
+
+-- Moves counters of prices, which this transaction has locked, to new values.
+CREATE FUNCTION metering.move_price_counters(
+    p_customer_ids text[], p_organization_ids text[], p_currency_codes text[], p_period_starts timestamptz[],
+    p_names text[], p_values bigint[]
+) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    UPDATE price_counter c
+    SET value = k.value
+    FROM unnest(p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names, p_values)
+        AS k (customer_id, organization_id, currency_code, period_start, name, value)
+    WHERE c.customer_id = k.customer_id AND c.organization_id = k.organization_id
+      AND c.currency_code = k.currency_code AND c.period_start = k.period_start AND c.name = k.name;
 END
 $$;
 

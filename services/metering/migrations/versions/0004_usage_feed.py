@@ -1,4 +1,4 @@
-"""The feed of usage: its queue, its log, its positions. Functions are made anew."""
+"""The feed of usage: its queue, its log, its positions."""
 
 from pathlib import Path
 
@@ -16,4 +16,3 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0004_tables.sql")
-    execute_sql_file(op, _SQL / "functions.sql")

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from tallystick.ledger.v1 import charge_pb2
-from tallystick.metering.v1 import usage_pb2
+from tallystick.metering.v1 import charge_line_pb2, usage_pb2
 from tallystick.reporting.v1 import charge_report_pb2, period_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.reporting.reports.facts import LARK, NOW, WREN
@@ -63,6 +63,12 @@ def _check(
         )
         assert usage_pb2.Outcome.Name(found.outcome) == f"OUTCOME_{event.outcome.upper()}"
         assert sum(line.amount.amount_micros for line in found.lines) == charge.gross
+        # The last one is what a discount took off.
+        assert (found.lines[0].tier, found.lines[-1].kind) == (
+            2,
+            charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT,
+        )
+        assert found.lines[-1].amount.amount_micros < 0
     else:
         assert not found.lines
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 from services.kit.errors import NotFound, Unavailable
 from services.reporting.web.headers import CONTENT_SECURITY_POLICY
+from tallystick.metering.v1 import charge_line_pb2
 from tallystick.payouts.v1 import connected_account_pb2
 from tests.integration.reporting.web.conftest import Browser
 from tests.support.dashboard_server import Served
@@ -288,6 +289,24 @@ async def test_a_charge_that_reporting_has_not_read_is_shown_from_the_books(
     page = (await browser.get(f"/charges/{CHARGE}")).text
     assert "Not read yet" in page
     assert "Paid from credits" in page
+
+
+async def test_lines_of_a_charge_say_what_they_are_for(served: Served, browser: Browser) -> None:
+    (charge,) = [one for one in served.world.charges if one.charge_id == CHARGE]
+    charge.lines[0].tier = 3
+    line = charge.lines.add(
+        component_name="loyal", quantity=1, kind=charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT
+    )
+    line.unit_price.amount = "0"
+    line.amount.currency_code, line.amount.amount_micros = "USD", -1_500_000
+    await browser.sign_in("customer")
+
+    page = (await browser.get(f"/charges/{CHARGE}")).text
+
+    assert '<span class="faint">tier 3</span>' in page
+    assert 'loyal <span class="faint">discount</span>' in page
+    assert '<td data-label="Price" class="number">–</td>' in page
+    assert '<data class="money negative" value="-1.500000">−1.50' in page
 
 
 async def test_live_charges_come_when_there_are_any(served: Served, browser: Browser) -> None:

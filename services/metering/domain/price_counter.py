@@ -1,0 +1,38 @@
+"""What a customer used before in a billing period, as far as prices depend on it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+# What PostgreSQL's bigint holds.
+MAX_COUNTER = 2**63 - 1
+
+
+class CounterPeriod(NamedTuple):
+    """Whose counters, and in which billing period: names are unique in it.
+
+    `organization_id` is the one that earns.
+    """
+
+    customer_id: str
+    organization_id: str
+    currency_code: str
+    start: datetime
+
+
+class PriceCounterKey(NamedTuple):
+    """A counter, by its name in domain/rating.py."""
+
+    period: CounterPeriod
+    name: str
+
+
+class Counted(NamedTuple):
+    """What something was rated with: the counters as it found them, and those that it moved, as it left them.
+
+    Whoever rates it again with the same `opening` gets the same charge.
+    """
+
+    period_start: datetime
+    opening: Mapping[str, int]
+    closing: Mapping[str, int]

@@ -1,0 +1,72 @@
+"""Counters of prices: what a customer used before in a billing period.
+
+Whoever rates by counters locks all of them by one call of `lock`, in the transaction that records what was
+rated, and moves them before it commits: charges that share a counter come one after the other. See
+metering.lock_price_counters for the order of all locks.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection as Connection
+
+from services.kit.db import single
+from services.metering.domain.price_counter import CounterPeriod, PriceCounterKey
+from services.metering.store.tables import price_counter
+
+
+async def lock(
+    connection: AsyncConnection[TupleRow], keys: Collection[PriceCounterKey]
+) -> dict[PriceCounterKey, int]:
+    """Lock counters until the transaction ends; their values, 0 for those in which nothing was counted yet.
+
+    Keys must be distinct.
+    """
+    if not keys:
+        return {}
+    cursor = await connection.execute(
+        "SELECT metering.lock_price_counters(%b::text[], %b::text[], %b::text[], %b::timestamptz[],"
+        " %b::text[])",
+        _columns(keys),
+    )
+    return dict(zip(keys, (await single(cursor))[0], strict=True))
+
+
+async def move(connection: AsyncConnection[TupleRow], values: Mapping[PriceCounterKey, int]) -> None:
+    """Set counters that this transaction has locked."""
+    if not values:
+        return
+    await connection.execute(
+        "SELECT metering.move_price_counters(%b::text[], %b::text[], %b::text[], %b::timestamptz[],"
+        " %b::text[], %b::bigint[])",
+        (*_columns(values), list(values.values())),
+    )
+
+
+async def values_of(connection: Connection, period: CounterPeriod) -> dict[str, int]:
+    """The counters of a period in which something was counted, by name, as they are now; those that the
+    connection's tenants may see.
+    """
+    query = select(price_counter.c.name, price_counter.c.value).where(
+        price_counter.c.customer_id == period.customer_id,
+        price_counter.c.organization_id == period.organization_id,
+        price_counter.c.currency_code == period.currency_code,
+        price_counter.c.period_start == period.start,
+        price_counter.c.value.is_not(None),
+    )
+    return {row.name: row.value for row in await connection.execute(query)}
+
+
+def _columns(
+    keys: Collection[PriceCounterKey],
+) -> tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[datetime], Sequence[str]]:
+    return (
+        [key.period.customer_id for key in keys],
+        [key.period.organization_id for key in keys],
+        [key.period.currency_code for key in keys],
+        [key.period.start for key in keys],
+        [key.name for key in keys],
+    )

@@ -442,10 +442,9 @@ class _Reader:
         for index, item in enumerate(nodes.sequence(node, self._problems, what)):
             here = f"{path}[{index}]"
             self._at(here, item)
-            says = nodes.mapping(item, self._problems, f"one of the {what}")
+            says = nodes.mapping(item, self._problems, f"a {what[:-1]}")
             if says is None:
                 continue
-            says.what = f"one of the {what}" if what != "prices" else "a price"
             made.append(make(here, says))
             name = nodes.text_of(says["name"]) if "name" in says else None
             if name in seen:

@@ -87,7 +87,7 @@ class Mapping:
 
     def __init__(self, node: yaml.MappingNode, problems: Problems, what: str) -> None:
         self.node = node
-        self.what = what
+        self._what = what
         self._problems = problems
         self._entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
@@ -106,7 +106,7 @@ class Mapping:
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
-                self._problems.add(key, f"{name!r} is no key of {self.what}{hint}")
+                self._problems.add(key, f"{name!r} is no key of {self._what}{hint}")
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -133,9 +133,11 @@ class Mapping:
             return there[0]
         wanted = _either(names)
         if there:
-            self._problems.add(self.key(there[1]), f"{self.what} has one of {wanted}, and this is the second")
+            self._problems.add(
+                self.key(there[1]), f"{self._what} has one of {wanted}, and this is the second"
+            )
         else:
-            self._problems.add(self.node, f"{self.what} needs {wanted}")
+            self._problems.add(self.node, f"{self._what} needs {wanted}")
         return None
 
 

@@ -129,8 +129,8 @@ def show(
     session: Session,
     book: Annotated[str, typer.Argument(metavar="BOOK", help='The book, "pb_…".', show_default=False)],
     version: Annotated[
-        int, typer.Option(min=1, help="Its number; that in force by default.", show_default=False)
-    ] = 0,
+        int | None, typer.Option(min=1, help="Its number; that in force by default.", show_default=False)
+    ] = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="As a file that `prices apply` takes.")] = False,
 ) -> Answer:
     """Show what a version of a book says."""
@@ -304,14 +304,14 @@ def _says(session: Session, which: str) -> Document:
     if number and not number.isdecimal():
         raise Misuse(f"{which} is no version; do: give a number, such as {book}@3")
     stub = PricingServiceStub(session.channel("metering"))
-    found = _found_version(session, stub, book, int(number or 0))
+    found = _found_version(session, stub, book, int(number) if number else None)
     return document(found.prices, found.meters, found.plans)
 
 
-def _found_version(session: Session, stub: Any, book: str, number: int) -> price_book_pb2.PriceVersion:
+def _found_version(session: Session, stub: Any, book: str, number: int | None) -> price_book_pb2.PriceVersion:
     """A version by its number, or the one in force. Raises Misuse if there is none."""
     versions = _versions(session, stub, book)
-    if not number:
+    if number is None:
         current = _in_force(list(versions), session.now)
         if current is None:
             raise Misuse(f"no version of {book} is in force; do: name one with its number")

@@ -32,7 +32,8 @@ from tallystick.prices.nodes import MAX_FILE_BYTES, Place, Problem, Problems
 T = TypeVar("T")
 
 # Strictly decimal, as the service takes it: no sign, exponent, separator, infinity, or leading zero.
-_DECIMAL: Final = r"(?:0|[1-9][0-9]{0,11})(?:\.[0-9]{1,12})?"
+# Only underscores may group thousands, here and in counts; they do not travel.
+_DECIMAL: Final = r"(?:0|[1-9][0-9]{0,2}(?:_[0-9]{3}){1,3}|[1-9][0-9]{0,11})(?:\.[0-9]{1,12})?"
 _COUNT: Final = r"(?:0|[1-9][0-9]{0,2}(?:_[0-9]{3})+|[1-9][0-9]*)"
 _AMOUNT: Final = re.compile(rf"({_DECIMAL})(?:\s+per\s+({_COUNT}))?", re.ASCII)
 _WHOLE: Final = re.compile(_COUNT, re.ASCII)
@@ -506,7 +507,7 @@ class _Reader:
         if found is None:
             self._problems.add(node, _why_no_amount(text, is_rate=is_rate))
             return pb.UnitPrice()
-        number, units = found[1], found[2]
+        number, units = found[1].replace("_", ""), found[2]
         if units is None:
             return pb.UnitPrice(amount=number)
         per_units = int(units)

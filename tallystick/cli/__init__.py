@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-_EXTRA = ("typer", "rich", "cryptography")
+_EXTRA = ("typer", "rich", "cryptography", "yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

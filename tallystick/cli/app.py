@@ -19,12 +19,14 @@ from tallystick.cli import (
     journal,
     keys,
     payouts,
+    prices,
     proofs,
     usage,
 )
 from tallystick.cli.output import Answer, show
 from tallystick.cli.session import Options, address_variable, of_environment
 from tallystick.errors import TallystickError
+from tallystick.prices.file import PriceFileError
 
 MISUSED = 2
 
@@ -97,6 +99,8 @@ def _add(to: typer.Typer, name: str, command: Callable[..., Answer]) -> None:
                 answer = command(session, **given)
         except TallystickError as error:
             _fail(failures.line(error, as_json=as_json), 1)
+        except PriceFileError as error:
+            _fail(failures.file_lines(error, as_json=as_json), 1)
         except failures.Misuse as error:
             _fail(failures.misuse_line(str(error), as_json=as_json), MISUSED)
         except (ValueError, TypeError) as error:
@@ -147,8 +151,17 @@ _add(_charge, "show", charge.show)
 _add(_keys, "create", keys.create)
 _journal = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The journal, for other programs.")
 _add(_journal, "export", journal.export)
+_prices = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Price books, as files and as they are in force."
+)
+_add(_prices, "check", prices.check)
+_add(_prices, "apply", prices.apply)
+_add(_prices, "list", prices.list_books)
+_add(_prices, "show", prices.show)
+_add(_prices, "diff", prices.diff)
 _add(app, "audit", audit.audit)
 _add(app, "doctor", doctor.doctor)
 app.add_typer(_charge, name="charge")
 app.add_typer(_journal, name="journal")
 app.add_typer(_keys, name="keys")
+app.add_typer(_prices, name="prices")

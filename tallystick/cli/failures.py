@@ -14,6 +14,7 @@ from tallystick.errors import (
     Unauthenticated,
     Unavailable,
 )
+from tallystick.prices.file import PriceFileError
 
 
 class Misuse(Exception):
@@ -43,6 +44,26 @@ def misuse_line(problem: str, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"error": {"code": "MISUSE", "message": problem}}, ensure_ascii=False)
     return f"error: {problem}"
+
+
+def file_lines(error: PriceFileError, *, as_json: bool) -> str:
+    """What is wrong with a file, a line for each mistake; for programs one JSON document."""
+    if not as_json:
+        return "\n".join(error.lines())
+    told = {
+        "code": "INVALID_FILE",
+        "message": f"{error.path} is not valid",
+        "problems": problems_data(error),
+    }
+    return json.dumps({"error": told}, ensure_ascii=False)
+
+
+def problems_data(error: PriceFileError) -> list[dict[str, object]]:
+    """What is wrong with a file, for programs."""
+    return [
+        {"file": error.path, "line": at.line, "column": at.column, "reason": reason}
+        for at, reason in error.problems
+    ]
 
 
 def advice(error: TallystickError) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +13,12 @@ import typer
 from tallystick._convert import optional_time, timestamp_of
 from tallystick.cli.failures import Misuse
 from tallystick.cli.identity import bearer, role_name
+from tallystick.cli.moments import moment_of
 from tallystick.cli.output import Answer, Facts, moment
 from tallystick.cli.session import Session
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import directory_pb2, directory_service_pb2
 from tallystick.ledger.v1.directory_service_pb2_grpc import DirectoryServiceStub
-
-_SPAN = re.compile(r"(\d{1,5})([hd])")
 
 
 class Role(StrEnum):
@@ -68,7 +66,9 @@ def create(
         agent_ids=only_agent or (),
         customer_ids=only_customer or (),
         description=description,
-        expire_time=timestamp_of(_end(expires, session.now)) if expires else None,
+        expire_time=timestamp_of(moment_of(expires, option="--expires", now=session.now))
+        if expires
+        else None,
         idempotency_key=idempotency_key or os.urandom(16).hex(),
     )
     if out is not None and out.exists():
@@ -117,18 +117,6 @@ def _answer(key: directory_pb2.ApiKey, secret: str, out: Path | None) -> Answer:
         *([("secret", secret)] if secret else ()),
     ]
     return Answer(data, [Facts("API key", rows), *notes], exit_status=0 if is_new else 1)
-
-
-def _end(text: str, now: datetime) -> datetime:
-    """A span from now, a date or a time. Raises Misuse."""
-    if span := _SPAN.fullmatch(text):
-        number = int(span[1])
-        return now + (timedelta(hours=number) if span[2] == "h" else timedelta(days=number))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise Misuse(f"--expires {text} is no time; do: give 12h, 90d, or 2027-01-31") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _write(path: Path, secret: str) -> None:

@@ -23,6 +23,8 @@ from tallystick.money import Money
 
 _WIDTH: Final = 1_000
 _STYLES: Final = {"✓": "green", "✗": "bold red", "–": "dim"}
+# Of rows that begin so: what is added, removed or changed.
+_ROW_STYLES: Final = {"+": "green", "-": "red", "~": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ def _rendered(part: Part) -> RichTable | Text:
             Text(column.removeprefix(">")), Text(total), justify="right" if right else "left", no_wrap=True
         )
     for row in part.rows:
-        table.add_row(*(Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row))
+        whole = _ROW_STYLES.get(row[0], "")
+        table.add_row(*(Text(printable(cell), style=whole or _STYLES.get(cell, "")) for cell in row))
     if not part.rows:
         return Text(f"{part.title}: {part.empty}")
     return table

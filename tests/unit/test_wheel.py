@@ -64,6 +64,8 @@ def test_the_command_line_is_an_extra(wheel: Path) -> None:
         *("typer", "rich"),
         # For `tallystick verify`.
         "cryptography",
+        # For `tallystick prices`.
+        "pyyaml",
     }
 
 

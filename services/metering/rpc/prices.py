@@ -89,7 +89,10 @@ _OUTCOMES = {
 
 
 def price_list_from_proto(
-    message: pb.CreatePriceVersionRequest | pb.UpdatePriceVersionRequest | price_book_pb2.PriceVersion,
+    message: pb.CreatePriceVersionRequest
+    | pb.UpdatePriceVersionRequest
+    | pb.PreviewPriceVersionRequest
+    | price_book_pb2.PriceVersion,
 ) -> PriceList:
     """All that a request, or a version, says; domain.price_checks judges it.
 

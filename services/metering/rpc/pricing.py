@@ -39,9 +39,12 @@ from services.metering.rpc.prices import book_to_proto, price_list_from_proto, v
 from services.metering.store import price_books
 from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2_grpc
 from tallystick.metering.v1 import pricing_service_pb2 as pb
+from tallystick.prices import differences, document
 
 _MAX_DISPLAY_NAME: Final = 200
 _MAX_KEY: Final = 128
+# More than anybody reads, and few enough to travel.
+_MAX_DIFFERENCES: Final = 10_000
 # Half of what a message may hold where nobody raised gRPC's limit.
 _MAX_PAGE_BYTES: Final = 2 * 1024 * 1024
 _CREATE_PRICE_BOOK: Final = "/tallystick.metering.v1.PricingService/CreatePriceBook"
@@ -219,6 +222,33 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         self._catalog.expire()
         return pb.PublishPriceVersionResponse(price_version=version_to_proto(version))
 
+    async def PreviewPriceVersion(
+        self, request: pb.PreviewPriceVersionRequest, context: Context
+    ) -> pb.PreviewPriceVersionResponse:
+        book_id = _price_book_id(request.price_book_id) if request.price_book_id else ""
+        base_id = _price_version_id(request.base_price_version_id) if request.base_price_version_id else ""
+        if base_id and not book_id:
+            raise InvalidArgument.of("base_price_version_id", "must be empty without a book")
+        wanted = _effective_time(request)
+        _checked(price_list_from_proto(request))
+        base, previous = await self._compared_with(book_id, base_id) if book_id else (None, None)
+        if wanted is not None:
+            check_effective_time(wanted, previous=previous, now=self._clock.now())
+        stored = price_book_pb2.PriceVersion() if base is None else version_to_proto(base)
+        found = differences(
+            document(stored.prices, stored.meters, stored.plans),
+            document(request.prices, request.meters, request.plans),
+        )
+        response = pb.PreviewPriceVersionResponse(
+            base_price_version_id=stored.price_version_id,
+            base_version_number=stored.version_number,
+            differences=[pb.PriceDifference(**one._asdict()) for one in found[:_MAX_DIFFERENCES]],
+            difference_count=len(found),
+        )
+        if stored.HasField("effective_time"):
+            response.base_effective_time.CopyFrom(stored.effective_time)
+        return response
+
     async def GetPriceVersion(
         self, request: pb.GetPriceVersionRequest, context: Context
     ) -> pb.GetPriceVersionResponse:
@@ -247,6 +277,19 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
             page = replace(page, size=len(versions) - 1)
         versions, next_page_token = page.cut(versions, lambda version: (version.version_number,))
         return pb.ListPriceVersionsResponse(price_versions=versions, next_page_token=next_page_token)
+
+    async def _compared_with(self, book_id: str, base_id: str) -> tuple[PriceVersion | None, datetime | None]:
+        """The version that a preview is compared with, and when the last one of the book begins to apply."""
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants_of(current_principal()))
+            _found(await price_books.find_book(connection, book_id), book_id)
+            last = await price_books.last_published(connection, book_id)
+            base = last
+            if base_id:
+                base = _found_version(await price_books.find_version(connection, base_id), base_id)
+                if base.price_book_id != book_id:
+                    raise InvalidArgument.of("base_price_version_id", "must be a version of the book")
+        return base, None if last is None else last.effective_time
 
     async def _owner(self, organization_id: str, principal: Principal) -> str:
         """Whose book it is to be.
@@ -347,7 +390,9 @@ def _checked(price_list: PriceList) -> PriceList:
     return price_list
 
 
-def _effective_time(request: pb.PublishPriceVersionRequest) -> datetime | None:
+def _effective_time(
+    request: pb.PublishPriceVersionRequest | pb.PreviewPriceVersionRequest,
+) -> datetime | None:
     if not request.HasField("effective_time"):
         return None
     try:

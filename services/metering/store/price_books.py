@@ -101,6 +101,18 @@ async def find_version(
     return None if row is None else _to_version(row)
 
 
+async def last_published(connection: AsyncConnection, price_book_id: str) -> PriceVersion | None:
+    """The published version of a book that begins to apply last, if the connection's tenants may see it."""
+    query = (
+        select(price_version)
+        .where(price_version.c.price_book_id == price_book_id, price_version.c.effective_time.is_not(None))
+        .order_by(price_version.c.effective_time.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else _to_version(row)
+
+
 async def set_price_list(connection: AsyncConnection, price_version_id: str, price_list: PriceList) -> None:
     """Replace all that a draft says. The database refuses to change a published version."""
     await connection.execute(

@@ -371,6 +371,134 @@ class PublishPriceVersionResponse(_message.Message):
 Global___PublishPriceVersionResponse: _TypeAlias = PublishPriceVersionResponse  # noqa: Y015
 
 @_typing.final
+class PreviewPriceVersionRequest(_message.Message):
+    """PreviewPriceVersionRequest is the request of PreviewPriceVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_BOOK_ID_FIELD_NUMBER: _builtins.int
+    PRICES_FIELD_NUMBER: _builtins.int
+    METERS_FIELD_NUMBER: _builtins.int
+    PLANS_FIELD_NUMBER: _builtins.int
+    BASE_PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    price_book_id: _builtins.str
+    """The book. Empty for one that is yet to be created: then everything is new."""
+    base_price_version_id: _builtins.str
+    """The version of this book to compare with. When empty, the one that a new version would follow: the last that was
+    published, in force already or not.
+    """
+    @_builtins.property
+    def prices(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Price]:
+        """One to 1,000 prices, with at most 10,000 components and selector entries in all."""
+
+    @_builtins.property
+    def meters(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.MeterFormula]:
+        """Meters that are computed from others: at most 100."""
+
+    @_builtins.property
+    def plans(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Plan]:
+        """What customers may subscribe to: at most 100."""
+
+    @_builtins.property
+    def effective_time(self) -> _timestamp_pb2.Timestamp:
+        """From when it is to apply, checked as PublishPriceVersion does; not checked when unset."""
+
+    def __init__(
+        self,
+        *,
+        price_book_id: _builtins.str = ...,
+        prices: _abc.Iterable[_price_book_pb2.Price] | None = ...,
+        meters: _abc.Iterable[_price_book_pb2.MeterFormula] | None = ...,
+        plans: _abc.Iterable[_price_book_pb2.Plan] | None = ...,
+        base_price_version_id: _builtins.str = ...,
+        effective_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_price_version_id", b"base_price_version_id", "effective_time", b"effective_time", "meters", b"meters", "plans", b"plans", "price_book_id", b"price_book_id", "prices", b"prices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewPriceVersionRequest: _TypeAlias = PreviewPriceVersionRequest  # noqa: Y015
+
+@_typing.final
+class PreviewPriceVersionResponse(_message.Message):
+    """PreviewPriceVersionResponse is the response of PreviewPriceVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_NUMBER_FIELD_NUMBER: _builtins.int
+    BASE_EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_COUNT_FIELD_NUMBER: _builtins.int
+    base_price_version_id: _builtins.str
+    """The version that it was compared with; empty if there is none."""
+    base_version_number: _builtins.int
+    """Its number within the book; 0 if there is none."""
+    difference_count: _builtins.int
+    """How many there are in all."""
+    @_builtins.property
+    def base_effective_time(self) -> _timestamp_pb2.Timestamp:
+        """From when that applies; unset for a draft, and if there is none."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceDifference]:
+        """What would change, in the order of the price list, what goes away last: none when both say the same. At most
+        10,000.
+        """
+
+    def __init__(
+        self,
+        *,
+        base_price_version_id: _builtins.str = ...,
+        base_version_number: _builtins.int = ...,
+        base_effective_time: _timestamp_pb2.Timestamp | None = ...,
+        differences: _abc.Iterable[Global___PriceDifference] | None = ...,
+        difference_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_effective_time", b"base_effective_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_effective_time", b"base_effective_time", "base_price_version_id", b"base_price_version_id", "base_version_number", b"base_version_number", "difference_count", b"difference_count", "differences", b"differences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewPriceVersionResponse: _TypeAlias = PreviewPriceVersionResponse  # noqa: Y015
+
+@_typing.final
+class PriceDifference(_message.Message):
+    """PriceDifference is one line of a price list that is added, removed or changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Where: keys as in the YAML form of price lists (docs/pricing.md), with names or numbers from 1 in brackets, for
+    example "prices[ticket].components[input].price".
+    """
+    before: _builtins.str
+    """What it says before, for example "0.60 per 1_000_000"; empty if the line is added."""
+    after: _builtins.str
+    """What it says afterwards; empty if the line is removed."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceDifference: _TypeAlias = PriceDifference  # noqa: Y015
+
+@_typing.final
 class GetPriceVersionRequest(_message.Message):
     """GetPriceVersionRequest is the request of GetPriceVersion."""
 

@@ -66,6 +66,11 @@ class PricingServiceStub(object):
                 request_serializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PublishPriceVersionRequest.SerializeToString,
                 response_deserializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PublishPriceVersionResponse.FromString,
                 _registered_method=True)
+        self.PreviewPriceVersion = channel.unary_unary(
+                '/tallystick.metering.v1.PricingService/PreviewPriceVersion',
+                request_serializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PreviewPriceVersionRequest.SerializeToString,
+                response_deserializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PreviewPriceVersionResponse.FromString,
+                _registered_method=True)
         self.GetPriceVersion = channel.unary_unary(
                 '/tallystick.metering.v1.PricingService/GetPriceVersion',
                 request_serializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.GetPriceVersionRequest.SerializeToString,
@@ -129,6 +134,14 @@ class PricingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewPriceVersion(self, request, context):
+        """Checks a price list against a book as CreatePriceVersion does, and answers what it would change, line by line.
+        Stores nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPriceVersion(self, request, context):
         """Answers one version.
         """
@@ -175,6 +188,11 @@ def add_PricingServiceServicer_to_server(servicer, server):
                     servicer.PublishPriceVersion,
                     request_deserializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PublishPriceVersionRequest.FromString,
                     response_serializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PublishPriceVersionResponse.SerializeToString,
+            ),
+            'PreviewPriceVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewPriceVersion,
+                    request_deserializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PreviewPriceVersionRequest.FromString,
+                    response_serializer=tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PreviewPriceVersionResponse.SerializeToString,
             ),
             'GetPriceVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPriceVersion,
@@ -351,6 +369,33 @@ class PricingService(object):
             '/tallystick.metering.v1.PricingService/PublishPriceVersion',
             tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PublishPriceVersionRequest.SerializeToString,
             tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PublishPriceVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewPriceVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.metering.v1.PricingService/PreviewPriceVersion',
+            tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PreviewPriceVersionRequest.SerializeToString,
+            tallystick_dot_metering_dot_v1_dot_pricing__service__pb2.PreviewPriceVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,10 @@ class PricingServiceStub:
     apply to the past; every later one applies from now on, and after the version before it. Publishing again
     answers the same.
     """
+    PreviewPriceVersion: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.PreviewPriceVersionRequest, _pricing_service_pb2.PreviewPriceVersionResponse]
+    """Checks a price list against a book as CreatePriceVersion does, and answers what it would change, line by line.
+    Stores nothing.
+    """
     GetPriceVersion: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.GetPriceVersionRequest, _pricing_service_pb2.GetPriceVersionResponse]
     """Answers one version."""
     ListPriceVersions: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.ListPriceVersionsRequest, _pricing_service_pb2.ListPriceVersionsResponse]
@@ -84,6 +88,10 @@ class PricingServiceAsyncStub(PricingServiceStub):
     """Publishes a draft: from its effective time on it is the version in force. The first version of a book may
     apply to the past; every later one applies from now on, and after the version before it. Publishing again
     answers the same.
+    """
+    PreviewPriceVersion: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.PreviewPriceVersionRequest, _pricing_service_pb2.PreviewPriceVersionResponse]  # type: ignore[assignment]
+    """Checks a price list against a book as CreatePriceVersion does, and answers what it would change, line by line.
+    Stores nothing.
     """
     GetPriceVersion: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.GetPriceVersionRequest, _pricing_service_pb2.GetPriceVersionResponse]  # type: ignore[assignment]
     """Answers one version."""
@@ -148,6 +156,16 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Publishes a draft: from its effective time on it is the version in force. The first version of a book may
         apply to the past; every later one applies from now on, and after the version before it. Publishing again
         answers the same.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewPriceVersion(
+        self,
+        request: _pricing_service_pb2.PreviewPriceVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pricing_service_pb2.PreviewPriceVersionResponse, _abc.Awaitable[_pricing_service_pb2.PreviewPriceVersionResponse]]:
+        """Checks a price list against a book as CreatePriceVersion does, and answers what it would change, line by line.
+        Stores nothing.
         """
 
     @_abc_1.abstractmethod

@@ -441,3 +441,94 @@ class TestWhichPriceApplies:
 async def test_prices_cannot_be_managed_by_hosts(world: World) -> None:
     with pytest.raises(Exception, match="may not call"):
         await world.server.publish(AGENT_RUN, caller=world.host)
+
+
+class TestPreviews:
+    async def preview(
+        self, caller: Caller, *prices: price_book_pb2.Price, book: str = "pb_a", **fields: object
+    ) -> pb.PreviewPriceVersionResponse:
+        request = pb.PreviewPriceVersionRequest(price_book_id=book, prices=prices, **fields)  # type: ignore[arg-type]
+        return await caller.pricing.PreviewPriceVersion(request)
+
+    async def test_what_would_change_is_told_line_by_line_and_nothing_is_stored(self, world: World) -> None:
+        owner = await world.new_owner("org_a")
+        await new_book(owner, "pb_a")
+        before = price(fee("0.50"), tokens(price_book_pb2.TOKEN_KIND_INPUT, "0.60", "input"), name="chat")
+        published = await publish(owner, (await draft(owner, "pb_a", before)).price_version_id)
+
+        same = await self.preview(owner, price(fee("0.5"), before.components[1], name="chat"))
+        assert (same.base_price_version_id, same.base_version_number) == (published.price_version_id, 1)
+        assert (same.base_effective_time, list(same.differences)) == (published.effective_time, [])
+
+        after = price(
+            fee("0.5"), tokens(price_book_pb2.TOKEN_KIND_INPUT, "0.7", "input"), bonus("1"), name="chat"
+        )
+        found = await self.preview(owner, after)
+        base = "prices[chat].components"
+        assert [(one.path, one.before, one.after) for one in found.differences] == [
+            (f"{base}[input].price", "0.60 per 1_000_000", "0.7 per 1_000_000"),
+            (f"{base}[bonus].bonus", "", "1"),
+            (f"{base}[bonus].outcome", "", "success"),
+        ]
+        assert found.difference_count == 3
+        listed = await owner.pricing.ListPriceVersions(pb.ListPriceVersionsRequest(price_book_id="pb_a"))
+        assert list(listed.price_versions) == [published]
+
+    async def test_it_is_compared_with_what_it_would_follow_or_a_version_that_is_named(
+        self, world: World
+    ) -> None:
+        operator = world.server.operator
+        await new_book(operator, "pb_a")
+        one, two, three = [
+            (await draft(operator, "pb_a", price(fee(fee_)), key=fee_)).price_version_id for fee_ in "123"
+        ]
+        assert (await self.preview(operator, price(fee("1")))).base_version_number == 0
+        await publish(operator, one)
+        later = datetime.now(UTC) + HOUR
+        await publish(operator, two, later)
+
+        assert (await self.preview(operator, price(fee("1")))).base_price_version_id == two
+        drafted = await self.preview(operator, price(fee("3")), base_price_version_id=three)
+        assert (drafted.base_version_number, drafted.difference_count) == (3, 0)
+        assert not drafted.HasField("base_effective_time")
+        assert not (await self.preview(operator, price(fee("1")), base_price_version_id=one)).differences
+
+        for time in (datetime.now(UTC), later):
+            answer = await refused(self.preview(operator, price(fee("1")), effective_time=time))
+            assert fields_of(answer) == ["effective_time"]
+        announced = await self.preview(operator, price(fee("1")), effective_time=later + HOUR)
+        assert announced.base_price_version_id == two
+
+    async def test_a_list_for_a_book_that_is_yet_to_be_made_is_all_new(self, world: World) -> None:
+        found = await self.preview(await world.new_owner("org_a"), price(fee("1"), name="chat"), book="")
+
+        assert [(one.path, one.after) for one in found.differences] == [
+            ("prices[chat].components[fee].fee", "1")
+        ]
+        assert found.base_price_version_id == ""
+
+    async def test_it_refuses_what_a_draft_is_refused_for(self, world: World) -> None:
+        operator, other = world.server.operator, await world.new_owner("org_b")
+        await new_book(operator, "pb_a")
+        await new_book(operator, "pb_b", organization_id="org_b")
+        version = await draft(operator, "pb_b")
+
+        assert fields_of(await refused(self.preview(operator, price(fee("-1"))))) == [
+            "prices[0].components[0].base_fee.price.amount"
+        ]
+        assert fields_of(await refused(self.preview(operator))) == ["prices"]
+        assert (await refused(self.preview(other, price(fee("1"))))).reason == "PRICE_BOOK_NOT_FOUND"
+        named = {"base_price_version_id": version.price_version_id}
+        for book in ("pb_a", ""):
+            answer = await refused(self.preview(operator, price(fee("1")), book=book, **named))
+            assert fields_of(answer) == ["base_price_version_id"]
+
+    async def test_more_differences_than_travel_are_counted(self, world: World) -> None:
+        operator = world.server.operator
+        await new_book(operator, "pb_a")
+        # Each says of which tokens, and at what price.
+        rates = [tokens(price_book_pb2.TOKEN_KIND_INPUT, "1", f"rate{number}") for number in range(10)]
+
+        found = await self.preview(operator, *[price(*rates, name=f"p{number}") for number in range(600)])
+
+        assert (len(found.differences), found.difference_count) == (10_000, 12_000)

@@ -180,6 +180,12 @@ one(
 one(PRICING, "PublishPriceVersion", lambda w: publish_request(w.bravo))
 
 
+@case_of(PRICING, "PreviewPriceVersion")
+def _(world: World) -> Iterator[Case]:
+    for price_book_id in (world.bravo.price_book, world.platform_book):
+        yield Case(pricing.PreviewPriceVersionRequest(price_book_id=price_book_id, prices=[price(fee("1"))]))
+
+
 @case_of(PRICING, "GetPriceVersion")
 def _(world: World) -> Iterator[Case]:
     for price_version_id in (world.bravo.published, world.bravo.draft):

@@ -33,6 +33,7 @@ PICTURES: Final = (
     ("organization", "owner", ""),
     ("payouts", "owner", "/payouts"),
     ("charges", "owner", "/charges"),
+    ("prices", "owner", "/prices"),
     ("not-found", "owner", "-of-somebody-else"),
     ("customer", "customer", ""),
     ("charge", "customer", "/charges"),

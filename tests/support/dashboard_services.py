@@ -24,6 +24,9 @@ from tallystick.ledger.v1 import (
 from tallystick.metering.v1 import (
     metering_service_pb2,
     metering_service_pb2_grpc,
+    price_book_pb2,
+    pricing_service_pb2,
+    pricing_service_pb2_grpc,
     reservation_pb2,
 )
 from tallystick.payouts.v1 import (
@@ -515,6 +518,29 @@ def _usage(cost: int) -> usage_report_pb2.UsageTotals:
     if success + failure:
         totals.success_rate_bps = success * 10_000 // (success + failure)
     return totals
+
+
+class Pricing(pricing_service_pb2_grpc.PricingServiceServicer):
+    """Serves PricingService."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def ListPriceBooks(self, request: Any, context: Any) -> Any:
+        principal = self._world.hear("metering", request)
+        books = [
+            price_book_pb2.PriceBook(
+                price_book_id=book_id, organization_id=owner, currency_code="USD", display_name=name
+            )
+            for book_id, owner, name in (("pb_sierra", SIERRA, "Agents of Sierra"), ("pb_platform", "", ""))
+            if principal.is_platform or principal.organization_id == owner
+        ]
+        return pricing_service_pb2.ListPriceBooksResponse(price_books=books)
+
+    async def ListPriceVersions(self, request: Any, context: Any) -> Any:
+        self._world.hear("metering", request)
+        found = [one for one in self._world.price_versions if one.price_book_id == request.price_book_id]
+        return pricing_service_pb2.ListPriceVersionsResponse(price_versions=found)
 
 
 class Projections(projection_service_pb2_grpc.ProjectionServiceServicer):

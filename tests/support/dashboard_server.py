@@ -30,6 +30,8 @@ from tallystick.metering.v1 import (
     metering_service_pb2_grpc,
     pricing_service_pb2,
     pricing_service_pb2_grpc,
+    rating_service_pb2,
+    rating_service_pb2_grpc,
 )
 from tallystick.payouts.v1 import (
     connect_service_pb2,
@@ -57,6 +59,7 @@ from tests.support.dashboard_services import (
     Payouts,
     Pricing,
     Projections,
+    Rating,
     Reconciliation,
     Reporting,
 )
@@ -111,6 +114,13 @@ def _bindings(world: World) -> dict[str, list[ServiceBinding]]:
                 "PricingService",
                 pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
                 Pricing,
+                world,
+            ),
+            _bound(
+                rating_service_pb2,
+                "RatingService",
+                rating_service_pb2_grpc.add_RatingServiceServicer_to_server,
+                Rating,
                 world,
             ),
         ],

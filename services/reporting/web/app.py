@@ -20,6 +20,7 @@ from services.reporting.web.operator import OperatorPages
 from services.reporting.web.organization import OrganizationPages
 from services.reporting.web.prices import PricePages
 from services.reporting.web.signin import SignIn
+from services.reporting.web.simulator import SimulatorPage
 from services.reporting.web.site import Site
 from services.reporting.web.statics import static_files
 
@@ -66,6 +67,7 @@ def make_dashboard(
             *SignIn(site, FailedAttempts(clock)).routes(),
             *OrganizationPages(site).routes(),
             *PricePages(site).routes(),
+            *SimulatorPage(site).routes(),
             *CustomerPages(site).routes(),
             *ChargePage(site).routes(),
             *OperatorPages(site).routes(),

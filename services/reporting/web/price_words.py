@@ -73,14 +73,15 @@ def rule_rows(price: price_book_pb2.Price) -> Iterator[Row]:
         yield Row("outcome", what, _percent(factor.basis_points))
     for discount in price.discounts:
         yield from _discount_rows(discount)
-    for field, name, what in (
-        ("minimum", "minimum", "the least that an execution costs"),
-        ("maximum", "maximum", "the most that an execution costs"),
-        ("period_minimum", "minimum", "the least in a billing period with work in it"),
-        ("period_maximum", "maximum", "the most in a billing period"),
+    for name, what, limit in (
+        ("minimum", "the least that an execution costs", price.minimum),
+        ("maximum", "the most that an execution costs", price.maximum),
+        ("minimum", "the least in a billing period with work in it", price.period_minimum),
+        ("maximum", "the most in a billing period", price.period_maximum),
     ):
-        if price.HasField(field):
-            yield Row(name, what, unit_price(getattr(price, field)))
+        # One that is not set has none.
+        if limit.amount:
+            yield Row(name, what, unit_price(limit))
 
 
 def formula(meter: price_book_pb2.MeterFormula) -> str:

@@ -19,7 +19,7 @@ _VERSIONS: Final = 20
 
 
 class PricePages:
-    """An organization's, for all its people, to whom they are no secret; the platform's own, for operators."""
+    """An organization's, for all its people, to whom they are no secret; the platform's, for operators."""
 
     def __init__(self, site: Site) -> None:
         self._site = site

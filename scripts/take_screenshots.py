@@ -33,6 +33,8 @@ PICTURES: Final = (
     ("organization", "owner", ""),
     ("payouts", "owner", "/payouts"),
     ("charges", "owner", "/charges"),
+    ("prices", "owner", "/prices"),
+    ("simulator", "owner", "/simulator?version=2&version=3&base=0.05&bonus=0.30"),
     ("not-found", "owner", "-of-somebody-else"),
     ("customer", "customer", ""),
     ("charge", "customer", "/charges"),

@@ -28,6 +28,10 @@ from tallystick.ledger.v1 import (
 from tallystick.metering.v1 import (
     metering_service_pb2,
     metering_service_pb2_grpc,
+    pricing_service_pb2,
+    pricing_service_pb2_grpc,
+    rating_service_pb2,
+    rating_service_pb2_grpc,
 )
 from tallystick.payouts.v1 import (
     connect_service_pb2,
@@ -53,7 +57,9 @@ from tests.support.dashboard_services import (
     Metering,
     Payments,
     Payouts,
+    Pricing,
     Projections,
+    Rating,
     Reconciliation,
     Reporting,
 )
@@ -102,7 +108,21 @@ def _bindings(world: World) -> dict[str, list[ServiceBinding]]:
                 metering_service_pb2_grpc.add_MeteringServiceServicer_to_server,
                 Metering,
                 world,
-            )
+            ),
+            _bound(
+                pricing_service_pb2,
+                "PricingService",
+                pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
+                Pricing,
+                world,
+            ),
+            _bound(
+                rating_service_pb2,
+                "RatingService",
+                rating_service_pb2_grpc.add_RatingServiceServicer_to_server,
+                Rating,
+                world,
+            ),
         ],
         "payouts": [
             _bound(

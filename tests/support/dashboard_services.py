@@ -24,7 +24,13 @@ from tallystick.ledger.v1 import (
 from tallystick.metering.v1 import (
     metering_service_pb2,
     metering_service_pb2_grpc,
+    price_book_pb2,
+    pricing_service_pb2,
+    pricing_service_pb2_grpc,
+    rating_service_pb2,
+    rating_service_pb2_grpc,
     reservation_pb2,
+    usage_pb2,
 )
 from tallystick.payouts.v1 import (
     connect_service_pb2,
@@ -515,6 +521,76 @@ def _usage(cost: int) -> usage_report_pb2.UsageTotals:
     if success + failure:
         totals.success_rate_bps = success * 10_000 // (success + failure)
     return totals
+
+
+class Pricing(pricing_service_pb2_grpc.PricingServiceServicer):
+    """Serves PricingService."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def ListPriceBooks(self, request: Any, context: Any) -> Any:
+        principal = self._world.hear("metering", request)
+        books = [
+            price_book_pb2.PriceBook(
+                price_book_id=book_id, organization_id=owner, currency_code="USD", display_name=name
+            )
+            for book_id, owner, name in (("pb_sierra", SIERRA, "Agents of Sierra"), ("pb_platform", "", ""))
+            if principal.is_platform or principal.organization_id == owner
+        ]
+        return pricing_service_pb2.ListPriceBooksResponse(price_books=books)
+
+    async def ListPriceVersions(self, request: Any, context: Any) -> Any:
+        self._world.hear("metering", request)
+        found = [one for one in self._world.price_versions if one.price_book_id == request.price_book_id]
+        return pricing_service_pb2.ListPriceVersionsResponse(price_versions=found)
+
+
+class Rating(rating_service_pb2_grpc.RatingServiceServicer):
+    """Serves RatingService: each book earns a little more than the one before."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def Simulate(self, request: Any, context: Any) -> Any:
+        self._world.hear("metering", request)
+        runs = request.workload.run_count
+        won = runs * (request.workload.outcome_rates.success_basis_points or 8_120) // 10_000
+        books = []
+        for number, one in enumerate(request.books):
+            each = 214_310 + 17_000 * number
+            spread = rating_service_pb2.Spread(
+                p50=usd(each), p95=usd(each * 3), mean=usd(each), least=usd(5_000), most=usd(each * 9)
+            )
+            lines = [("base", runs, 5_000 * runs), ("success", won, won * 200_000)]
+            books.append(
+                rating_service_pb2.SimulatedRevenue(
+                    label=one.label,
+                    price_version_id=one.price_version_id,
+                    revenue=usd(each * runs),
+                    margin=usd(each * runs * 2 // 3) if one.price_version_id else None,
+                    run_charge=spread,
+                    customer_charge=spread,
+                    lines=[
+                        rating_service_pb2.SimulatedLine(
+                            price_name="tickets", component_name=name, run_count=count, amount=usd(amount)
+                        )
+                        for name, count, amount in lines
+                    ],
+                )
+            )
+        return rating_service_pb2.SimulateResponse(
+            workload=rating_service_pb2.DrawnWorkload(
+                run_count=runs,
+                customer_count=request.workload.customer_count,
+                outcomes=[
+                    rating_service_pb2.OutcomeCount(outcome=usage_pb2.OUTCOME_SUCCESS, run_count=won),
+                    rating_service_pb2.OutcomeCount(outcome=usage_pb2.OUTCOME_FAILURE, run_count=runs - won),
+                ],
+                model_cost=usd(runs * 71_000),
+            ),
+            books=books,
+        )
 
 
 class Projections(projection_service_pb2_grpc.ProjectionServiceServicer):

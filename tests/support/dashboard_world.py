@@ -286,6 +286,132 @@ def _payouts() -> list[statement_pb2.PayoutRecord]:
     ]
 
 
+def unit_price(amount: str, per_units: int = 0) -> price_book_pb2.UnitPrice:
+    return price_book_pb2.UnitPrice(amount=amount, per_units=per_units)
+
+
+def _ticket_price(bonus: str) -> price_book_pb2.Price:
+    """One of everything that a price can say."""
+    tiers = [
+        price_book_pb2.Tier(up_to=1_000, price=unit_price("0.02")),
+        price_book_pb2.Tier(price=unit_price("0.01"), fee=unit_price("5.00")),
+    ]
+    return price_book_pb2.Price(
+        name="tickets",
+        selector=price_book_pb2.PriceSelector(action_types=["ticket.resolve"], agent_ids=["agt_resolver"]),
+        components=[
+            price_book_pb2.PriceComponent(
+                name="run", base_fee=price_book_pb2.BaseFee(price=unit_price("0.005"))
+            ),
+            price_book_pb2.PriceComponent(
+                name="input",
+                token_rate=price_book_pb2.TokenRate(
+                    token_kind=price_book_pb2.TOKEN_KIND_INPUT, price=unit_price("0.60", 1_000_000)
+                ),
+            ),
+            price_book_pb2.PriceComponent(
+                name="success",
+                outcome_bonus=price_book_pb2.OutcomeBonus(
+                    outcome=usage_pb2.OUTCOME_SUCCESS, price=unit_price(bonus)
+                ),
+                condition="result.reopened == false",
+            ),
+            price_book_pb2.PriceComponent(
+                name="units",
+                meter_rate=price_book_pb2.MeterRate(
+                    meter="compute_units",
+                    tier_mode=price_book_pb2.TIER_MODE_GRADUATED,
+                    tier_scope=price_book_pb2.TIER_SCOPE_BILLING_PERIOD,
+                    tiers=tiers,
+                ),
+            ),
+            price_book_pb2.PriceComponent(
+                name="reasoning",
+                meter_rate=price_book_pb2.MeterRate(
+                    meter="reasoning_tokens",
+                    models=["gpt-*"],
+                    tiers=[price_book_pb2.Tier(price=unit_price("4", 1_000_000))],
+                ),
+            ),
+        ],
+        outcome_factors=[price_book_pb2.OutcomeFactor(outcome=usage_pb2.OUTCOME_PARTIAL, basis_points=5_000)],
+        discounts=[
+            price_book_pb2.Discount(
+                name="launch", basis_points=1_250, end_time=at(datetime(2026, 12, 24, tzinfo=UTC))
+            ),
+            price_book_pb2.Discount(
+                name="volume",
+                volume=price_book_pb2.VolumeDiscount(
+                    steps=[
+                        price_book_pb2.VolumeDiscountStep(from_amount=unit_price("1000"), basis_points=1_000)
+                    ]
+                ),
+            ),
+        ],
+        minimum=unit_price("0.01"),
+        maximum=unit_price("2.50"),
+        period_maximum=unit_price("5000"),
+    )
+
+
+def _versions() -> list[price_book_pb2.PriceVersion]:
+    """Of Sierra's book: a draft, one to come, the one in force and the one before; and the platform's."""
+
+    def version(
+        number: int, days: int | None, prices: list[Any], book: str = "pb_sierra", **more: Any
+    ) -> Any:
+        found = price_book_pb2.PriceVersion(
+            price_version_id=f"pv_{book.removeprefix('pb_')}-{number}",
+            price_book_id=book,
+            version_number=number,
+            state=price_book_pb2.PRICE_VERSION_STATE_DRAFT,
+            prices=prices,
+            create_time=at(NOW - timedelta(days=40)),
+            **more,
+        )
+        if days is not None:
+            found.state = price_book_pb2.PRICE_VERSION_STATE_PUBLISHED
+            found.effective_time.CopyFrom(at(NOW - timedelta(days=days)))
+            found.publish_time.CopyFrom(at(NOW - timedelta(days=max(days, 1))))
+            found.publisher_api_key_id = "key_owner"
+        return found
+
+    flat = price_book_pb2.Price(
+        name="anything",
+        components=[
+            price_book_pb2.PriceComponent(
+                name="run", base_fee=price_book_pb2.BaseFee(price=unit_price("0.05"))
+            )
+        ],
+    )
+    meters = [
+        price_book_pb2.MeterFormula(
+            meter="compute_units",
+            terms=[
+                price_book_pb2.MeterTerm(meter="cpu_milliseconds", units="1", per_units=1_000),
+                price_book_pb2.MeterTerm(meter="inference_calls", units="2.5"),
+            ],
+        )
+    ]
+    plans = [
+        price_book_pb2.Plan(
+            name="team",
+            fee=unit_price("99.00"),
+            seat_fee=unit_price("12.00"),
+            allowances=[
+                price_book_pb2.Allowance(meter="compute_units", quantity=5_000, quantity_per_seat=250)
+            ],
+        )
+    ]
+    return [
+        version(4, None, [flat]),
+        version(3, -10, [_ticket_price("0.30"), flat], meters=meters),
+        version(2, 3, [_ticket_price("0.20"), flat], meters=meters, plans=plans),
+        version(1, 40, [flat]),
+        version(1, 40, [flat], "pb_platform"),
+    ]
+
+
 @dataclass
 class World:
     """What the services know. A test changes it, and looks at what they were asked."""
@@ -299,6 +425,7 @@ class World:
     charges: list[charge_report_pb2.ReportedCharge] = field(default_factory=list)
     corrections: list[correction_pb2.Correction] = field(default_factory=list)
     payouts: list[statement_pb2.PayoutRecord] = field(default_factory=_payouts)
+    price_versions: list[price_book_pb2.PriceVersion] = field(default_factory=_versions)
     purchases: list[purchase_pb2.Purchase] = field(default_factory=list)
     methods: list[purchase_pb2.PaymentMethod] = field(default_factory=list)
     account: connected_account_pb2.ConnectedAccount = field(

@@ -18,7 +18,9 @@ from services.reporting.web.customer import CustomerPages
 from services.reporting.web.headers import SecuredStarlette
 from services.reporting.web.operator import OperatorPages
 from services.reporting.web.organization import OrganizationPages
+from services.reporting.web.prices import PricePages
 from services.reporting.web.signin import SignIn
+from services.reporting.web.simulator import SimulatorPage
 from services.reporting.web.site import Site
 from services.reporting.web.statics import static_files
 
@@ -64,6 +66,8 @@ def make_dashboard(
             *statics.routes(),
             *SignIn(site, FailedAttempts(clock)).routes(),
             *OrganizationPages(site).routes(),
+            *PricePages(site).routes(),
+            *SimulatorPage(site).routes(),
             *CustomerPages(site).routes(),
             *ChargePage(site).routes(),
             *OperatorPages(site).routes(),

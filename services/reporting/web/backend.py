@@ -23,7 +23,11 @@ from tallystick.ledger.v1 import (
     directory_service_pb2_grpc,
     ledger_service_pb2_grpc,
 )
-from tallystick.metering.v1 import metering_service_pb2_grpc
+from tallystick.metering.v1 import (
+    metering_service_pb2_grpc,
+    pricing_service_pb2_grpc,
+    rating_service_pb2_grpc,
+)
 from tallystick.payouts.v1 import (
     connect_service_pb2_grpc,
     payment_service_pb2_grpc,
@@ -81,6 +85,8 @@ class Backend:
         self.audits: Final = audit_service_pb2_grpc.AuditServiceStub(channels.ledger)
         self.ledger: Final = ledger_service_pb2_grpc.LedgerServiceStub(channels.ledger)
         self.metering: Final = metering_service_pb2_grpc.MeteringServiceStub(channels.metering)
+        self.pricing: Final = pricing_service_pb2_grpc.PricingServiceStub(channels.metering)
+        self.rating: Final = rating_service_pb2_grpc.RatingServiceStub(channels.metering)
         self.payouts: Final = payout_service_pb2_grpc.PayoutServiceStub(channels.payouts)
         self.connect: Final = connect_service_pb2_grpc.ConnectServiceStub(channels.payouts)
         self.payments: Final = payment_service_pb2_grpc.PaymentServiceStub(channels.payouts)

@@ -219,6 +219,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Metadata: `log_id`."""
     ERROR_REASON_LOG_TOO_SHORT: _ErrorReason.ValueType  # 63
     """FAILED_PRECONDITION. The log has no checkpoint of this size or beyond it. Metadata: `log_id`, `size`, `sealed_size`."""
+    ERROR_REASON_SHADOW_NOT_FOUND: _ErrorReason.ValueType  # 74
+    """NOT_FOUND. Metadata: `shadow_id`."""
+    ERROR_REASON_RATING_BUSY: _ErrorReason.ValueType  # 76
+    """RESOURCE_EXHAUSTED. As many simulations, re-ratings or shadows run as may run at once. Metadata: `kind`, `limit`."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -425,6 +429,10 @@ ERROR_REASON_LOG_NOT_FOUND: ErrorReason.ValueType  # 62
 """NOT_FOUND. Metadata: `log_id`."""
 ERROR_REASON_LOG_TOO_SHORT: ErrorReason.ValueType  # 63
 """FAILED_PRECONDITION. The log has no checkpoint of this size or beyond it. Metadata: `log_id`, `size`, `sealed_size`."""
+ERROR_REASON_SHADOW_NOT_FOUND: ErrorReason.ValueType  # 74
+"""NOT_FOUND. Metadata: `shadow_id`."""
+ERROR_REASON_RATING_BUSY: ErrorReason.ValueType  # 76
+"""RESOURCE_EXHAUSTED. As many simulations, re-ratings or shadows run as may run at once. Metadata: `kind`, `limit`."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -427,7 +427,10 @@ async def test_an_erased_salt_closes_one_item_and_nothing_beside_it(server: Ledg
                 )
                 assert await found.fetchone() == (not again,)
         # What was never there cannot be forgotten.
-        for transaction_id, item in ((gift, -2), (charge, 99), (charge, -3), ("txn_x", 1)):
+        never = [(gift, -2), (charge, 99), (charge, -3), ("txn_x", 1), ("txn_x", 2**31 - 1)]
+        # Nor what no integer has room for the place of.
+        never += [(charge, item) for item in (2**27, 2**31 - 3, 2**31 - 1, -(2**31))]
+        for transaction_id, item in never:
             found = await database.execute(
                 "SELECT ledger.erase_salt(%s, %s, %s)", [transaction_id, item, newest.log_id]
             )

@@ -129,7 +129,7 @@ async def _checkpoint(connection: seal.Connection, of: seal.Log, min_size: int =
         return found
     if not of.sealed_size:
         raise FailedPrecondition(
-            f"log {of.log_id} has no checkpoint: nothing was posted yet, or the ledger has no seal key",
+            f"log {of.log_id} has no checkpoint: nothing was posted to it, or none is signed yet",
             reason="LOG_NOT_SEALED",
             metadata={"log_id": of.log_id},
         )

@@ -212,8 +212,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: `transaction_id`.
     """
     ERROR_REASON_LOG_NOT_SEALED: _ErrorReason.ValueType  # 61
-    """FAILED_PRECONDITION. The log has no checkpoint: the ledger has no key to seal it with, or has not begun to. Metadata:
-    `log_id`.
+    """FAILED_PRECONDITION. The log has no checkpoint of any size: nothing was posted to it; or its first one is not signed
+    yet, as a moment after its first transaction, or at all, because the ledger has no key or its sealer fails; or another
+    log went on from it before it had one. A log that has checkpoints, but none that covers what was asked for, is
+    TRANSACTION_NOT_SEALED or LOG_TOO_SHORT. Metadata: `log_id`.
     """
     ERROR_REASON_LOG_NOT_FOUND: _ErrorReason.ValueType  # 62
     """NOT_FOUND. Metadata: `log_id`."""
@@ -422,8 +424,10 @@ ERROR_REASON_TRANSACTION_NOT_SEALED: ErrorReason.ValueType  # 60
 Metadata: `transaction_id`.
 """
 ERROR_REASON_LOG_NOT_SEALED: ErrorReason.ValueType  # 61
-"""FAILED_PRECONDITION. The log has no checkpoint: the ledger has no key to seal it with, or has not begun to. Metadata:
-`log_id`.
+"""FAILED_PRECONDITION. The log has no checkpoint of any size: nothing was posted to it; or its first one is not signed
+yet, as a moment after its first transaction, or at all, because the ledger has no key or its sealer fails; or another
+log went on from it before it had one. A log that has checkpoints, but none that covers what was asked for, is
+TRANSACTION_NOT_SEALED or LOG_TOO_SHORT. Metadata: `log_id`.
 """
 ERROR_REASON_LOG_NOT_FOUND: ErrorReason.ValueType  # 62
 """NOT_FOUND. Metadata: `log_id`."""

@@ -279,6 +279,25 @@ async def test_refusals(server: LedgerServer) -> None:
     assert await reason(proofs.GetTransactionProof(too_long)) == "LOG_TOO_SHORT"
 
 
+async def test_a_log_is_not_sealed_until_it_has_a_checkpoint_and_says_which(database_url: str) -> None:
+    async with sealing_ledger(database_url) as server:
+        # It has a key, but nothing to seal; and then for ever, since it went on as another log.
+        asked = server.operator.proofs.GetCheckpoint
+        empty = await refusal(asked(pb.GetCheckpointRequest()))
+        assert (empty.code, empty.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "LOG_NOT_SEALED")
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as superuser:
+            await superuser.execute("SELECT ledger.begin_log(%s, 'anchor', NULL)", [empty.metadata["log_id"]])
+        await populate(server)
+        await post_many(server, 3)
+        newest = await sealed(server, 3)
+        assert newest.log_id != empty.metadata["log_id"]
+        old = await refusal(asked(pb.GetCheckpointRequest(log_id=empty.metadata["log_id"])))
+        assert (old.reason, old.metadata["log_id"]) == ("LOG_NOT_SEALED", empty.metadata["log_id"])
+        # One that has checkpoints is sealed, however little of it.
+        short = await refusal(asked(pb.GetCheckpointRequest(min_size=1000)))
+        assert short.reason == "LOG_TOO_SHORT"
+
+
 async def test_without_a_key_nothing_is_sealed_and_a_key_seals_everything_later(database_url: str) -> None:
     async with running_ledger(database_url) as server:
         await populate(server)
@@ -427,7 +446,10 @@ async def test_an_erased_salt_closes_one_item_and_nothing_beside_it(server: Ledg
                 )
                 assert await found.fetchone() == (not again,)
         # What was never there cannot be forgotten.
-        for transaction_id, item in ((gift, -2), (charge, 99), (charge, -3), ("txn_x", 1)):
+        never = [(gift, -2), (charge, 99), (charge, -3), ("txn_x", 1), ("txn_x", 2**31 - 1)]
+        # Nor what no integer has room for the place of.
+        never += [(charge, item) for item in (2**27, 2**31 - 3, 2**31 - 1, -(2**31))]
+        for transaction_id, item in never:
             found = await database.execute(
                 "SELECT ledger.erase_salt(%s, %s, %s)", [transaction_id, item, newest.log_id]
             )

@@ -177,7 +177,7 @@ DECLARE
     place ledger.journal_position;
     block ledger.seal_salt;
     number integer;
-    start integer := CASE WHEN p_item > 0 THEN p_item + 2 ELSE -p_item END * 16 + 1;
+    start integer;
     salt bytea;
     commitment bytea;
 BEGIN
@@ -188,8 +188,12 @@ BEGIN
     ORDER BY first_position DESC LIMIT 1
     FOR NO KEY UPDATE;
     number := place.position - block.first_position + 1;
-    salt := substring(block.salts[number], start, 16);
-    IF p_item < -2 OR coalesce(octet_length(salt), 0) <> 16 OR salt = '\x00000000000000000000000000000000' THEN
+    -- Nothing is computed with an item that there cannot be: it might not fit into an integer.
+    IF p_item BETWEEN -2 AND octet_length(block.salts[number]) / 16 THEN
+        start := CASE WHEN p_item > 0 THEN p_item + 2 ELSE -p_item END * 16 + 1;
+        salt := substring(block.salts[number], start, 16);
+    END IF;
+    IF coalesce(octet_length(salt), 0) <> 16 OR salt = '\x00000000000000000000000000000000' THEN
         RETURN false;
     END IF;
     IF p_item > 0 THEN

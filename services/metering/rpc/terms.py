@@ -1,13 +1,24 @@
 """What applies to a piece of work: who earns from it, and the price that it has."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.kit.auth import Principal
 from services.kit.errors import NotFound, TallystickError
+from services.metering.domain.billing_period import MONTH_IN_UTC, BillingPeriod
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, select
+from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
+    NO_TERMS,
+    CompiledPrice,
+    CompiledTerms,
+    ContractTerms,
+    compile_terms,
+    select,
+)
 from services.metering.rpc.parties import Directory, Parties
 from services.metering.rpc.price_catalog import PriceCatalog
 
@@ -28,6 +39,20 @@ class Work(NamedTuple):
     price_version_id: str = ""
 
 
+class AgreedTerms(NamedTuple):
+    """What a contract adds to prices, as it is recorded, and ready for rating."""
+
+    terms: ContractTerms
+    compiled: CompiledTerms
+
+    @classmethod
+    def of(cls, terms: ContractTerms) -> AgreedTerms:
+        return NOTHING_AGREED if terms == NO_TERMS else cls(terms, compile_terms(terms))
+
+
+NOTHING_AGREED: Final = AgreedTerms(NO_TERMS, NO_COMPILED_TERMS)
+
+
 class Terms(NamedTuple):
     """What applies to it."""
 
@@ -35,6 +60,9 @@ class Terms(NamedTuple):
     price_version_id: str
     currency_code: str
     price: CompiledPrice
+    agreed: AgreedTerms = NOTHING_AGREED
+    # How the customer's billing periods are cut.
+    billing_period: BillingPeriod = MONTH_IN_UTC
 
 
 class TermsFinder:

@@ -28,9 +28,12 @@ from services.metering.rpc.budget_catalog import BudgetCatalog
 from services.metering.rpc.budget_gate import BudgetGate
 from services.metering.rpc.budgets import BudgetService
 from services.metering.rpc.confirmations import Confirmations
+from services.metering.rpc.contract_catalog import ContractCatalog
+from services.metering.rpc.contracts import ContractService
 from services.metering.rpc.counter_reader import CounterReader
 from services.metering.rpc.credits import Credits
 from services.metering.rpc.durable_credits import DurableCredits
+from services.metering.rpc.explanations import Explanations
 from services.metering.rpc.leased_credits import LeasedCredits
 from services.metering.rpc.leases import Leases
 from services.metering.rpc.ledger import Ledger
@@ -51,6 +54,8 @@ from services.metering.valkey import Valkey, open_client
 from tallystick.metering.v1 import (
     budget_service_pb2,
     budget_service_pb2_grpc,
+    contract_service_pb2,
+    contract_service_pb2_grpc,
     metering_service_pb2,
     metering_service_pb2_grpc,
     pricing_service_pb2,
@@ -107,7 +112,8 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             recovery.worker(config.recovery_interval),
             Sequencer(writer).worker(config.sequence_interval),
         ]
-        terms = TermsFinder(directory, catalog)
+        contracts = ContractCatalog(reader)
+        terms = TermsFinder(directory, catalog, contracts)
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
             writer=writer,
@@ -206,6 +212,17 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                 ),
                 ReservationService(pools=pools, reconciler=reconciler),
                 UsageFeedService(reader),
+                ContractService(
+                    writer=writer,
+                    reader=reader,
+                    ledger=ledger,
+                    directory=directory,
+                    catalog=contracts,
+                    explanations=Explanations(
+                        reader=reader, directory=directory, catalog=catalog, contracts=contracts
+                    ),
+                    clock=clock,
+                ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             schema=SchemaHealth(reader, schema="metering", script_dir=SCRIPTS),
@@ -258,6 +275,7 @@ def _bindings(
     budgets: BudgetService,
     reservations: ReservationService,
     usage_feed: UsageFeedService,
+    contracts: ContractService,
 ) -> tuple[ServiceBinding, ...]:
     return (
         bind(
@@ -284,5 +302,10 @@ def _bindings(
             usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
             usage_feed_service_pb2_grpc.add_UsageFeedServiceServicer_to_server,
             usage_feed,
+        ),
+        bind(
+            contract_service_pb2.DESCRIPTOR.services_by_name["ContractService"],
+            contract_service_pb2_grpc.add_ContractServiceServicer_to_server,
+            contracts,
         ),
     )

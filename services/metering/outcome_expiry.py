@@ -6,11 +6,9 @@ from datetime import timedelta
 from typing import Final
 
 import grpc
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 
 from services.kit import log
-from services.kit.db import Database, retry_transaction
+from services.kit.db import Database, HotConnection, retry_transaction
 from services.kit.errors import TallystickError
 from services.kit.worker import PeriodicWorker
 from services.metering.domain.outcome import OutcomeState
@@ -76,11 +74,11 @@ class OutcomeExpiry:
         await asyncio.sleep(_PAUSE_SECONDS)
         return True
 
-    async def _expire_known(self, connection: AsyncConnection[TupleRow]) -> list[KnownUsage]:
+    async def _expire_known(self, connection: HotConnection) -> list[KnownUsage]:
         """Outcomes of which is known what they add."""
         return await outcomes.expire(connection, BATCH, self._recovery_delay)
 
-    async def _expire_rated(self, connection: AsyncConnection[TupleRow]) -> list[KnownUsage]:
+    async def _expire_rated(self, connection: HotConnection) -> list[KnownUsage]:
         """Outcomes that are rated now."""
         taken = await outcomes.lock_due(connection, BATCH)
         if not taken:
@@ -91,9 +89,7 @@ class OutcomeExpiry:
         await outcomes.decide(connection, OutcomeState.EXPIRED, decisions, self._recovery_delay)
         return await usage_events.look_up(connection, [known.record.charge.key for known in taken])
 
-    async def _expire(
-        self, some: Callable[[AsyncConnection[TupleRow]], Awaitable[list[KnownUsage]]]
-    ) -> list[KnownUsage]:
+    async def _expire(self, some: Callable[[HotConnection], Awaitable[list[KnownUsage]]]) -> list[KnownUsage]:
         index = await self._budgets.index()
 
         async def expire() -> tuple[list[KnownUsage], CountedSpend]:

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
-
+from services.kit.db import HotConnection
 from services.metering.domain.outcome import Decision, DeferredOutcome, decide
 from services.metering.domain.price_counter import Counted, CounterPeriod, PriceCounterKey
 from services.metering.domain.rating import CompiledPrice, Execution, select
@@ -34,7 +32,7 @@ def deferred_of(known: KnownUsage) -> DeferredOutcome:
 
 
 async def rate_decisions(
-    connection: AsyncConnection[TupleRow],
+    connection: HotConnection,
     catalog: PriceCatalog,
     taken: Sequence[KnownUsage],
     final: Callable[[DeferredOutcome], Decided],

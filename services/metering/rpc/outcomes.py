@@ -4,12 +4,10 @@ from datetime import datetime, timedelta
 
 import grpc
 from prometheus_client import Counter
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 
 from services.kit import ids, log
 from services.kit.auth import current_principal
-from services.kit.db import Database, retry_transaction
+from services.kit.db import Database, HotConnection, retry_transaction
 from services.kit.errors import (
     FailedPrecondition,
     FieldViolation,
@@ -164,7 +162,7 @@ class Outcomes:
         return known, decided
 
     async def _rate(
-        self, connection: AsyncConnection[TupleRow], outcome_id: str, outcome: Outcome, evidence: Evidence
+        self, connection: HotConnection, outcome_id: str, outcome: Outcome, evidence: Evidence
     ) -> bool:
         """Decide an outcome of which nobody could say before what it adds; whether it was decided."""
         taken = await outcomes.lock(connection, outcome_id)

@@ -219,6 +219,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Metadata: `log_id`."""
     ERROR_REASON_LOG_TOO_SHORT: _ErrorReason.ValueType  # 63
     """FAILED_PRECONDITION. The log has no checkpoint of this size or beyond it. Metadata: `log_id`, `size`, `sealed_size`."""
+    ERROR_REASON_CONTRACT_NOT_FOUND: _ErrorReason.ValueType  # 66
+    """NOT_FOUND. Metadata: `contract_id`."""
+    ERROR_REASON_AGREEMENT_STATE_CONFLICT: _ErrorReason.ValueType  # 67
+    """FAILED_PRECONDITION. The contract or subscription is in a state in which this cannot be done to it, or somebody
+    changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -425,6 +431,12 @@ ERROR_REASON_LOG_NOT_FOUND: ErrorReason.ValueType  # 62
 """NOT_FOUND. Metadata: `log_id`."""
 ERROR_REASON_LOG_TOO_SHORT: ErrorReason.ValueType  # 63
 """FAILED_PRECONDITION. The log has no checkpoint of this size or beyond it. Metadata: `log_id`, `size`, `sealed_size`."""
+ERROR_REASON_CONTRACT_NOT_FOUND: ErrorReason.ValueType  # 66
+"""NOT_FOUND. Metadata: `contract_id`."""
+ERROR_REASON_AGREEMENT_STATE_CONFLICT: ErrorReason.ValueType  # 67
+"""FAILED_PRECONDITION. The contract or subscription is in a state in which this cannot be done to it, or somebody
+changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

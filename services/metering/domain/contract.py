@@ -1,0 +1,225 @@
+"""Contracts: what was agreed with a customer, and which of it applies to a piece of work."""
+
+import re
+from bisect import bisect_right, insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from services.kit import ids
+from services.kit.errors import FieldViolation, InvalidArgument
+from services.kit.money import MAX_AMOUNT_MICROS
+from services.metering.domain.billing_period import BillingPeriod
+from services.metering.domain.price_book import Allowance, Discount, UnitPrice
+
+MAX_DISCOUNTS: Final = 20
+MAX_ALLOWANCES: Final = 100
+MAX_ALLOWED: Final = 10**15
+MAX_RECORDED_TERMS: Final = 50
+MAX_RECORDED_TERM: Final = 4_000
+MAX_STEPS: Final = 20
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_METER: Final = re.compile(r"[a-z0-9_]{1,64}")
+_DECIMAL: Final = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?", re.ASCII)
+_NAME_RULE: Final = "must be 1 to 64 letters, digits, '_', '.' or '-'"
+
+
+class ContractKey(NamedTuple):
+    """For what there is at most one contract at a time; an empty organization stands for all."""
+
+    customer_id: str
+    organization_id: str
+    currency_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContractContent:
+    """What may change of a contract. Amounts are micros of its currency; one price field at most is set."""
+
+    price_version_id: str = ""
+    price_book_id: str = ""
+    discounts: tuple[Discount, ...] = ()
+    allowances: tuple[Allowance, ...] = ()
+    period_maximum_micros: int | None = None
+    credit_limit_micros: int | None = None
+    recorded_terms: Mapping[str, str] = field(default_factory=dict)
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """A version of a contract. Only the version number and what follows it differ between its versions."""
+
+    contract_id: str
+    key: ContractKey
+    billing_period: BillingPeriod | None
+    start_time: datetime
+    version_number: int
+    content: ContractContent
+    effective_time: datetime
+    create_time: datetime
+    api_key_id: str
+
+    def is_in_force(self, at: datetime) -> bool:
+        """Whether it is in force, if this is its last version that was effective at that time."""
+        end = self.content.end_time
+        return self.start_time <= at and (end is None or at < end)
+
+
+class ContractIndex:
+    """Every version of every contract, by what it is about."""
+
+    def __init__(self, versions: Iterable[Contract] = ()) -> None:
+        # By contract: about the same there are few, one after the other.
+        self._contracts: defaultdict[ContractKey, dict[str, list[Contract]]] = defaultdict(dict)
+        self.add(versions)
+
+    def add(self, versions: Iterable[Contract]) -> None:
+        """Add new versions."""
+        for version in versions:
+            # Of two that became effective at once, the later one counts.
+            insort(self._contracts[version.key].setdefault(version.contract_id, []), version, key=_order)
+
+    def in_force(self, key: ContractKey, at: datetime) -> Contract | None:
+        """The contract about this at that time, in its version of then."""
+        contracts = self._contracts.get(key)
+        if not contracts:
+            return None
+        for versions in contracts.values():
+            index = bisect_right(versions, at, key=lambda version: version.effective_time)
+            # Contracts about the same never overlap in time.
+            if index and versions[index - 1].is_in_force(at):
+                return versions[index - 1]
+        return None
+
+
+def _order(version: Contract) -> tuple[datetime, int]:
+    return version.effective_time, version.version_number
+
+
+def check_key(key: ContractKey) -> None:
+    """Raise InvalidArgument for a malformed customer or organization."""
+    ids.check_id(key.customer_id, ids.CUSTOMER, field="contract.customer_id")
+    if key.organization_id:
+        ids.check_id(key.organization_id, ids.ORGANIZATION, field="contract.organization_id")
+
+
+def check_content(content: ContractContent, *, start_time: datetime, path: str) -> None:
+    """Raise InvalidArgument with everything that is wrong with the content, by its path."""
+    violations = [
+        FieldViolation(f"{path}.{violation.field}", violation.description)
+        for violation in _violations(content, start_time)
+    ]
+    if violations:
+        first = violations[0]
+        raise InvalidArgument(f"{first.field}: {first.description}", field_violations=violations)
+
+
+def _violations(content: ContractContent, start_time: datetime) -> Iterator[FieldViolation]:
+    if content.price_version_id and not ids.is_id(content.price_version_id, ids.PRICE_VERSION):
+        yield FieldViolation("price_version_id", "must be the id of a price version")
+    if content.price_book_id and not ids.is_id(content.price_book_id, ids.PRICE_BOOK):
+        yield FieldViolation("price_book_id", "must be the id of a price book")
+    yield from _discount_violations(content.discounts)
+    yield from _allowance_violations(content.allowances)
+    for name, amount in (
+        ("period_maximum", content.period_maximum_micros),
+        ("credit_limit", content.credit_limit_micros),
+    ):
+        if amount is not None and not 0 <= amount <= MAX_AMOUNT_MICROS:
+            yield FieldViolation(f"{name}.amount_micros", f"must be from 0 to {MAX_AMOUNT_MICROS}")
+    yield from _recorded_violations(content.recorded_terms)
+    if content.end_time is not None and content.end_time < start_time:
+        yield FieldViolation("end_time", "must not be before the start")
+
+
+def _discount_violations(discounts: tuple[Discount, ...]) -> Iterator[FieldViolation]:
+    if len(discounts) > MAX_DISCOUNTS:
+        yield FieldViolation("discounts", f"must be at most {MAX_DISCOUNTS}")
+        return
+    seen: set[str] = set()
+    for index, discount in enumerate(discounts):
+        path = f"discounts[{index}]"
+        if not _NAME.fullmatch(discount.name):
+            yield FieldViolation(f"{path}.name", _NAME_RULE)
+        elif discount.name in seen:
+            yield FieldViolation(f"{path}.name", f"{discount.name!r} is used twice")
+        seen.add(discount.name)
+        if discount.basis_points is not None and not 1 <= discount.basis_points <= 10_000:
+            yield FieldViolation(f"{path}.basis_points", "must be from 1 to 10,000")
+        if discount.amount is not None:
+            yield from _amount_violations(f"{path}.amount", discount.amount)
+        if len(discount.volume) > MAX_STEPS:
+            yield FieldViolation(f"{path}.volume.steps", f"must be 1 to {MAX_STEPS}")
+        for number, step in enumerate(discount.volume[:MAX_STEPS]):
+            at = f"{path}.volume.steps[{number}]"
+            yield from _amount_violations(f"{at}.from_amount", step.from_amount)
+            if not 1 <= step.basis_points <= 10_000:
+                yield FieldViolation(f"{at}.basis_points", "must be from 1 to 10,000")
+            if number and not _is_less(discount.volume[number - 1].from_amount, step.from_amount):
+                yield FieldViolation(f"{at}.from_amount", "must be more than that of the step before")
+        if (
+            discount.start_time is not None
+            and discount.end_time is not None
+            and discount.end_time <= discount.start_time
+        ):
+            yield FieldViolation(f"{path}.end_time", "must be after the start")
+
+
+def _amount_violations(path: str, amount: UnitPrice) -> Iterator[FieldViolation]:
+    if not _DECIMAL.fullmatch(amount.amount):
+        yield FieldViolation(
+            f"{path}.amount",
+            "must be a decimal number with at most 12 digits before and 12 after the point, such as 0.60",
+        )
+    if amount.per_units != 1:
+        yield FieldViolation(f"{path}.per_units", "must be 0 or 1")
+
+
+def _is_less(one: UnitPrice, other: UnitPrice) -> bool:
+    """Whether an amount is less than another one; malformed ones are refused for what they are."""
+    if not _DECIMAL.fullmatch(one.amount) or not _DECIMAL.fullmatch(other.amount):
+        return True
+    return _comparable(one.amount) < _comparable(other.amount)
+
+
+def _comparable(amount: str) -> tuple[str, str]:
+    whole, _, part = amount.partition(".")
+    return whole.zfill(12), part.ljust(12, "0")
+
+
+def _allowance_violations(allowances: tuple[Allowance, ...]) -> Iterator[FieldViolation]:
+    if len(allowances) > MAX_ALLOWANCES:
+        yield FieldViolation("allowances", f"must be at most {MAX_ALLOWANCES}")
+        return
+    seen: set[str] = set()
+    for index, allowance in enumerate(allowances):
+        path = f"allowances[{index}]"
+        if not _METER.fullmatch(allowance.meter):
+            yield FieldViolation(f"{path}.meter", "must be 1 to 64 lowercase letters, digits and '_'")
+        elif allowance.meter in seen:
+            yield FieldViolation(f"{path}.meter", f"{allowance.meter!r} is used twice")
+        seen.add(allowance.meter)
+        if not 1 <= allowance.quantity <= MAX_ALLOWED:
+            yield FieldViolation(f"{path}.quantity", f"must be from 1 to {MAX_ALLOWED}")
+        if allowance.quantity_per_seat:
+            yield FieldViolation(f"{path}.quantity_per_seat", "must be 0: a contract has no seats")
+
+
+def _recorded_violations(terms: Mapping[str, str]) -> Iterator[FieldViolation]:
+    if len(terms) > MAX_RECORDED_TERMS:
+        yield FieldViolation("recorded_terms", f"must be at most {MAX_RECORDED_TERMS}")
+        return
+    for name in sorted(terms):
+        if not _NAME.fullmatch(name):
+            yield FieldViolation("recorded_terms", f"{name[:64]!r} is no name: it {_NAME_RULE}")
+        text = terms[name]
+        # Of several lines, unlike other texts of callers: that is how such terms are written.
+        if not 1 <= len(text) <= MAX_RECORDED_TERM or "\0" in text:
+            yield FieldViolation(
+                f"recorded_terms[{name[:64]}]",
+                f"must have 1 to {MAX_RECORDED_TERM} characters, none of them NUL",
+            )

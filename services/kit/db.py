@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -21,6 +21,9 @@ from psycopg.rows import TupleRow
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
+
+# A plain connection in a transaction, as `Database.hot` gives it.
+HotConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 
 _ATTEMPTS: Final = 5
 _RETRIES = Counter("tallystick_transaction_retries", "Transactions run again.", ["sqlstate"])

@@ -30,6 +30,7 @@ from services.metering.rpc.budgets import BudgetService
 from services.metering.rpc.confirmations import Confirmations
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.contracts import ContractService
+from services.metering.rpc.counter_reader import CounterReader
 from services.metering.rpc.credits import Credits
 from services.metering.rpc.durable_credits import DurableCredits
 from services.metering.rpc.explanations import Explanations
@@ -39,9 +40,10 @@ from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.metering import MeteringService
 from services.metering.rpc.outcomes import Outcomes
 from services.metering.rpc.parties import Directory
-from services.metering.rpc.pipeline import Metered, Pipeline, Report
+from services.metering.rpc.pipeline import Metered, Pipeline
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.pricing import PricingService
+from services.metering.rpc.report import Report
 from services.metering.rpc.reservation_admin import ReservationService
 from services.metering.rpc.reservations import Reservations
 from services.metering.rpc.terms import TermsFinder
@@ -132,6 +134,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             confirmations=confirmations,
             budgets=budgets,
             gate=gate,
+            catalog=catalog,
             recovery_delay=config.recovery_delay,
         )
         workers.append(expiry.worker(_OUTCOME_EXPIRY_INTERVAL))
@@ -164,6 +167,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             budgets=budgets,
             credits=credits,
             gate=gate,
+            catalog=catalog,
             recovery_delay=config.recovery_delay,
         )
         workers += [credits.teller(_VALKEY_INTERVAL), gate.teller(_VALKEY_INTERVAL)]
@@ -172,7 +176,14 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         # One run at a time, then a pause: the more events gather in a run, the less each of them costs.
         meter = Coalescer[Report, Metered](pipeline.run, patience=1.0).submit
         reservations = Reservations(
-            credits=credits, gate=gate, terms=terms, signer=signer, clock=clock, meter=meter, watch=watch
+            credits=credits,
+            gate=gate,
+            terms=terms,
+            counters=CounterReader(reader),
+            signer=signer,
+            clock=clock,
+            meter=meter,
+            watch=watch,
         )
         balances = Balances(ledger=ledger, credits=credits, gate=gate, terms=terms, clock=clock)
         yield App(

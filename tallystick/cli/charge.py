@@ -31,7 +31,6 @@ _KINDS: dict[LineKind, str] = {
     "maximum": "beyond the maximum",
     "subscription": "subscription",
     "proration": "given back",
-    "unknown": "of a kind that is not known here",
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.kit.money import MAX_AMOUNT_MICROS
-from services.metering.domain.outcome import bonuses
+from services.metering.domain.outcome import prospects
 from services.metering.domain.price_book import (
     BaseFee,
     Component,
@@ -155,7 +155,8 @@ def test_base_and_bonus_are_the_whole_price_whatever_the_outcome(price: Price, u
     compiled = compile_price(price)
     whole = {outcome: rate_within_bounds(price, usage, outcome) for outcome in FINAL_OUTCOMES}
     base = rate(compiled, executed(usage, Outcome.PENDING))
-    earned = bonuses(compiled, executed(usage, Outcome.PENDING))
+    earned = prospects(compiled, executed(usage, Outcome.PENDING)).bonuses
+    assert earned is not None
 
     for outcome in FINAL_OUTCOMES:
         bonus = rate_outcome(compiled, executed(usage, outcome))

@@ -27,6 +27,11 @@ class PriceCounterKey(NamedTuple):
     name: str
 
 
+def counts_charges(name: str) -> bool:
+    """Whether a counter counts what was charged, in micros: what a maximum of the period compares with."""
+    return name.endswith(":charged")
+
+
 class Counted(NamedTuple):
     """What something was rated with: the counters as it found them, and those that it moved, as it left them.
 

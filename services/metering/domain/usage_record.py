@@ -7,7 +7,8 @@ from typing import NamedTuple
 from services.kit import ids
 from services.metering.domain.claim import Claim, OutcomeHold
 from services.metering.domain.outcome import DeferredOutcome
-from services.metering.domain.rating import RatedLine
+from services.metering.domain.price_counter import Counted
+from services.metering.domain.rating import NO_TERMS, ContractTerms, RatedLine
 from services.metering.domain.usage_event import EventKey, UsageEvent
 
 
@@ -67,6 +68,8 @@ class UsageRecord(NamedTuple):
     """A usage event as recorded: what it was, and how it was priced, once and for all.
 
     `deferred` is its outcome if it was reported as pending: that may have been decided since.
+    `contract_terms` are what a contract added to the price, and `counted` is what a price was rated with that
+    depends on counters: with the event and the price version, all that its amount follows from.
     """
 
     charge: IntendedCharge
@@ -74,6 +77,8 @@ class UsageRecord(NamedTuple):
     evidence_ref: str
     lines: tuple[RatedLine, ...]
     deferred: DeferredOutcome | None = None
+    contract_terms: ContractTerms = NO_TERMS
+    counted: Counted | None = None
 
     def evidence_differs(self, event: UsageEvent) -> bool:
         """Whether a repeated report brings other evidence than the first one did."""

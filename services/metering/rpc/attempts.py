@@ -14,6 +14,7 @@ from services.metering.domain.rating import Execution, highest
 from services.metering.domain.reservation import Reservation
 from services.metering.domain.usage_event import MAX_ORDINAL, Outcome, Usage, usage_violations
 from services.metering.rpc.convert import usage_from_proto
+from services.metering.rpc.counter_reader import CounterReader
 from services.metering.rpc.terms import Terms, TermsFinder, Work
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
 
@@ -32,9 +33,13 @@ class Attempt(NamedTuple):
 
 
 async def read_attempt(
-    request: metering_service_pb2.AuthorizeRequest, principal: Principal, finder: TermsFinder, now: datetime
+    request: metering_service_pb2.AuthorizeRequest,
+    principal: Principal,
+    finder: TermsFinder,
+    counters: CounterReader,
+    now: datetime,
 ) -> Attempt:
-    """The attempt in a request.
+    """The attempt in a request. Expected usage is rated by what the customer used before, as it stands now.
 
     Raises InvalidArgument for what is malformed, and NotFound naming the party or price that is missing.
     """
@@ -55,12 +60,12 @@ async def read_attempt(
     (terms,) = await finder.find([work], now)
     if not isinstance(terms, Terms):
         raise terms
-    amount = (
-        check_amount(request.max_cost.amount_micros, field="max_cost.amount_micros")
-        if estimate == "max_cost"
+    if estimate == "max_cost":
+        amount = check_amount(request.max_cost.amount_micros, field="max_cost.amount_micros")
+    else:
+        opening = await counters.current(request.customer_id, terms, now)
         # With the outcome and the result that cost most.
-        else highest(terms.price, _expected(request, now))
-    )
+        amount = highest(terms.price, _expected(request, now), terms.agreed.compiled, opening)
     reservation = Reservation(
         reservation_id=rules.reservation_id(
             request.customer_id, request.workflow_id, request.ordinal, request.idempotency_key

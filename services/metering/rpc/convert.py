@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict, SerializeToJsonError
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.errors import FieldViolation, InvalidArgument
@@ -161,6 +162,16 @@ def execution_of(record: UsageRecord) -> Execution:
     )
 
 
+def decided_execution_of(record: UsageRecord, outcome: Outcome, result: bytes | None) -> Execution:
+    """The execution that a recorded event reported, as it was decided: `result` is a serialized Struct, None
+    where that of the event counts.
+    """
+    execution = execution_of(record)._replace(outcome=outcome)
+    if result is None:
+        return execution
+    return execution._replace(result=MessageToDict(Struct.FromString(result)))
+
+
 def malformed_fields(malformed: Sequence[FieldViolation]) -> InvalidArgument:
     """The error for a request with these malformed fields."""
     return InvalidArgument(_message(malformed), field_violations=malformed)
@@ -270,6 +281,10 @@ def metered_to_proto(
         metered.available_balance.CopyFrom(available)
     if record.deferred is not None:
         metered.deferred_outcome.CopyFrom(deferred_to_proto(record.deferred))
+    if record.counted is not None:
+        metered.opening_counters.update(record.counted.opening)
+        metered.closing_counters.update(record.counted.closing)
+        set_timestamp(metered.period_start_time, record.counted.period_start)
     return metered
 
 
@@ -292,6 +307,11 @@ def deferred_to_proto(deferred: DeferredOutcome) -> outcome_pb2.DeferredOutcome:
     if deferred.resolve_time is not None:
         message.resolve_time.CopyFrom(time_to_proto(deferred.resolve_time))
         message.bonus.CopyFrom(money_to_proto(deferred.currency_code, deferred.bonus_micros))
+    if deferred.result is not None:
+        message.result.MergeFromString(deferred.result)
+    if deferred.counted is not None:
+        message.opening_counters.update(deferred.counted.opening)
+        message.closing_counters.update(deferred.counted.closing)
     if deferred.bonus_micros:
         message.charge_id = ChargeKey(*deferred.key, Component.OUTCOME).charge_id
     return message

@@ -27,7 +27,8 @@ from services.metering.rpc.convert import (
 from services.metering.rpc.credits import Credits
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.outcomes import Outcomes
-from services.metering.rpc.pipeline import Metered, Pipeline, Report, Verdict, may_see_balance
+from services.metering.rpc.pipeline import Metered, Pipeline, Verdict, may_see_balance
+from services.metering.rpc.report import Report
 from services.metering.rpc.reservations import Reservations
 from services.metering.store import usage_events
 from tallystick.common.v1 import money_pb2

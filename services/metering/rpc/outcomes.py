@@ -7,7 +7,7 @@ from prometheus_client import Counter
 
 from services.kit import ids, log
 from services.kit.auth import current_principal
-from services.kit.db import Database, retry_transaction
+from services.kit.db import Database, HotConnection, retry_transaction
 from services.kit.errors import (
     FailedPrecondition,
     FieldViolation,
@@ -18,7 +18,7 @@ from services.kit.errors import (
 from services.kit.tenancy import scope, tenants_of
 from services.metering.domain.budget import BudgetIndex
 from services.metering.domain.outcome import DeferredOutcome, OutcomeState
-from services.metering.domain.usage_event import FINAL_OUTCOMES, EventKey, Outcome, evidence_violations
+from services.metering.domain.usage_event import FINAL_OUTCOMES, Outcome, evidence_violations
 from services.metering.domain.usage_record import IntendedCharge, KnownUsage, outcome_charge
 from services.metering.rpc.budget_alerts import announce_alerts
 from services.metering.rpc.budget_catalog import BudgetCatalog
@@ -33,11 +33,14 @@ from services.metering.rpc.convert import (
     time_to_proto,
 )
 from services.metering.rpc.credits import Credits
+from services.metering.rpc.decisions import Decided, deferred_of, rate_decisions
 from services.metering.rpc.ledger import Ledger, charge_pending, is_passing
 from services.metering.rpc.pipeline import may_see_balance
+from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.spending import spends
 from services.metering.store import budgets, outcomes, usage_events
 from services.metering.store.budgets import CountedSpend
+from services.metering.store.outcomes import Evidence
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2
 from tallystick.metering.v1 import metering_service_pb2
@@ -59,8 +62,10 @@ class Outcomes:
         budgets: BudgetCatalog,
         credits: Credits,
         gate: BudgetGate,
+        catalog: PriceCatalog,
         recovery_delay: timedelta,
     ) -> None:
+        self._catalog = catalog
         self._writer = writer
         self._reader = reader
         self._credits = credits
@@ -75,7 +80,7 @@ class Outcomes:
     ) -> metering_service_pb2.GetOutcomeResponse:
         """Answer GetOutcome."""
         known = await self._find(request.outcome_id)
-        return metering_service_pb2.GetOutcomeResponse(outcome=deferred_to_proto(_deferred(known)))
+        return metering_service_pb2.GetOutcomeResponse(outcome=deferred_to_proto(deferred_of(known)))
 
     async def resolve(
         self, request: metering_service_pb2.ResolveOutcomeRequest
@@ -88,8 +93,8 @@ class Outcomes:
         outcome = _check(request)
         # Found as the caller sees it, which is less than all: an organization sees no queue of its customers.
         found = await self._find(request.outcome_id)
-        known, decided = await self._decide(found.record.charge.key, outcome, request)
-        deferred = _deferred(known)
+        known, decided = await self._decide(found, outcome, request)
+        deferred = deferred_of(known)
         if deferred.state is not OutcomeState.RESOLVED:
             # Pending too: then its time has passed, and it is about to expire.
             raise _expired(deferred)
@@ -122,25 +127,29 @@ class Outcomes:
         return known
 
     async def _decide(
-        self, key: EventKey, outcome: Outcome, request: metering_service_pb2.ResolveOutcomeRequest
+        self, found: KnownUsage, outcome: Outcome, request: metering_service_pb2.ResolveOutcomeRequest
     ) -> tuple[KnownUsage, bool]:
         """Decide the outcome of an event, unless somebody else or its time did before.
 
         Answers the event as it is then, and whether this call decided.
         """
         index = await self._budgets.index()
+        evidence = Evidence(
+            request.evidence_ref,
+            request.evidence_hash,
+            request.result.SerializeToString(deterministic=True) if request.HasField("result") else None,
+        )
+        is_rated_now = deferred_of(found).bonuses is None
 
         async def decide() -> tuple[KnownUsage, bool, CountedSpend]:
             async with self._writer.hot() as connection:
-                decided = await outcomes.resolve(
-                    connection,
-                    request.outcome_id,
-                    outcome,
-                    request.evidence_ref,
-                    request.evidence_hash,
-                    self._recovery_delay,
-                )
-                (now_known,) = await usage_events.look_up(connection, [key])
+                if is_rated_now:
+                    decided = await self._rate(connection, request.outcome_id, outcome, evidence)
+                else:
+                    decided = await outcomes.resolve(
+                        connection, request.outcome_id, outcome, evidence, self._recovery_delay
+                    )
+                (now_known,) = await usage_events.look_up(connection, [found.record.charge.key])
                 added = outcome_spends(index, now_known) if decided else []
                 return now_known, decided, await budgets.count_spend(connection, added)
 
@@ -151,6 +160,19 @@ class Outcomes:
         if decided:
             DECIDED.labels(OutcomeState.RESOLVED.value).inc()
         return known, decided
+
+    async def _rate(
+        self, connection: HotConnection, outcome_id: str, outcome: Outcome, evidence: Evidence
+    ) -> bool:
+        """Decide an outcome of which nobody could say before what it adds; whether it was decided."""
+        taken = await outcomes.lock(connection, outcome_id)
+        if taken is None:
+            return False
+        decisions = await rate_decisions(
+            connection, self._catalog, [taken], lambda _: Decided(outcome, evidence.result)
+        )
+        await outcomes.decide(connection, OutcomeState.RESOLVED, decisions, self._recovery_delay, evidence)
+        return True
 
     async def _settle(self, known: KnownUsage) -> account_pb2.CustomerBalance | None:
         """Charge what a decided outcome adds, or release what is held for it: the balance that leaves.
@@ -202,7 +224,7 @@ class Outcomes:
 def outcome_spends(index: BudgetIndex, known: KnownUsage) -> list[budgets.Spend]:
     """What a decided outcome adds to budgets."""
     charge = outcome_charge(known.record)
-    return list(spends(index, charge, _deferred(known).api_key_id))
+    return list(spends(index, charge, deferred_of(known).api_key_id))
 
 
 def _check(request: metering_service_pb2.ResolveOutcomeRequest) -> Outcome:
@@ -216,13 +238,6 @@ def _check(request: metering_service_pb2.ResolveOutcomeRequest) -> Outcome:
     if outcome is None or malformed:
         raise malformed_fields(malformed)
     return outcome
-
-
-def _deferred(known: KnownUsage) -> DeferredOutcome:
-    deferred = known.record.deferred
-    if deferred is None:
-        raise ValueError(f"{known.record.charge.key} was not found by its outcome")
-    return deferred
 
 
 def _leave_to_recovery(charge: IntendedCharge) -> None:

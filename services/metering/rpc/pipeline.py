@@ -1,8 +1,8 @@
 """The life of a batch of usage events: priced, recorded, charged."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import NamedTuple, Self
 
 import grpc
 from prometheus_client import Counter
@@ -12,27 +12,25 @@ from services.kit.auth import Principal
 from services.kit.clock import Clock
 from services.kit.db import Database, retry_transaction
 from services.kit.errors import AlreadyExists, TallystickError
-from services.metering.domain.budget import CounterKey
-from services.metering.domain.claim import Claim
-from services.metering.domain.outcome import DeferredOutcome, bonuses
-from services.metering.domain.rating import Execution, rate
-from services.metering.domain.usage_event import EventKey, Outcome, UsageEvent
+from services.metering.domain.budget import Alert, CounterKey
+from services.metering.domain.usage_event import EventKey, UsageEvent
 from services.metering.domain.usage_record import (
     ChargeKey,
+    Component,
     IntendedCharge,
     KnownUsage,
     UsageRecord,
-    charge_id,
-    outcome_id,
 )
 from services.metering.rpc.budget_alerts import announce_alerts
 from services.metering.rpc.budget_catalog import BudgetCatalog
 from services.metering.rpc.confirmations import Confirmations
 from services.metering.rpc.convert import metered_to_proto, same_content
 from services.metering.rpc.ledger import Ledger, PostVerdict, charge_pending, is_passing
+from services.metering.rpc.priced import CounterChain, Unrated, counters_of, price_report
+from services.metering.rpc.report import Report
 from services.metering.rpc.spending import spends
-from services.metering.rpc.terms import Terms, TermsFinder, Work
-from services.metering.store import budgets, usage_events
+from services.metering.rpc.terms import TermsFinder, Work
+from services.metering.store import budgets, price_counters, usage_events
 from services.metering.store.budgets import CountedSpend, Spend
 from tallystick.ledger.v1.ledger_service_pb2 import PostedCharge
 from tallystick.metering.v1.metering_service_pb2 import MeteredEvent
@@ -43,14 +41,6 @@ _REFUSED, _PENDING, _DUPLICATE, _RECORDED = (
     _VERDICTS.labels(verdict) for verdict in ("refused", "pending", "duplicate", "recorded")
 )
 _log = log.get_logger()
-
-
-class Report(NamedTuple):
-    """A well-formed event, who reports it, and what was reserved for it."""
-
-    event: UsageEvent
-    principal: Principal
-    claim: Claim | None = None
 
 
 class Metered(NamedTuple):
@@ -68,6 +58,42 @@ class Metered(NamedTuple):
 
 
 Verdict = Metered | TallystickError
+
+
+class _Recorded(NamedTuple):
+    """What is on record of events now, or why they were refused; those that were known before; and what the
+    counters of the budgets that count each of them say.
+    """
+
+    records: Mapping[EventKey, UsageRecord | TallystickError]
+    known: Mapping[EventKey, KnownUsage]
+    spent: Mapping[EventKey, Mapping[CounterKey, int]]
+
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[UsageRecord],
+        known: Mapping[EventKey, KnownUsage],
+        spending: Mapping[EventKey, Sequence[Spend]],
+        counted: CountedSpend,
+    ) -> Self:
+        keys = [record.charge.key for record in records]
+        return cls(
+            {
+                key: known[key].record if key in known else record
+                for key, record in zip(keys, records, strict=True)
+            },
+            known,
+            {key: _spent(some, counted.spent) for key, some in spending.items()},
+        )
+
+
+class _KnownBefore(Exception):
+    """Events that are rated by counters had been recorded before."""
+
+    def __init__(self, known: Mapping[EventKey, KnownUsage]) -> None:
+        super().__init__(f"{len(known)} events were recorded before")
+        self.known = known
 
 
 class Pipeline:
@@ -100,73 +126,122 @@ class Pipeline:
         others.
         """
         priced = await self._price(reports)
-        index = await self._budgets.index()
         # The first report of each event; the same event may come again within the batch.
-        first: dict[EventKey, UsageRecord] = {}
-        spending: dict[EventKey, Sequence[Spend]] = {}
+        first: dict[EventKey, UsageRecord | Unrated] = {}
+        api_keys: dict[EventKey, str] = {}
         for one, report in zip(priced, reports, strict=True):
-            if isinstance(one, UsageRecord) and one.charge.key not in first:
-                first[one.charge.key] = one
-                spending[one.charge.key] = spends(index, one.charge, report.principal.api_key_id)
-        known, counted = await self._record(list(first.values()), spending)
-        records = {key: known[key].record if key in known else record for key, record in first.items()}
+            key = report.event.key
+            if not isinstance(one, TallystickError) and key not in first:
+                first[key] = one
+                api_keys[key] = report.principal.api_key_id
+        recorded = await self._record(first, api_keys)
+        known, records = recorded.known, recorded.records
         judged = [
-            one if isinstance(one, TallystickError) else _compare(report.event, records[report.event.key])
+            one if isinstance(one, TallystickError) else _judge(report.event, records[report.event.key])
             for one, report in zip(priced, reports, strict=True)
         ]
         # In the order of the reports, because credits pay for charges in the order they are posted in.
-        accepted = dict.fromkeys(one.charge.key for one in judged if isinstance(one, UsageRecord))
-        posted = await self._post([records[key].charge for key in accepted])
-        self._confirmations.add(_confirmed(posted, known, records))
+        accepted = {one.charge.key: one for one in judged if isinstance(one, UsageRecord)}
+        posted = await self._post([one.charge for one in accepted.values()])
+        self._confirmations.add(_confirmed(posted, known))
         fresh = first.keys() - known.keys()
-        spent = {key: _spent(some, counted) for key, some in spending.items()}
         return [
-            self._answer(one, report, posted, fresh, spent)
+            self._answer(one, report, posted, fresh, recorded.spent)
             for one, report in zip(judged, reports, strict=True)
         ]
 
-    async def _price(self, reports: Sequence[Report]) -> list[UsageRecord | TallystickError]:
-        """What to record of each report; nothing is stored yet."""
+    async def _price(self, reports: Sequence[Report]) -> list[UsageRecord | Unrated | TallystickError]:
+        """What to record of each report, as far as that can be said yet; nothing is stored."""
         now = self._clock.now()
         terms = await self._terms.find([_work(report) for report in reports], now)
-        found: list[UsageRecord | TallystickError] = []
+        found: list[UsageRecord | Unrated | TallystickError] = []
         for report, one in zip(reports, terms, strict=True):
             try:
-                found.append(one if isinstance(one, TallystickError) else _price(report, one, now))
+                found.append(one if isinstance(one, TallystickError) else price_report(report, one, now))
             except TallystickError as error:
                 found.append(error)
         return found
 
     async def _record(
-        self, records: list[UsageRecord], spending: Mapping[EventKey, Sequence[Spend]]
-    ) -> tuple[Mapping[EventKey, KnownUsage], Mapping[CounterKey, int]]:
-        """Record new events with their intended charges and count what these spend, in one transaction.
-
-        Answers the events that were known before, and what the counters say now.
+        self, first: Mapping[EventKey, UsageRecord | Unrated], api_keys: Mapping[EventKey, str]
+    ) -> _Recorded:
+        """Record new events with their intended charges, count what these spend, and move the counters that
+        their prices depend on, in one transaction.
         """
-        if not records:
-            return {}, {}
+        if not first:
+            return _Recorded({}, {}, {})
+        index = await self._budgets.index()
 
-        async def record() -> tuple[Mapping[EventKey, KnownUsage], CountedSpend]:
-            # Without budgets it is one statement.
-            begin = self._writer.hot if any(spending.values()) else self._writer.call
-            async with begin() as connection:
-                known = await usage_events.record(connection, records, self._recovery_delay)
-                # Only what is new: a rolled back or repeated event is not counted twice. What is repeated
-                # adds nothing, and yet hears what the counters say: whoever counted it may have been cut off
-                # before Redis was told.
-                added = [
-                    spend._replace(amount_micros=0) if key in known else spend
-                    for key, some in spending.items()
-                    for spend in some
-                ]
-                return known, await budgets.count_spend(connection, added)
+        def spending(records: Iterable[UsageRecord]) -> dict[EventKey, Sequence[Spend]]:
+            return {
+                record.charge.key: spends(index, record.charge, api_keys[record.charge.key])
+                for record in records
+            }
+
+        counted_before: dict[EventKey, KnownUsage] = {}
+
+        async def record() -> tuple[_Recorded, Sequence[Alert]]:
+            rated = {key: one for key, one in first.items() if isinstance(one, UsageRecord)}
+            if len(rated) == len(first):
+                return await self._record_rated(list(rated.values()), spending(rated.values()))
+            while True:
+                try:
+                    return await self._record_counted(first, counted_before, spending)
+                except _KnownBefore as error:
+                    counted_before.update(error.known)
 
         # Idempotent by key: if the connection broke at the commit, the second run finds what the first one
         # recorded.
-        known, counted = await retry_transaction(record, idempotent=True)
-        announce_alerts(counted.alerts)
-        return known, counted.spent
+        recorded, alerts = await retry_transaction(record, idempotent=True)
+        announce_alerts(alerts)
+        return recorded
+
+    async def _record_rated(
+        self, records: list[UsageRecord], spending: Mapping[EventKey, Sequence[Spend]]
+    ) -> tuple[_Recorded, Sequence[Alert]]:
+        """Record events whose prices depend on no counters: without budgets it is one statement."""
+        begin = self._writer.hot if any(spending.values()) else self._writer.call
+        async with begin() as connection:
+            known = await usage_events.record(connection, records, self._recovery_delay)
+            counted = await budgets.count_spend(connection, _added(spending, known))
+        return _Recorded.of(records, known, spending, counted), counted.alerts
+
+    async def _record_counted(
+        self,
+        first: Mapping[EventKey, UsageRecord | Unrated],
+        known_before: Mapping[EventKey, KnownUsage],
+        spending: Callable[[Iterable[UsageRecord]], dict[EventKey, Sequence[Spend]]],
+    ) -> tuple[_Recorded, Sequence[Alert]]:
+        """Record events of which some are rated by counters, in their order.
+
+        Locks are taken in one order, which metering.lock_price_counters states: the counters of all events,
+        then the events, then the counters of budgets. Raises _KnownBefore, and leaves nothing behind, if
+        counters would move for an event that was recorded before: others were rated as if they came after it.
+        """
+        refused: dict[EventKey, TallystickError] = {}
+        records: list[UsageRecord] = []
+        unrated = [one for one in first.values() if isinstance(one, Unrated) and one.key not in known_before]
+        async with self._writer.hot() as connection:
+            chain = CounterChain(await price_counters.lock(connection, counters_of(unrated)))
+            for key, one in first.items():
+                if isinstance(one, UsageRecord):
+                    records.append(one)
+                elif key not in known_before:
+                    try:
+                        records.append(chain.rate(one))
+                    except TallystickError as error:
+                        refused[key] = error
+            known = await usage_events.record(connection, records, self._recovery_delay) if records else {}
+            overtaken = {key: one for key, one in known.items() if isinstance(first[key], Unrated)}
+            if overtaken:
+                raise _KnownBefore(overtaken)
+            await price_counters.move(connection, chain.moved)
+            known = {**known, **known_before}
+            records += [one.record for one in known_before.values()]
+            added = spending(records)
+            counted = await budgets.count_spend(connection, _added(added, known))
+        recorded = _Recorded.of(records, known, added, counted)
+        return recorded._replace(records={**recorded.records, **refused}), counted.alerts
 
     async def _post(self, charges: list[IntendedCharge]) -> dict[EventKey, PostVerdict]:
         """Post charges; if the ledger is away, the verdict of each is CHARGE_PENDING.
@@ -222,6 +297,18 @@ class Pipeline:
         return Metered(event, verdict, judged, spent[judged.charge.key])
 
 
+def _added(spending: Mapping[EventKey, Sequence[Spend]], known: Mapping[EventKey, KnownUsage]) -> list[Spend]:
+    """What to add to counters of budgets: only what is new, so that a rolled back or repeated event is not
+    counted twice. What is repeated adds nothing, and yet hears what the counters say: whoever counted it may
+    have been cut off before Redis was told.
+    """
+    return [
+        spend._replace(amount_micros=0) if key in known else spend
+        for key, some in spending.items()
+        for spend in some
+    ]
+
+
 def _spent(spending: Sequence[Spend], counted: Mapping[CounterKey, int]) -> Mapping[CounterKey, int]:
     # A budget that was deleted meanwhile is not among the counted.
     return {spend.key: counted[spend.key] for spend in spending if spend.key in counted}
@@ -249,56 +336,10 @@ def _work(report: Report) -> Work:
     )
 
 
-def _price(report: Report, terms: Terms, now: datetime) -> UsageRecord:
-    """What to record of a report."""
-    event = report.event
-    execution = Execution.of(event, _occur_time(event, now))
-    rated = rate(terms.price, execution)
-    deferred = _deferred(report, terms, execution, now) if execution.outcome is Outcome.PENDING else None
-    return UsageRecord(
-        charge=IntendedCharge(
-            key=event.key,
-            organization_id=terms.organization_id,
-            agent_id=event.agent_id,
-            occur_time=execution.occur_time,
-            currency_code=terms.currency_code,
-            amount_micros=rated.total_micros,
-            price_version_id=terms.price_version_id,
-            evidence_hash=event.evidence_hash,
-            claim=report.claim,
-            outcome_hold=None if deferred is None else deferred.hold,
-        ),
-        content=event.content,
-        evidence_ref=event.evidence_ref,
-        lines=rated.lines,
-        deferred=deferred,
-    )
-
-
-def _deferred(report: Report, terms: Terms, execution: Execution, now: datetime) -> DeferredOutcome:
-    """The outcome of an event that is reported as pending."""
-    event, deferral = report.event, terms.price.deferral
-    return DeferredOutcome(
-        outcome_id=outcome_id(charge_id(event.key)),
-        key=event.key,
-        agent_id=event.agent_id,
-        currency_code=terms.currency_code,
-        api_key_id=report.principal.api_key_id,
-        expired_outcome=deferral.expired_outcome,
-        expire_time=event.outcome_expire_time or now + deferral.expire_after,
-        bonuses=bonuses(terms.price, execution),
-    )
-
-
-def _occur_time(event: UsageEvent, now: datetime) -> datetime:
-    # A host's clock may be a little ahead; money is never posted for the future.
-    return now if event.occur_time is None else min(event.occur_time, now)
-
-
-def _compare(event: UsageEvent, record: UsageRecord) -> UsageRecord | TallystickError:
-    """What is on record of the event, unless that has other content."""
-    if same_content(event.content, record.content):
-        return record
+def _judge(event: UsageEvent, recorded: UsageRecord | TallystickError) -> UsageRecord | TallystickError:
+    """What is on record of the event, unless that has other content, or it was refused."""
+    if isinstance(recorded, TallystickError) or same_content(event.content, recorded.content):
+        return recorded
     key = event.key
     return AlreadyExists(
         f"event {key.ordinal} of workflow {key.workflow_id} was recorded before with other content",
@@ -308,13 +349,11 @@ def _compare(event: UsageEvent, record: UsageRecord) -> UsageRecord | Tallystick
 
 
 def _confirmed(
-    posted: Mapping[EventKey, PostVerdict],
-    known: Mapping[EventKey, KnownUsage],
-    records: Mapping[EventKey, UsageRecord],
+    posted: Mapping[EventKey, PostVerdict], known: Mapping[EventKey, KnownUsage]
 ) -> list[ChargeKey]:
     """The charges that the ledger has confirmed and which are still in the queue."""
     return [
-        records[key].charge.charge_key
+        ChargeKey(*key, Component.BASE)
         for key, verdict in posted.items()
         if not isinstance(verdict, TallystickError) and (key not in known or known[key].pending)
     ]

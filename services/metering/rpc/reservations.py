@@ -17,9 +17,11 @@ from services.metering.domain.reservation_token import TokenSigner, invalid_toke
 from services.metering.rpc.attempts import read_attempt, read_ttl
 from services.metering.rpc.budget_gate import BudgetGate
 from services.metering.rpc.convert import event_from_proto, money_to_proto, time_to_proto, within
+from services.metering.rpc.counter_reader import CounterReader
 from services.metering.rpc.credits import Credits
 from services.metering.rpc.kept import Kept, reservation_ended
-from services.metering.rpc.pipeline import Metered, Report, may_see_balance
+from services.metering.rpc.pipeline import Metered, may_see_balance
+from services.metering.rpc.report import Report
 from services.metering.rpc.settlements import settlement_of_charge, settlement_of_release
 from services.metering.rpc.terms import TermsFinder
 from tallystick.common.v1 import money_pb2
@@ -46,6 +48,7 @@ class Reservations:
         credits: Credits,
         gate: BudgetGate,
         terms: TermsFinder,
+        counters: CounterReader,
         signer: TokenSigner,
         clock: Clock,
         meter: Callable[[Report], Awaitable[Metered]],
@@ -54,6 +57,7 @@ class Reservations:
         self._credits = credits
         self._gate = gate
         self._terms = terms
+        self._counters = counters
         self._signer = signer
         self._clock = clock
         self._meter = meter
@@ -64,7 +68,7 @@ class Reservations:
     ) -> metering_service_pb2.AuthorizeResponse:
         """Reserve, or refuse."""
         principal, now = current_principal(), self._clock.now()
-        attempt = await read_attempt(request, principal, self._terms, now)
+        attempt = await read_attempt(request, principal, self._terms, self._counters, now)
         gates = await self._gate.find(
             customer_id=request.customer_id,
             agent_id=request.agent_id,

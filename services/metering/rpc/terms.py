@@ -1,9 +1,11 @@
 """What applies to a piece of work: who earns from it, its price, and the contract with its customer."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.kit.auth import Principal
 from services.kit.errors import NotFound, TallystickError
@@ -11,7 +13,15 @@ from services.metering.domain.billing_period import MONTH_IN_UTC, BillingPeriod,
 from services.metering.domain.contract import Contract, ContractIndex, ContractKey
 from services.metering.domain.price_book import PLATFORM_OWNER
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, select
+from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
+    NO_TERMS,
+    CompiledPrice,
+    CompiledTerms,
+    ContractTerms,
+    compile_terms,
+    select,
+)
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.parties import Directory, Parties
 from services.metering.rpc.price_catalog import PriceCatalog
@@ -33,6 +43,39 @@ class Work(NamedTuple):
     price_version_id: str = ""
 
 
+class AgreedTerms(NamedTuple):
+    """What a contract adds to prices, as it is recorded, and ready for rating."""
+
+    terms: ContractTerms
+    compiled: CompiledTerms
+
+    @classmethod
+    def of(cls, terms: ContractTerms) -> AgreedTerms:
+        return NOTHING_AGREED if terms == NO_TERMS else cls(terms, compile_terms(terms))
+
+    @classmethod
+    def under(cls, contract: Contract | None) -> AgreedTerms:
+        """What a version of a contract adds."""
+        if contract is None:
+            return NOTHING_AGREED
+        key = (contract.contract_id, contract.version_number)
+        found = _AGREED.get(key)
+        if found is None:
+            if len(_AGREED) >= _MAX_AGREED:
+                del _AGREED[next(iter(_AGREED))]
+            content = contract.content
+            allowances = {one.meter: one.quantity for one in content.allowances}
+            terms = ContractTerms(content.discounts, allowances, content.period_maximum_micros)
+            found = _AGREED[key] = cls.of(terms)
+        return found
+
+
+NOTHING_AGREED: Final = AgreedTerms(NO_TERMS, NO_COMPILED_TERMS)
+# By contract and version, which never changes: compiled once.
+_MAX_AGREED: Final = 10_000
+_AGREED: Final[dict[tuple[str, int], AgreedTerms]] = {}
+
+
 class Terms(NamedTuple):
     """What applies to it."""
 
@@ -46,6 +89,8 @@ class Terms(NamedTuple):
     billing_period: BillingPeriod = MONTH_IN_UTC
     # When the work is done: what is reported as later than now is of now.
     time: datetime | None = None
+    # What the contract adds to the price.
+    agreed: AgreedTerms = NOTHING_AGREED
 
     @property
     def period(self) -> Period:
@@ -204,6 +249,7 @@ def _terms(
                 contract,
                 billing_period_of(contract),
                 circumstances.time,
+                AgreedTerms.under(contract),
             )
     raise NotFound(
         f"no price in {currency_code} applies to {work.action_type} of agent {work.agent_id}",

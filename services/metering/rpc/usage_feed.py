@@ -102,6 +102,5 @@ def _fill_decided(decided: pb.DecidedOutcome, one: DecidedUsage) -> None:
 
 
 def _bonus_lines(deferred: DeferredOutcome) -> Iterable[charge_line_pb2.ChargeLine]:
-    bonus = deferred.bonuses.get(deferred.outcome)
-    lines = () if bonus is None else bonus.lines
+    lines = () if deferred.bonus is None else deferred.bonus.lines
     return [line_to_proto(line, deferred.currency_code) for line in lines]

@@ -1,11 +1,12 @@
 """The stored form of charge lines and of deferred outcomes."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.metering.domain.outcome import DeferredOutcome, OutcomeState
 from services.metering.domain.price_book import UnitPrice
+from services.metering.domain.price_counter import Counted
 from services.metering.domain.rating import LineKind, Rated, RatedLine
 from services.metering.domain.usage_event import EventKey, Outcome
 
@@ -20,10 +21,7 @@ def to_json(outcomes: Iterable[DeferredOutcome]) -> str:
                 "api_key_id": outcome.api_key_id,
                 "expired_outcome": outcome.expired_outcome.value,
                 "expire_time": outcome.expire_time.isoformat(),
-                "bonuses": {
-                    earning.value: [bonus.total_micros, [_line_to_list(line) for line in bonus.lines]]
-                    for earning, bonus in outcome.bonuses.items()
-                },
+                "bonuses": None if outcome.bonuses is None else _bonuses_to_dict(outcome.bonuses),
                 "max_bonus_micros": outcome.max_bonus_micros,
             }
             for outcome in outcomes
@@ -41,15 +39,25 @@ def to_deferred_outcome(row: Any, key: EventKey) -> DeferredOutcome:
         api_key_id=row.api_key_id,
         expired_outcome=Outcome(row.expired_outcome),
         expire_time=row.outcome_expire_time,
-        bonuses={
-            Outcome(earning): Rated(to_lines(lines), total) for earning, (total, lines) in row.bonuses.items()
-        },
+        bonuses=None if row.bonuses is None else _to_bonuses(row.bonuses),
+        max_bonus_micros=row.max_bonus_micros,
         state=OutcomeState(row.outcome_state),
         outcome=Outcome(row.outcome),
         resolve_time=row.resolve_time,
         evidence_ref=row.outcome_evidence_ref,
         evidence_hash=row.outcome_evidence_hash,
+        result=row.outcome_result,
+        counted=(
+            None
+            if row.outcome_opening is None
+            else Counted(row.period_start, row.outcome_opening, row.outcome_closing)
+        ),
     )
+
+
+def bonuses_to_json(bonuses: Mapping[Outcome, Rated]) -> str:
+    """What outcomes add, as metering.decide_outcomes takes it."""
+    return json.dumps(_bonuses_to_dict(bonuses))
 
 
 def lines_to_json(lines: Sequence[RatedLine]) -> str:
@@ -64,6 +72,17 @@ def lines_to_json(lines: Sequence[RatedLine]) -> str:
 def to_lines(stored: Iterable[Sequence[Any]]) -> tuple[RatedLine, ...]:
     """The charge lines that `lines_to_json` stored."""
     return tuple(map(_to_line, stored))
+
+
+def _bonuses_to_dict(bonuses: Mapping[Outcome, Rated]) -> dict[str, Any]:
+    return {
+        earning.value: [bonus.total_micros, [_line_to_list(line) for line in bonus.lines]]
+        for earning, bonus in bonuses.items()
+    }
+
+
+def _to_bonuses(stored: Mapping[str, Any]) -> dict[Outcome, Rated]:
+    return {Outcome(earning): Rated(to_lines(lines), total) for earning, (total, lines) in stored.items()}
 
 
 def _to_line(stored: Sequence[Any]) -> RatedLine:

@@ -10,9 +10,11 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.metering.domain.claim import Claim
+from services.metering.domain.price_counter import Counted
+from services.metering.domain.rating import NO_TERMS
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import IntendedCharge, KnownUsage, UsageRecord
-from services.metering.store import outcome_format
+from services.metering.store import counted_format, outcome_format
 from services.metering.store.tables import recorded_usage
 
 # Parameters travel in binary form (%b): the driver takes a twentieth of the time to write times, bytes and
@@ -21,7 +23,8 @@ _RECORD_USAGE = """
 SELECT * FROM metering.record_usage(
     %b::text[], %b::text[], %b::integer[], %b::text[], %b::text[], %b::timestamptz[], %b::bytea[], %b::text[],
     %b::bytea[], %b::text[], %b::text[], %b::bigint[], %b::text[]::jsonb[],
-    %b::text[], %b::bigint[], %b::bigint[], %b::timestamptz[], %b::text::jsonb, %b
+    %b::text[], %b::bigint[], %b::bigint[], %b::timestamptz[], %b::text::jsonb, %b,
+    %b::text[]::jsonb[], %b::timestamptz[], %b::text[]::jsonb[], %b::text[]::jsonb[]
 )
 """
 
@@ -55,6 +58,8 @@ async def record(
             *_claim_columns([charge.claim for charge in charges]),
             outcome_format.to_json([record.deferred for record in records if record.deferred is not None]),
             recovery_delay,
+            _terms_column(records),
+            *_counted_columns([record.counted for record in records]),
         ),
     )
     known = [to_known_usage(row) for row in await cursor.fetchall()]
@@ -116,6 +121,8 @@ def to_known_usage(row: Any) -> KnownUsage:
         evidence_ref=row.evidence_ref,
         lines=outcome_format.to_lines(row.lines),
         deferred=deferred,
+        contract_terms=counted_format.to_terms(row.contract_terms),
+        counted=None if row.opening is None else Counted(row.period_start, row.opening, row.closing),
     )
     return KnownUsage(record, row.pending, row.outcome_pending)
 
@@ -130,6 +137,33 @@ def _claim_columns(claims: Sequence[Claim | None]) -> tuple[list[Any] | None, ..
             if claim is None
             else (claim.reservation_id, claim.lease_epoch, claim.amount_micros, claim.expire_time)
             for claim in claims
+        ),
+        strict=True,
+    )
+    return tuple(map(list, columns))
+
+
+def _terms_column(records: Sequence[UsageRecord]) -> list[str | None] | None:
+    """What contracts added; no array at all where none did."""
+    if all(record.contract_terms is NO_TERMS for record in records):
+        return None
+    return [counted_format.terms_to_json(record.contract_terms) for record in records]
+
+
+def _counted_columns(counted: Sequence[Counted | None]) -> tuple[list[Any] | None, ...]:
+    """Period starts, opening and closing counters; no arrays at all where no price depended on any."""
+    if not any(counted):
+        return (None,) * 3
+    columns = zip(
+        *(
+            (None,) * 3
+            if one is None
+            else (
+                one.period_start,
+                counted_format.counters_to_json(one.opening),
+                counted_format.counters_to_json(one.closing),
+            )
+            for one in counted
         ),
         strict=True,
     )

@@ -29,7 +29,8 @@ _RECORDED: Final = """
 _DECIDED: Final = """
     SELECT p.position, r.customer_id, r.workflow_id, r.ordinal, r.organization_id, r.agent_id,
            r.currency_code, r.outcome_id, r.api_key_id, r.expired_outcome, r.outcome_expire_time, r.bonuses,
-           r.outcome_state, r.outcome, r.resolve_time, r.outcome_evidence_ref, r.outcome_evidence_hash
+           r.max_bonus_micros, r.outcome_state, r.outcome, r.resolve_time, r.outcome_evidence_ref,
+           r.outcome_evidence_hash, r.outcome_result, r.period_start, r.outcome_opening, r.outcome_closing
     FROM metering.usage_position p
     JOIN metering.recorded_usage r USING (customer_id, workflow_id, ordinal)
     WHERE p.log_id = %s AND p.position > %s AND p.position <= %s AND p.kind = 'decided'

@@ -24,8 +24,9 @@ from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.convert import event_from_proto, money_to_proto, time_to_proto
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.parties import Directory
-from services.metering.rpc.pipeline import Metered, Pipeline, Report
+from services.metering.rpc.pipeline import Metered, Pipeline
 from services.metering.rpc.price_catalog import PriceCatalog
+from services.metering.rpc.report import Report
 from services.metering.rpc.terms import TermsFinder
 from services.metering.store import budgets
 from tallystick.ledger.v1 import credit_pb2, credit_service_pb2, ledger_service_pb2

@@ -12,7 +12,7 @@ from services.kit.db import Database
 from services.kit.tenancy import Tenants, scope
 from services.metering import migrations
 from services.metering.domain.claim import Claim
-from services.metering.domain.outcome import DeferredOutcome, OutcomeState, bonuses
+from services.metering.domain.outcome import DeferredOutcome, OutcomeState, prospects
 from services.metering.domain.price_book import (
     BaseFee,
     OutcomeBonus,
@@ -33,6 +33,7 @@ from services.metering.domain.usage_record import (
     outcome_id,
 )
 from services.metering.store import outcomes, pending_charges, usage_events
+from services.metering.store.outcomes import Evidence
 
 NOW = timedelta(0)
 HOUR = timedelta(hours=1)
@@ -77,6 +78,7 @@ def record(
 ) -> UsageRecord:
     """A pending event of cus_1 for org_a."""
     key = EventKey("cus_1", f"run-{number:05}", number)
+    ahead = prospects(price, PENDING)
     deferred = DeferredOutcome(
         outcome_id=outcome_id(charge_id(key)),
         key=key,
@@ -85,7 +87,8 @@ def record(
         api_key_id="key_host",
         expired_outcome=expired_outcome,
         expire_time=expire_time,
-        bonuses=bonuses(price, PENDING),
+        bonuses=ahead.bonuses,
+        max_bonus_micros=ahead.max_bonus_micros,
     )
     rated = rate(price, PENDING)
     return UsageRecord(
@@ -128,7 +131,7 @@ async def resolve(writer: Database, of: UsageRecord, outcome: Outcome = Outcome.
     assert of.deferred is not None
     async with writer.hot() as connection:
         return await outcomes.resolve(
-            connection, of.deferred.outcome_id, outcome, "s3://proof", bytes(32), NOW
+            connection, of.deferred.outcome_id, outcome, Evidence("s3://proof", bytes(32)), NOW
         )
 
 
@@ -244,7 +247,8 @@ async def test_what_an_outcome_falls_to_may_add_something(writer: Database) -> N
 
     deferred = deferred_of(known)
     assert (deferred.outcome, deferred.bonus_micros) == (Outcome.PARTIAL, 500_000)
-    assert [line.component_name for line in deferred.bonuses[Outcome.PARTIAL].lines] == ["half"]
+    assert deferred.bonus is not None
+    assert [line.component_name for line in deferred.bonus.lines] == ["half"]
 
 
 async def test_an_outcome_whose_time_is_over_is_not_resolved_even_before_it_expires(writer: Database) -> None:

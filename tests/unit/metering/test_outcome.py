@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.kit.errors import InvalidArgument
-from services.metering.domain.outcome import bonuses
+from services.metering.domain.outcome import prospects
 from services.metering.domain.price_book import (
     DEFAULT_OUTCOME_DEFERRAL,
     BaseFee,
@@ -168,7 +168,8 @@ class TestBonuses:
             OutcomeBonus(Outcome.PARTIAL, UnitPrice("0.5")),
         )
 
-        earned = bonuses(price, execution())
+        earned = prospects(price, execution()).bonuses
+        assert earned is not None
 
         assert {outcome: bonus.total_micros for outcome, bonus in earned.items()} == {
             Outcome.SUCCESS: 3_000_000,
@@ -201,8 +202,8 @@ class TestBonuses:
         assert rate(price, execution()).total_micros + bonus.total_micros == whole
 
     def test_what_adds_nothing_is_left_out(self) -> None:
-        assert bonuses(compiled(BaseFee(UnitPrice("1")), success("0")), execution()) == {}
+        assert prospects(compiled(BaseFee(UnitPrice("1")), success("0")), execution()) == ({}, 0)
 
     def test_an_outcome_that_would_cost_too_much_is_refused_with_the_event(self) -> None:
         with pytest.raises(InvalidArgument):
-            bonuses(compiled(BaseFee(UnitPrice("99999999")), success("99999999")), execution())
+            prospects(compiled(BaseFee(UnitPrice("99999999")), success("99999999")), execution())

@@ -281,7 +281,9 @@ $$;
 -- Decides a pending outcome in time, and queues what is to be charged or released for it. Answers whether this
 -- call decided it. Not one that is rated when it is decided: decide_outcomes() does that.
 CREATE FUNCTION metering.resolve_outcome(
-    p_outcome_id text, p_outcome text, p_evidence_ref text, p_evidence_hash bytea, p_recovery_delay interval
+    p_outcome_id text, p_outcome text, p_evidence_ref text, p_evidence_hash bytea, p_recovery_delay interval,
+    -- NULL where the result of the event counts.
+    p_result bytea DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
@@ -295,7 +297,7 @@ BEGIN
     WITH resolved AS (
         UPDATE deferred_outcome
         SET state = 'resolved', outcome = p_outcome, resolve_time = now(), evidence_ref = p_evidence_ref,
-            evidence_hash = p_evidence_hash,
+            evidence_hash = p_evidence_hash, result = p_result,
             bonus_micros = coalesce((bonuses #>> ARRAY[p_outcome, '0'])::bigint, 0)
         WHERE outcome_id = p_outcome_id AND state = 'pending' AND now() < expire_time AND bonuses IS NOT NULL
         RETURNING customer_id, workflow_id, ordinal, max_bonus_micros

@@ -43,7 +43,11 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _METER: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _MAX_PER_UNITS: Final = 10**12
+# Of what is compared with, or taken off, whole amounts: a micro is the smallest that there is.
+_MICROS: Final = re.compile(r"[0-9]{1,8}(?:\.[0-9]{1,6})?", re.ASCII)
 _MAX_COUNT: Final = 2**63 - 1
+# How the service begins what it finds wrong within a condition.
+_WITHIN: Final = re.compile(r"line (\d+), column (\d+): (.*)", re.DOTALL)
 _MAX_DEFERRAL: Final = 90 * 86_400
 _BONUS_OUTCOMES: Final = {word: OUTCOMES[word] for word in ("success", "failure", "partial")}
 _PRICE_KEYS: Final = (
@@ -81,6 +85,8 @@ class PriceFile:
         self.plans: list[pb.Plan] = []
         # Where each field of the contract stands: "prices[0].components[1].condition".
         self.places: dict[str, Place] = {}
+        # Where the lines of a condition begin, if they stand as they are: not folded, nor with escapes.
+        self.condition_lines: dict[str, list[Place]] = {}
 
     @property
     def document(self) -> Document:
@@ -89,6 +95,11 @@ class PriceFile:
 
     def problem(self, field: str, reason: str) -> Problem:
         """What the service finds wrong with a field, where the file says it."""
+        if (within := _WITHIN.fullmatch(reason)) and field in self.condition_lines:
+            line, column = int(within[1]), int(within[2])
+            if line <= len(self.condition_lines[field]):
+                start = self.condition_lines[field][line - 1]
+                return Problem(Place(start.line, start.column + column - 1), within[3])
         at = field
         while at and at not in self.places:
             at = at[: max(at.rfind("."), at.rfind("["), 0)]
@@ -117,7 +128,7 @@ def parse(text: str, path: str = "book.yaml") -> PriceFile:
     found = PriceFile(path)
     if (node := nodes.root(text, problems)) is not None:
         try:
-            _Reader(found, problems).book(node)
+            _Reader(found, problems, text.splitlines()).book(node)
         except RecursionError:
             problems.add(Place(1, 1), "is nested too deeply")
     if problems:
@@ -128,9 +139,10 @@ def parse(text: str, path: str = "book.yaml") -> PriceFile:
 class _Reader:
     """Makes messages of nodes. What is wrong becomes a problem, and an empty message in its place."""
 
-    def __init__(self, found: PriceFile, problems: Problems) -> None:
+    def __init__(self, found: PriceFile, problems: Problems, lines: list[str]) -> None:
         self._found = found
         self._problems = problems
+        self._lines = lines
 
     def book(self, node: yaml.Node) -> None:
         top = nodes.mapping(node, self._problems, "a price book")
@@ -190,7 +202,7 @@ class _Reader:
             )
         for key in ("minimum", "maximum", "period_minimum", "period_maximum"):
             if key in says:
-                getattr(price, key).CopyFrom(self._amount(f"{path}.{key}", says[key], is_rate=False))
+                getattr(price, key).CopyFrom(self._money(f"{path}.{key}", says[key]))
         if "pending" in says:
             self._pending(f"{path}.deferral", says["pending"], price)
         return price
@@ -200,6 +212,7 @@ class _Reader:
         if "when" in says:
             self._at(f"{path}.condition", says["when"])
             component.condition = self._text(says["when"])
+            self._found.condition_lines[f"{path}.condition"] = self._lines_of(says["when"])
         kind = says.one_of(*_KINDS)
         match kind:
             case "fee":
@@ -326,7 +339,7 @@ class _Reader:
             case "percent":
                 discount.basis_points = self._percent(f"{path}.basis_points", says["percent"], least=1)
             case "amount":
-                discount.amount.CopyFrom(self._amount(f"{path}.amount", says["amount"], is_rate=False))
+                discount.amount.CopyFrom(self._money(f"{path}.amount", says["amount"]))
             case "volume":
                 discount.volume.SetInParent()
                 discount.volume.steps.extend(self._steps(f"{path}.volume.steps", says["volume"]))
@@ -357,7 +370,7 @@ class _Reader:
             if says.one_of("percent"):
                 step.basis_points = self._percent(f"{here}.basis_points", says["percent"], least=1)
             if says.one_of("above"):
-                step.from_amount.CopyFrom(self._amount(f"{here}.from_amount", says["above"], is_rate=False))
+                step.from_amount.CopyFrom(self._money(f"{here}.from_amount", says["above"]))
                 above = _in_parts(step.from_amount.amount)
                 if before is not None and above is not None and above <= reached:
                     self._problems.add(says["above"], f"must be more than in line {before.line}")
@@ -406,7 +419,7 @@ class _Reader:
         plan = pb.Plan(name=self._name(f"{path}.name", says))
         for key in ("fee", "seat_fee"):
             if key in says:
-                getattr(plan, key).CopyFrom(self._amount(f"{path}.{key}", says[key], is_rate=False))
+                getattr(plan, key).CopyFrom(self._money(f"{path}.{key}", says[key]))
         if "period" in says:
             self._at(f"{path}.period_unit", says["period"])
             plan.period_unit = self._word(says["period"], PERIODS)
@@ -466,6 +479,18 @@ class _Reader:
             return ""
         return text
 
+    def _lines_of(self, node: yaml.Node) -> list[Place]:
+        """Where the lines of a text begin; none if they do not stand there as they are."""
+        at = nodes.place(node)
+        style = getattr(node, "style", None)
+        if style == "|":
+            rest = self._lines[at.line :]
+            indent = next((len(line) - len(line.lstrip()) for line in rest if line.strip()), 0)
+            return [Place(at.line + 1 + number, indent + 1) for number in range(len(rest))]
+        if node.end_mark.line != node.start_mark.line or style == ">":
+            return []
+        return [Place(at.line, at.column + (1 if style in ("'", '"') else 0))]
+
     def _texts(self, node: yaml.Node, what: str) -> list[str]:
         """A list of texts, or a single one."""
         if nodes.text_of(node):
@@ -517,6 +542,13 @@ class _Reader:
             self._problems.add(node, f"must be per 1 to {_MAX_PER_UNITS:_} units")
         # One unit is what is meant without saying so: 0.
         return pb.UnitPrice(amount=number, per_units=0 if per_units == 1 else per_units)
+
+    def _money(self, path: str, node: yaml.Node) -> pb.UnitPrice:
+        """An amount in whole micros."""
+        amount = self._amount(path, node, is_rate=False)
+        if amount.amount and not _MICROS.fullmatch(amount.amount):
+            self._problems.add(node, "must have at most 8 digits before and 6 after the point")
+        return amount
 
     def _count(self, path: str, node: yaml.Node) -> int:
         self._at(path, node)

@@ -6,6 +6,7 @@ Only texts are read, never values: YAML would make a binary fraction of 0.1, and
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -16,6 +17,7 @@ MAX_FILE_BYTES: Final = 2 * 1024 * 1024
 _SCALAR_TAGS: Final = tuple(
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "timestamp", "bool")
 )
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 class Place(NamedTuple):
@@ -56,9 +58,8 @@ def place(node: yaml.Node) -> Place:
 
 def root(text: str, problems: Problems) -> yaml.Node | None:
     """The one document of a file; None, with a problem, if it is not YAML that is read here."""
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problems.add(_mark(mark), f"is not YAML: {error.problem or error.context}")
@@ -71,8 +72,6 @@ def root(text: str, problems: Problems) -> yaml.Node | None:
     except RecursionError:
         problems.add(Place(1, 1), "is nested too deeply")
         return None
-    finally:
-        loader.dispose()
     if node is None:
         problems.add(Place(1, 1), "is empty")
         return None
@@ -162,7 +161,8 @@ def text_of(node: yaml.Node) -> str | None:
     """The text of a scalar as it stands; None for lists, mappings, nothing, and what has a tag of its own."""
     if isinstance(node, yaml.ScalarNode) and node.tag in _SCALAR_TAGS:
         text: str = node.value
-        return text
+        # Half a character, which an escape can make, travels nowhere.
+        return text if text.isascii() or not _SURROGATES.search(text) else None
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -32,7 +31,7 @@ def to_yaml(book: price_book_pb2.PriceBook, version: price_book_pb2.PriceVersion
 
 
 def _entry(key: str, value: Any, depth: int) -> Iterator[str]:
-    start = f"{'  ' * depth}{key}:"
+    start = f"{'  ' * depth}{_scalar(key)}:"
     if isinstance(value, dict):
         yield start
         for name, one in value.items():
@@ -58,5 +57,12 @@ def _entry(key: str, value: Any, depth: int) -> Iterator[str]:
 def _scalar(text: str) -> str:
     if _PLAIN.fullmatch(text) and text not in _NOTHING and not text.endswith(" "):
         return text
-    # A JSON string is one of YAML.
-    return json.dumps(text)
+    return f'"{"".join(map(_character, text))}"'
+
+
+def _character(one: str) -> str:
+    if one in '"\\':
+        return f"\\{one}"
+    if one.isprintable():
+        return one
+    return f"\\x{ord(one):02x}" if ord(one) < 0x100 else f"\\U{ord(one):08x}"

@@ -1,8 +1,8 @@
 """Each file of examples/prices, with executions whose price can be checked by hand.
 
 What each execution comes to is in tests/unit/metering/price_examples/*.txt, line by line. Every step names
-the arithmetic that leads to its total; it is calculated here by itself, exactly, and must give the same. After
-a change that is meant, write the files anew and read the difference:
+the arithmetic that leads to its total; it is calculated here by itself, exactly, and must give the same.
+After a change that is meant, write the files anew and read the difference:
 
     .venv/bin/python -m tests.unit.metering.test_price_examples
 """

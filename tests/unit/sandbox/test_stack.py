@@ -528,7 +528,7 @@ def test_the_usual_ports_are_those_that_the_command_line_asks_by_itself(
 ) -> None:
     stack = Stack(tmp_path, ELSEWHERE, ports=Ports())
     assert address_exports(stack) == ""
-    assert DEFAULT_ADDRESSES == {name: getattr(stack.endpoints, name) for name in SERVICES}
+    assert {name: getattr(stack.endpoints, name) for name in SERVICES} == DEFAULT_ADDRESSES
     _print_summary(stack)
     assert "export " not in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""What is refused of a price list, by the path of each field in the contract, and how it travels and is stored."""
+"""Price lists: what is refused, by the path of each field in the contract; how they travel, and are stored."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -364,7 +364,7 @@ def test_a_version_weighs_only_so_much() -> None:
     price = message.prices[0]
     for number in range(99):
         rate = price.components.add(name=f"c{number}").meter_rate
-        for end in range(100):
+        for end in range(101):
             rate.tiers.add(up_to=end)
     with pytest.raises(InvalidArgument) as refused:
         price_list_from_proto(message)

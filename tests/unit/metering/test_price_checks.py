@@ -1,4 +1,4 @@
-"""Price lists: what is refused, by the path of each field in the contract; how they travel, and are stored."""
+"""Price lists: what is refused, by the path of each field; how they travel, and are stored."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

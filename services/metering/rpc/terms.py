@@ -1,17 +1,27 @@
 """What applies to a piece of work: who earns from it, its price, and the contract with its customer."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.kit.auth import Principal
 from services.kit.errors import NotFound, TallystickError
-from services.metering.domain.billing_period import MONTH_IN_UTC, BillingPeriod, Period
+from services.metering.domain.billing_period import MONTH_IN_UTC, BillingPeriod
 from services.metering.domain.contract import Contract, ContractIndex, ContractKey
 from services.metering.domain.price_book import PLATFORM_OWNER
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, select
+from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
+    NO_TERMS,
+    CompiledPrice,
+    CompiledTerms,
+    ContractTerms,
+    compile_terms,
+    select,
+)
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.parties import Directory, Parties
 from services.metering.rpc.price_catalog import PriceCatalog
@@ -33,6 +43,20 @@ class Work(NamedTuple):
     price_version_id: str = ""
 
 
+class AgreedTerms(NamedTuple):
+    """What a contract adds to prices, as it is recorded, and ready for rating."""
+
+    terms: ContractTerms
+    compiled: CompiledTerms
+
+    @classmethod
+    def of(cls, terms: ContractTerms) -> AgreedTerms:
+        return NOTHING_AGREED if terms == NO_TERMS else cls(terms, compile_terms(terms))
+
+
+NOTHING_AGREED: Final = AgreedTerms(NO_TERMS, NO_COMPILED_TERMS)
+
+
 class Terms(NamedTuple):
     """What applies to it."""
 
@@ -40,19 +64,11 @@ class Terms(NamedTuple):
     price_version_id: str
     currency_code: str
     price: CompiledPrice
-    # The contract whose discounts, allowances and limits apply, if there is one.
-    contract: Contract | None = None
+    agreed: AgreedTerms = NOTHING_AGREED
     # How the customer's billing periods are cut.
     billing_period: BillingPeriod = MONTH_IN_UTC
-    # When the work is done: what is reported as later than now is of now.
-    time: datetime | None = None
-
-    @property
-    def period(self) -> Period:
-        """The billing period that the work falls into."""
-        if self.time is None:
-            raise ValueError("terms that no work was found for have no period")
-        return self.billing_period.period_containing(self.time)
+    # The contract that says so, if there is one.
+    contract: Contract | None = None
 
 
 class Source(Enum):
@@ -73,7 +89,7 @@ class Candidate(NamedTuple):
     contract: Contract | None = None
 
 
-class Agreed(NamedTuple):
+class InForce(NamedTuple):
     """The contracts of a customer that are in force: with an organization, and for all."""
 
     with_organization: Contract | None
@@ -117,16 +133,15 @@ class _Circumstances(NamedTuple):
 
     versions: Sequence[str]
     contract: Contract | None
-    time: datetime
 
 
-def agreed(contracts: ContractIndex, key: ContractKey, at: datetime) -> Agreed:
+def contracts_in_force(contracts: ContractIndex, key: ContractKey, at: datetime) -> InForce:
     """The customer's contracts about the work of an organization in a currency, in force at that time."""
-    return Agreed(contracts.in_force(key, at), contracts.in_force(key._replace(organization_id=""), at))
+    return InForce(contracts.in_force(key, at), contracts.in_force(key._replace(organization_id=""), at))
 
 
 def candidates(
-    index: PriceIndex, key: ContractKey, contracts: Agreed, at: datetime, price_version_id: str = ""
+    index: PriceIndex, key: ContractKey, contracts: InForce, at: datetime, price_version_id: str = ""
 ) -> Iterator[Candidate]:
     """Every place where the price of such work may come from, in the order that decides."""
     yield Candidate(Source.PINNED, price_version_id)
@@ -155,6 +170,10 @@ def work_time(time: datetime | None, now: datetime) -> datetime:
     return now if time is None else min(time, now)
 
 
+def _agreed(contract: Contract) -> AgreedTerms:
+    return AgreedTerms(contract.terms, contract.compiled_terms)
+
+
 def _version_of(contract: Contract, index: PriceIndex, at: datetime) -> str:
     content = contract.content
     if content.price_version_id:
@@ -168,17 +187,17 @@ def _circumstances(
     at = work_time(work.time, now)
     agent = parties.agents.get(work.agent_id)
     if agent is None:
-        return _Circumstances([work.price_version_id] if work.price_version_id else [], None, at)
+        return _Circumstances([work.price_version_id] if work.price_version_id else [], None)
     currency_code = _currency(index, agent.organization_id, work)
     key = ContractKey(work.customer_id, agent.organization_id, currency_code)
-    known = agreed(contracts, key, at)
+    known = contracts_in_force(contracts, key, at)
     if work.price_version_id:
-        return _Circumstances([work.price_version_id], known.binding, at)
+        return _Circumstances([work.price_version_id], known.binding)
     if known.binding is None:
         # Most customers have none.
-        return _Circumstances(index.in_force(agent.organization_id, currency_code, at), None, at)
+        return _Circumstances(index.in_force(agent.organization_id, currency_code, at), None)
     versions = [one.price_version_id for one in candidates(index, key, known, at) if one.price_version_id]
-    return _Circumstances(versions, known.binding, at)
+    return _Circumstances(versions, known.binding)
 
 
 def _terms(
@@ -201,9 +220,9 @@ def _terms(
                 version,
                 currency_code,
                 price,
-                contract,
+                NOTHING_AGREED if contract is None else _agreed(contract),
                 billing_period_of(contract),
-                circumstances.time,
+                contract,
             )
     raise NotFound(
         f"no price in {currency_code} applies to {work.action_type} of agent {work.agent_id}",

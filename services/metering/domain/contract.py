@@ -12,18 +12,15 @@ from services.kit import ids
 from services.kit.errors import FieldViolation, InvalidArgument
 from services.kit.money import MAX_AMOUNT_MICROS
 from services.metering.domain.billing_period import BillingPeriod
-from services.metering.domain.price_book import Allowance, Discount, UnitPrice
+from services.metering.domain.price_book import MAX_ALLOWANCES, Allowance, Discount
+from services.metering.domain.price_checks import allowance_meter_violations, discounts_violations
+from services.metering.domain.rating import CompiledTerms, ContractTerms, compile_terms
 
-MAX_DISCOUNTS: Final = 20
-MAX_ALLOWANCES: Final = 100
 MAX_ALLOWED: Final = 10**15
 MAX_RECORDED_TERMS: Final = 50
 MAX_RECORDED_TERM: Final = 4_000
-MAX_STEPS: Final = 20
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_METER: Final = re.compile(r"[a-z0-9_]{1,64}")
-_DECIMAL: Final = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?", re.ASCII)
 _NAME_RULE: Final = "must be 1 to 64 letters, digits, '_', '.' or '-'"
 
 
@@ -62,6 +59,19 @@ class Contract:
     effective_time: datetime
     create_time: datetime
     api_key_id: str
+    # What it adds to prices.
+    terms: ContractTerms = field(init=False, compare=False, repr=False)
+    compiled_terms: CompiledTerms = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        terms = ContractTerms(
+            discounts=self.content.discounts,
+            allowances={one.meter: one.quantity for one in self.content.allowances},
+            period_maximum_micros=self.content.period_maximum_micros,
+        )
+        # Once and for all: every piece of work that the contract is about needs them.
+        object.__setattr__(self, "terms", terms)
+        object.__setattr__(self, "compiled_terms", compile_terms(terms))
 
     def is_in_force(self, at: datetime) -> bool:
         """Whether it is in force, if this is its last version that was effective at that time."""
@@ -123,7 +133,7 @@ def _violations(content: ContractContent, start_time: datetime) -> Iterator[Fiel
         yield FieldViolation("price_version_id", "must be the id of a price version")
     if content.price_book_id and not ids.is_id(content.price_book_id, ids.PRICE_BOOK):
         yield FieldViolation("price_book_id", "must be the id of a price book")
-    yield from _discount_violations(content.discounts)
+    yield from discounts_violations("discounts", content.discounts)
     yield from _allowance_violations(content.allowances)
     for name, amount in (
         ("period_maximum", content.period_maximum_micros),
@@ -136,61 +146,6 @@ def _violations(content: ContractContent, start_time: datetime) -> Iterator[Fiel
         yield FieldViolation("end_time", "must not be before the start")
 
 
-def _discount_violations(discounts: tuple[Discount, ...]) -> Iterator[FieldViolation]:
-    if len(discounts) > MAX_DISCOUNTS:
-        yield FieldViolation("discounts", f"must be at most {MAX_DISCOUNTS}")
-        return
-    seen: set[str] = set()
-    for index, discount in enumerate(discounts):
-        path = f"discounts[{index}]"
-        if not _NAME.fullmatch(discount.name):
-            yield FieldViolation(f"{path}.name", _NAME_RULE)
-        elif discount.name in seen:
-            yield FieldViolation(f"{path}.name", f"{discount.name!r} is used twice")
-        seen.add(discount.name)
-        if discount.basis_points is not None and not 1 <= discount.basis_points <= 10_000:
-            yield FieldViolation(f"{path}.basis_points", "must be from 1 to 10,000")
-        if discount.amount is not None:
-            yield from _amount_violations(f"{path}.amount", discount.amount)
-        if len(discount.volume) > MAX_STEPS:
-            yield FieldViolation(f"{path}.volume.steps", f"must be 1 to {MAX_STEPS}")
-        for number, step in enumerate(discount.volume[:MAX_STEPS]):
-            at = f"{path}.volume.steps[{number}]"
-            yield from _amount_violations(f"{at}.from_amount", step.from_amount)
-            if not 1 <= step.basis_points <= 10_000:
-                yield FieldViolation(f"{at}.basis_points", "must be from 1 to 10,000")
-            if number and not _is_less(discount.volume[number - 1].from_amount, step.from_amount):
-                yield FieldViolation(f"{at}.from_amount", "must be more than that of the step before")
-        if (
-            discount.start_time is not None
-            and discount.end_time is not None
-            and discount.end_time <= discount.start_time
-        ):
-            yield FieldViolation(f"{path}.end_time", "must be after the start")
-
-
-def _amount_violations(path: str, amount: UnitPrice) -> Iterator[FieldViolation]:
-    if not _DECIMAL.fullmatch(amount.amount):
-        yield FieldViolation(
-            f"{path}.amount",
-            "must be a decimal number with at most 12 digits before and 12 after the point, such as 0.60",
-        )
-    if amount.per_units != 1:
-        yield FieldViolation(f"{path}.per_units", "must be 0 or 1")
-
-
-def _is_less(one: UnitPrice, other: UnitPrice) -> bool:
-    """Whether an amount is less than another one; malformed ones are refused for what they are."""
-    if not _DECIMAL.fullmatch(one.amount) or not _DECIMAL.fullmatch(other.amount):
-        return True
-    return _comparable(one.amount) < _comparable(other.amount)
-
-
-def _comparable(amount: str) -> tuple[str, str]:
-    whole, _, part = amount.partition(".")
-    return whole.zfill(12), part.ljust(12, "0")
-
-
 def _allowance_violations(allowances: tuple[Allowance, ...]) -> Iterator[FieldViolation]:
     if len(allowances) > MAX_ALLOWANCES:
         yield FieldViolation("allowances", f"must be at most {MAX_ALLOWANCES}")
@@ -198,9 +153,9 @@ def _allowance_violations(allowances: tuple[Allowance, ...]) -> Iterator[FieldVi
     seen: set[str] = set()
     for index, allowance in enumerate(allowances):
         path = f"allowances[{index}]"
-        if not _METER.fullmatch(allowance.meter):
-            yield FieldViolation(f"{path}.meter", "must be 1 to 64 lowercase letters, digits and '_'")
-        elif allowance.meter in seen:
+        # Which formulas the prices have that it will be applied to is not known here.
+        yield from allowance_meter_violations(f"{path}.meter", allowance.meter)
+        if allowance.meter in seen:
             yield FieldViolation(f"{path}.meter", f"{allowance.meter!r} is used twice")
         seen.add(allowance.meter)
         if not 1 <= allowance.quantity <= MAX_ALLOWED:

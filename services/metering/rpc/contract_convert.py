@@ -1,6 +1,6 @@
 """Between the contract and the domain: contracts with customers. What is stored of them is what travels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 
 from services.kit.errors import InvalidArgument
@@ -12,21 +12,13 @@ from services.metering.domain.billing_period import (
     check_billing_period,
 )
 from services.metering.domain.contract import (
-    MAX_ALLOWANCES,
-    MAX_DISCOUNTS,
-    MAX_STEPS,
     Contract,
     ContractContent,
     ContractKey,
     check_content,
 )
-from services.metering.domain.price_book import (
-    Allowance,
-    Discount,
-    PeriodUnit,
-    UnitPrice,
-    VolumeDiscountStep,
-)
+from services.metering.domain.price_book import MAX_ALLOWANCES, MAX_DISCOUNTS, Allowance, PeriodUnit
+from services.metering.rpc.prices import discounts_from_proto, discounts_to_proto
 from services.metering.store.contracts import StoredContract
 from tallystick.common.v1 import money_pb2
 from tallystick.metering.v1 import contract_pb2, price_book_pb2
@@ -97,7 +89,7 @@ def content_from_proto(
 def content_to_proto(content: ContractContent, currency_code: str) -> contract_pb2.ContractContent:
     """The content of a contract as it travels."""
     message = contract_pb2.ContractContent(
-        discounts=map(_discount_to_proto, content.discounts),
+        discounts=discounts_to_proto(content.discounts),
         allowances=allowances_to_proto(content.allowances),
         period_maximum=_money(currency_code, content.period_maximum_micros),
         credit_limit=_money(currency_code, content.credit_limit_micros),
@@ -198,10 +190,7 @@ def _content(message: contract_pb2.ContractContent, path: str) -> ContractConten
     return ContractContent(
         price_version_id=message.price_version_id,
         price_book_id=message.price_book_id,
-        discounts=tuple(
-            _discount(discount, f"{path}.discounts[{index}]")
-            for index, discount in enumerate(message.discounts)
-        ),
+        discounts=discounts_from_proto(f"{path}.discounts", message.discounts),
         allowances=tuple(
             Allowance(allowance.meter, allowance.quantity, allowance.quantity_per_seat)
             for allowance in message.allowances
@@ -213,49 +202,6 @@ def _content(message: contract_pb2.ContractContent, path: str) -> ContractConten
         recorded_terms=dict(message.recorded_terms),
         end_time=optional_time(message, "end_time", path=path),
     )
-
-
-def _discount(message: price_book_pb2.Discount, path: str) -> Discount:
-    kind = message.WhichOneof("discount")
-    if kind is None:
-        raise InvalidArgument.of(path, "must be of basis points, an amount or a volume")
-    steps: Sequence[price_book_pb2.VolumeDiscountStep] = message.volume.steps
-    if kind == "volume" and not 1 <= len(steps) <= MAX_STEPS:
-        raise InvalidArgument.of(f"{path}.volume.steps", f"must be 1 to {MAX_STEPS}")
-    return Discount(
-        name=message.name,
-        basis_points=message.basis_points if kind == "basis_points" else None,
-        amount=_unit_price(message.amount) if kind == "amount" else None,
-        volume=tuple(VolumeDiscountStep(_unit_price(step.from_amount), step.basis_points) for step in steps),
-        start_time=optional_time(message, "start_time", path=path),
-        end_time=optional_time(message, "end_time", path=path),
-    )
-
-
-def _discount_to_proto(discount: Discount) -> price_book_pb2.Discount:
-    message = price_book_pb2.Discount(name=discount.name)
-    if discount.basis_points is not None:
-        message.basis_points = discount.basis_points
-    elif discount.amount is not None:
-        message.amount.CopyFrom(_unit_price_to_proto(discount.amount))
-    else:
-        for step in discount.volume:
-            message.volume.steps.add(
-                from_amount=_unit_price_to_proto(step.from_amount), basis_points=step.basis_points
-            )
-    if discount.start_time is not None:
-        set_timestamp(message.start_time, discount.start_time)
-    if discount.end_time is not None:
-        set_timestamp(message.end_time, discount.end_time)
-    return message
-
-
-def _unit_price(message: price_book_pb2.UnitPrice) -> UnitPrice:
-    return UnitPrice(message.amount, message.per_units or 1)
-
-
-def _unit_price_to_proto(price: UnitPrice) -> price_book_pb2.UnitPrice:
-    return price_book_pb2.UnitPrice(amount=price.amount, per_units=price.per_units)
 
 
 def _money(currency_code: str, amount_micros: int | None) -> money_pb2.Money | None:

@@ -22,9 +22,9 @@ from services.metering.rpc.prices import version_to_proto
 from services.metering.rpc.terms import (
     Candidate,
     Source,
-    agreed,
     billing_period_of,
     candidates,
+    contracts_in_force,
     customer_not_found,
     organization_of,
     work_time,
@@ -66,7 +66,7 @@ class Explanations:
         currency_code = request.currency_code or index.currency_of(organization_id)
         at = work_time(optional_time_from_proto(request, "time"), now)
         key = ContractKey(request.customer_id, organization_id, currency_code)
-        known = agreed(await self._contracts.index(), key, at)
+        known = contracts_in_force(await self._contracts.index(), key, at)
         found = list(candidates(index, key, known, at, request.price_version_id))
         versions = await self._versions([one.price_version_id for one in found if one.price_version_id])
         answer = pb.ExplainPriceResponse(organization_id=organization_id, currency_code=currency_code)

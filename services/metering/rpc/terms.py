@@ -53,27 +53,8 @@ class AgreedTerms(NamedTuple):
     def of(cls, terms: ContractTerms) -> AgreedTerms:
         return NOTHING_AGREED if terms == NO_TERMS else cls(terms, compile_terms(terms))
 
-    @classmethod
-    def under(cls, contract: Contract | None) -> AgreedTerms:
-        """What a version of a contract adds."""
-        if contract is None:
-            return NOTHING_AGREED
-        key = (contract.contract_id, contract.version_number)
-        found = _AGREED.get(key)
-        if found is None:
-            if len(_AGREED) >= _MAX_AGREED:
-                del _AGREED[next(iter(_AGREED))]
-            content = contract.content
-            allowances = {one.meter: one.quantity for one in content.allowances}
-            terms = ContractTerms(content.discounts, allowances, content.period_maximum_micros)
-            found = _AGREED[key] = cls.of(terms)
-        return found
-
 
 NOTHING_AGREED: Final = AgreedTerms(NO_TERMS, NO_COMPILED_TERMS)
-# By contract and version, which never changes: compiled once.
-_MAX_AGREED: Final = 10_000
-_AGREED: Final[dict[tuple[str, int], AgreedTerms]] = {}
 
 
 class Terms(NamedTuple):
@@ -83,14 +64,13 @@ class Terms(NamedTuple):
     price_version_id: str
     currency_code: str
     price: CompiledPrice
-    # The contract whose discounts, allowances and limits apply, if there is one.
-    contract: Contract | None = None
+    agreed: AgreedTerms = NOTHING_AGREED
     # How the customer's billing periods are cut.
     billing_period: BillingPeriod = MONTH_IN_UTC
+    # The contract that says so, if there is one.
+    contract: Contract | None = None
     # When the work is done: what is reported as later than now is of now.
     time: datetime | None = None
-    # What the contract adds to the price.
-    agreed: AgreedTerms = NOTHING_AGREED
 
     @property
     def period(self) -> Period:
@@ -118,7 +98,7 @@ class Candidate(NamedTuple):
     contract: Contract | None = None
 
 
-class Agreed(NamedTuple):
+class InForce(NamedTuple):
     """The contracts of a customer that are in force: with an organization, and for all."""
 
     with_organization: Contract | None
@@ -165,13 +145,13 @@ class _Circumstances(NamedTuple):
     time: datetime
 
 
-def agreed(contracts: ContractIndex, key: ContractKey, at: datetime) -> Agreed:
+def contracts_in_force(contracts: ContractIndex, key: ContractKey, at: datetime) -> InForce:
     """The customer's contracts about the work of an organization in a currency, in force at that time."""
-    return Agreed(contracts.in_force(key, at), contracts.in_force(key._replace(organization_id=""), at))
+    return InForce(contracts.in_force(key, at), contracts.in_force(key._replace(organization_id=""), at))
 
 
 def candidates(
-    index: PriceIndex, key: ContractKey, contracts: Agreed, at: datetime, price_version_id: str = ""
+    index: PriceIndex, key: ContractKey, contracts: InForce, at: datetime, price_version_id: str = ""
 ) -> Iterator[Candidate]:
     """Every place where the price of such work may come from, in the order that decides."""
     yield Candidate(Source.PINNED, price_version_id)
@@ -200,6 +180,10 @@ def work_time(time: datetime | None, now: datetime) -> datetime:
     return now if time is None else min(time, now)
 
 
+def _agreed(contract: Contract) -> AgreedTerms:
+    return AgreedTerms(contract.terms, contract.compiled_terms)
+
+
 def _version_of(contract: Contract, index: PriceIndex, at: datetime) -> str:
     content = contract.content
     if content.price_version_id:
@@ -216,7 +200,7 @@ def _circumstances(
         return _Circumstances([work.price_version_id] if work.price_version_id else [], None, at)
     currency_code = _currency(index, agent.organization_id, work)
     key = ContractKey(work.customer_id, agent.organization_id, currency_code)
-    known = agreed(contracts, key, at)
+    known = contracts_in_force(contracts, key, at)
     if work.price_version_id:
         return _Circumstances([work.price_version_id], known.binding, at)
     if known.binding is None:
@@ -246,10 +230,10 @@ def _terms(
                 version,
                 currency_code,
                 price,
-                contract,
+                NOTHING_AGREED if contract is None else _agreed(contract),
                 billing_period_of(contract),
+                contract,
                 circumstances.time,
-                AgreedTerms.under(contract),
             )
     raise NotFound(
         f"no price in {currency_code} applies to {work.action_type} of agent {work.agent_id}",

@@ -227,11 +227,15 @@ class ContractContent(_message.Message):
 
     @_builtins.property
     def allowances(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Allowance]:
-        """What is included in each billing period: at most 100 meters. `quantity_per_seat` must be 0."""
+        """What is included in each billing period, of the work of each organization: at most 32 meters.
+        `quantity_per_seat` must be 0.
+        """
 
     @_builtins.property
     def period_maximum(self) -> _money_pb2.Money:
-        """The most that the customer pays in a billing period for all that the contract is about; unset for no such limit."""
+        """The most that the customer pays in a billing period for the work of one organization's agents; unset for no such
+        limit.
+        """
 
     @_builtins.property
     def credit_limit(self) -> _money_pb2.Money:

@@ -145,10 +145,6 @@ class TestKeeping:
         content = contract_pb2.ContractContent(
             price_version_id=version,
             discounts=[
-                price_book_pb2.Discount(name="loyal", basis_points=500),
-                price_book_pb2.Discount(
-                    name="off", amount=price_book_pb2.UnitPrice(amount="0.5", per_units=1)
-                ),
                 price_book_pb2.Discount(
                     name="much",
                     volume=price_book_pb2.VolumeDiscount(
@@ -160,6 +156,10 @@ class TestKeeping:
                             for amount in ("9.5", "10")
                         ]
                     ),
+                ),
+                price_book_pb2.Discount(name="loyal", basis_points=500),
+                price_book_pb2.Discount(
+                    name="off", amount=price_book_pb2.UnitPrice(amount="0.5", per_units=1)
                 ),
             ],
             allowances=[price_book_pb2.Allowance(meter="input_tokens", quantity=1_000_000)],

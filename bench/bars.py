@@ -44,6 +44,8 @@ BARS: Final[Mapping[str, Bar]] = {
     "meter_unary": Bar(min_ratio=0.3, min_value=2_400),
     "meter_unary_alone": Bar(max_value=4.0),
     "meter_batch": Bar(min_value=10_000),
+    # Counters add at most 15 %.
+    "meter_batch_counters": Bar(min_ratio=0.87),
     "reserve": Bar(min_ratio=0.35),
     "reserve_alone": Bar(max_value=2.0),
     "reserve_contended": Bar(min_ratio=0.8),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NoReturn, Self, cast
@@ -143,8 +143,15 @@ def noop_meter(world: World, name: str, in_flight: int = SINGLES_IN_FLIGHT) -> C
 
 def meter_batch(world: World, name: str) -> Contestant:
     """MeterBatch, 500 events a call."""
-    events = world.traffic.events()
+    return _meter_batch(world, name, world.traffic.events())
 
+
+def meter_batch_counters(world: World, name: str) -> Contestant:
+    """MeterBatch, 500 events a call, whose price has tiers over the billing period."""
+    return _meter_batch(world, name, world.traffic.counted_events())
+
+
+def _meter_batch(world: World, name: str, events: Iterator[UsageEvent]) -> Contestant:
     async def call(_caller: int, request: MeterBatchRequest) -> None:
         answer = await world.metering.MeterBatch(request)
         if not all(verdict.HasField("metered") for verdict in answer.verdicts):
@@ -224,6 +231,7 @@ async def contestants(world: World) -> dict[str, Contestant]:
         await bare_batch(world, "bare_batch"),
         ledger_batch(world, "ledger_batch"),
         meter_batch(world, "meter_batch"),
+        meter_batch_counters(world, "meter_batch_counters"),
         noop_ledger(world, "noop_ledger"),
         ledger_single(world, "ledger_single"),
         ledger_single(world, "ledger_hot_payer", customer_id=HOT_CUSTOMER),

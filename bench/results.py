@@ -42,6 +42,7 @@ GROUPS: Final[Sequence[Sequence[Comparison]]] = (
     (
         Comparison("ledger_batch", "bare_batch", "charges/s"),
         Comparison("meter_batch", "bare_batch", "events/s"),
+        Comparison("meter_batch_counters", "meter_batch", "events/s"),
     ),
     (
         Comparison("ledger_single", "noop_ledger", "calls/s"),

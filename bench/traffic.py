@@ -16,10 +16,13 @@ from tallystick.metering.v1.usage_pb2 import OUTCOME_SUCCESS, Usage, UsageEvent
 
 CURRENCY: Final = "USD"
 ACTION: Final = "agent.run"
+# Priced like it, but by what the customer used before in the billing period.
+COUNTED_ACTION: Final = "agent.counted"
 CUSTOMERS: Final = tuple(f"cus_{number:04}" for number in range(2000))
 ORGANIZATIONS: Final = tuple(f"org_{number:03}" for number in range(100))
 # Those whose runs are authorized before they start.
 RESERVING_CUSTOMERS: Final = CUSTOMERS[:1000]
+COUNTED_CUSTOMERS: Final = CUSTOMERS[:1000]
 HOT_CUSTOMER: Final = "cus_hot"
 HOT_ORGANIZATION: Final = "org_hot"
 
@@ -41,6 +44,7 @@ class Traffic:
         self._customers = cycle(CUSTOMERS)
         self._organizations = cycle(ORGANIZATIONS)
         self._reserving = cycle(RESERVING_CUSTOMERS)
+        self._counted = cycle(COUNTED_CUSTOMERS)
 
     def intents(self, *, customer_id: str = "", organization_id: str = "") -> Iterator[ChargeIntent]:
         """Charges of a cent or so to one payee: four entries each, as the payer has credits."""
@@ -60,14 +64,21 @@ class Traffic:
 
     def events(self) -> Iterator[UsageEvent]:
         """Successful runs, each with tokens and an outcome to price: four lines."""
+        return self._events(self._customers, ACTION)
+
+    def counted_events(self) -> Iterator[UsageEvent]:
+        """The same runs of fewer customers, each of which moves a counter of its customer."""
+        return self._events(self._counted, COUNTED_ACTION)
+
+    def _events(self, customers: Iterator[str], action_type: str) -> Iterator[UsageEvent]:
         occur_time = _now()
         while True:
             number = next(self._numbers)
             yield UsageEvent(
-                customer_id=next(self._customers),
+                customer_id=next(customers),
                 workflow_id=f"bench/{number}",
                 agent_id=agent_of(next(self._organizations)),
-                action_type=ACTION,
+                action_type=action_type,
                 usage=Usage(
                     model="large", input_tokens=1000 + number % 9000, output_tokens=200 + number % 500
                 ),

@@ -22,6 +22,7 @@ from bench import noop
 from bench.machine import Processes, parent_of
 from bench.traffic import (
     ACTION,
+    COUNTED_ACTION,
     CURRENCY,
     CUSTOMERS,
     HOT_CUSTOMER,
@@ -277,7 +278,10 @@ async def _register(directory: DirectoryServiceAsyncStub, ledger: LedgerServiceA
 
 
 async def _publish_prices(pricing: PricingServiceAsyncStub) -> str:
-    """A price book of one agent run: a fee, tokens both ways, and a bonus; its version's id."""
+    """A price book of one agent run: a fee, tokens both ways, and a bonus; its version's id.
+
+    And one of the same run by what a customer used before: input is cheaper beyond a million tokens a month.
+    """
     book = await pricing.CreatePriceBook(
         pricing_service_pb2.CreatePriceBookRequest(currency_code=CURRENCY, display_name="Bench")
     )
@@ -294,9 +298,25 @@ async def _publish_prices(pricing: PricingServiceAsyncStub) -> str:
             ),
         ],
     )
+    counted = price_book_pb2.Price(
+        name="counted",
+        selector=price_book_pb2.PriceSelector(action_types=[COUNTED_ACTION]),
+        components=price.components,
+    )
+    counted.components[1].meter_rate.CopyFrom(
+        price_book_pb2.MeterRate(
+            meter="input_tokens",
+            tier_mode=price_book_pb2.TIER_MODE_GRADUATED,
+            tier_scope=price_book_pb2.TIER_SCOPE_BILLING_PERIOD,
+            tiers=[
+                price_book_pb2.Tier(up_to=1_000_000, price=_price("0.60", per_units=1_000_000)),
+                price_book_pb2.Tier(price=_price("0.45", per_units=1_000_000)),
+            ],
+        )
+    )
     draft = await pricing.CreatePriceVersion(
         pricing_service_pb2.CreatePriceVersionRequest(
-            price_book_id=book.price_book.price_book_id, prices=[price], idempotency_key="bench"
+            price_book_id=book.price_book.price_book_id, prices=[price, counted], idempotency_key="bench"
         )
     )
     request = pricing_service_pb2.PublishPriceVersionRequest(

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 _SOCKET: Final = ".s.PGSQL.5432"
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
-_PARSE, _BIND, _READY = b"P", b"B", b"Z"
+_PARSE, _BIND, _QUERY, _READY = b"P", b"B", b"Q", b"Z"
 
 
 class Moment(Enum):
@@ -114,7 +114,9 @@ class _Way:
                 name, _, rest = body[4:].partition(b"\0")
                 if self._statement in rest.partition(b"\0")[0]:
                     self._names.add(name)
-            elif kind == _BIND and body[4:].split(b"\0", 2)[1] in self._names:
+            elif (kind == _BIND and body[4:].split(b"\0", 2)[1] in self._names) or (
+                kind == _QUERY and self._statement in body
+            ):
                 if await self._gate.reached(Moment.BEFORE):
                     return
                 self._under_way = True

@@ -1,5 +1,7 @@
 """Rating, against an oracle that counts in fractions."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from random import Random
@@ -8,21 +10,25 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.kit.money import MAX_AMOUNT_MICROS
-from services.metering.domain.outcome import FINAL_OUTCOMES, bonuses
+from services.metering.domain.outcome import bonuses
 from services.metering.domain.price_book import (
     BaseFee,
     Component,
+    MeterRate,
     OutcomeBonus,
     Price,
     PriceComponent,
+    PriceList,
     PriceSelector,
     TokenKind,
     TokenRate,
     UnitPrice,
-    check_prices,
 )
-from services.metering.domain.rating import Rated, compile_price, rate, rate_bonus
-from services.metering.domain.usage_event import MAX_TOKENS, Outcome, Usage
+from services.metering.domain.price_checks import check_price_list
+from services.metering.domain.rating import Execution, Rated, compile_price, rate, rate_outcome
+from services.metering.domain.usage_event import FINAL_OUTCOMES, MAX_TOKENS, Outcome, Usage
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 amounts = st.builds(
     lambda units, places: format(Decimal(units).scaleb(-places), "f"),
@@ -43,7 +49,7 @@ usages = st.builds(Usage, st.just(""), tokens, tokens)
 outcomes = st.sampled_from(Outcome)
 
 
-def price_of(parts: list[Component]) -> Price:
+def price_of(parts: Sequence[Component]) -> Price:
     named = tuple(PriceComponent(f"part-{number}", part) for number, part in enumerate(parts))
     return Price("price", PriceSelector(), named)
 
@@ -51,8 +57,13 @@ def price_of(parts: list[Component]) -> Price:
 prices = st.lists(components, min_size=1, max_size=8).map(price_of)
 
 
+def executed(usage: Usage, outcome: Outcome) -> Execution:
+    return Execution(usage, outcome, NOW)
+
+
 def exact(component: Component, usage: Usage, outcome: Outcome) -> Fraction:
     """What a component costs, in micros, exactly."""
+    assert not isinstance(component, MeterRate)
     unit = Fraction(component.price.amount) / component.price.per_units * 1_000_000
     match component:
         case BaseFee():
@@ -66,12 +77,12 @@ def exact(component: Component, usage: Usage, outcome: Outcome) -> Fraction:
 def rate_within_bounds(price: Price, usage: Usage, outcome: Outcome) -> Rated:
     total = sum(exact(named.component, usage, outcome) for named in price.components)
     assume(round(total) <= MAX_AMOUNT_MICROS)
-    return rate(compile_price(price), usage, outcome)
+    return rate(compile_price(price), executed(usage, outcome))
 
 
 @given(prices, usages, outcomes)
 def test_the_exact_sum_is_rounded_once_half_to_even(price: Price, usage: Usage, outcome: Outcome) -> None:
-    check_prices([price])
+    check_price_list(PriceList((price,)))
     rated = rate_within_bounds(price, usage, outcome)
 
     # round() of a Fraction rounds half to even.
@@ -120,13 +131,13 @@ def test_the_order_of_components_does_not_change_the_total(
 
     assert (
         rate_within_bounds(price, usage, outcome).total_micros
-        == rate(compile_price(price_of(shuffled)), usage, outcome).total_micros
+        == rate(compile_price(price_of(shuffled)), executed(usage, outcome)).total_micros
     )
 
 
 @given(prices, usages, outcomes)
 def test_rating_again_gives_the_same(price: Price, usage: Usage, outcome: Outcome) -> None:
-    assert rate_within_bounds(price, usage, outcome) == rate(compile_price(price), usage, outcome)
+    assert rate_within_bounds(price, usage, outcome) == rate(compile_price(price), executed(usage, outcome))
 
 
 @given(prices, usages, outcomes, st.integers(0, 1_000))
@@ -143,11 +154,11 @@ def test_more_usage_never_costs_less(price: Price, usage: Usage, outcome: Outcom
 def test_base_and_bonus_are_the_whole_price_whatever_the_outcome(price: Price, usage: Usage) -> None:
     compiled = compile_price(price)
     whole = {outcome: rate_within_bounds(price, usage, outcome) for outcome in FINAL_OUTCOMES}
-    base = rate(compiled, usage, Outcome.PENDING)
-    earned = bonuses(compiled, usage)
+    base = rate(compiled, executed(usage, Outcome.PENDING))
+    earned = bonuses(compiled, executed(usage, Outcome.PENDING))
 
     for outcome in FINAL_OUTCOMES:
-        bonus = rate_bonus(compiled, usage, outcome)
+        bonus = rate_outcome(compiled, executed(usage, outcome))
         assert base.total_micros + bonus.total_micros == whole[outcome].total_micros
         assert sum(line.amount_micros for line in bonus.lines) == bonus.total_micros
         assert min((line.amount_micros for line in bonus.lines), default=0) >= 0

@@ -6,11 +6,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from services.metering.domain.claim import OutcomeHold
-from services.metering.domain.rating import CompiledPrice, Rated, rate_bonus
-from services.metering.domain.usage_event import EventKey, Outcome, Usage
-
-# What a pending outcome can become.
-FINAL_OUTCOMES = (Outcome.SUCCESS, Outcome.FAILURE, Outcome.PARTIAL, Outcome.UNKNOWN)
+from services.metering.domain.rating import CompiledPrice, Execution, Rated, rate_outcome
+from services.metering.domain.usage_event import FINAL_OUTCOMES, EventKey, Outcome
 
 
 class OutcomeState(StrEnum):
@@ -61,7 +58,7 @@ class DeferredOutcome(NamedTuple):
         return 0 if bonus is None else bonus.total_micros
 
 
-def bonuses(price: CompiledPrice, usage: Usage) -> dict[Outcome, Rated]:
-    """What each outcome adds to the price of the usage, of those that add anything."""
-    rated = {outcome: rate_bonus(price, usage, outcome) for outcome in FINAL_OUTCOMES}
+def bonuses(price: CompiledPrice, execution: Execution) -> dict[Outcome, Rated]:
+    """What each outcome adds to the price of the execution, of those that add anything."""
+    rated = {outcome: rate_outcome(price, execution._replace(outcome=outcome)) for outcome in FINAL_OUTCOMES}
     return {outcome: bonus for outcome, bonus in rated.items() if bonus.total_micros}

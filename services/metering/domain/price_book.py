@@ -3,15 +3,12 @@
 A book is a series of versions, a version an ordered list of prices, a price the sum of its components.
 """
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from services.kit.errors import FieldViolation, InvalidArgument
-from services.kit.ids import AGENT, check_id
-from services.metering.domain.usage_event import IDENTIFIER, MAX_DEFERRAL, Outcome
+from services.kit.errors import InvalidArgument
+from services.metering.domain.usage_event import Outcome
 
 # The owner of the platform's own books.
 PLATFORM_OWNER = "platform"
@@ -19,15 +16,20 @@ PLATFORM_OWNER = "platform"
 MAX_PRICES = 1_000
 MAX_COMPONENTS = 100
 MAX_SELECTED = 1_000
-# Components and selector entries of a whole version: what a version may weigh.
+# Of a rate; of a formula, of a plan, of a price.
+MAX_TIERS = 100
+MAX_MODELS = 100
+MAX_TERMS = 32
+MAX_ALLOWANCES = 32
+MAX_DISCOUNTS = 20
+# Of a version.
+MAX_METERS = 100
+MAX_PLANS = 100
+# Components, tiers, and entries of selectors and the like of a whole version: what a version may weigh.
 MAX_ENTRIES = 10_000
 MAX_PER_UNITS = 10**12
 MIN_DEFERRAL = timedelta(seconds=1)
 DEFAULT_DEFERRAL = timedelta(days=7)
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# Strictly decimal: no sign, exponent, separator, infinity, or leading zero.
-_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?", re.ASCII)
 
 
 class TokenKind(StrEnum):
@@ -288,18 +290,16 @@ class PriceVersion:
     effective_time: datetime | None = None
     publish_time: datetime | None = None
     publisher_api_key_id: str = ""
+    meters: tuple[MeterFormula, ...] = ()
+    plans: tuple[Plan, ...] = ()
+
+    @property
+    def price_list(self) -> PriceList:
+        return PriceList(self.prices, self.meters, self.plans)
 
     @property
     def is_published(self) -> bool:
         return self.publish_time is not None
-
-
-def check_prices(prices: Sequence[Price]) -> None:
-    """Raise InvalidArgument with everything that is wrong with the prices of a version."""
-    violations = list(_price_violations(prices))
-    if violations:
-        first = violations[0]
-        raise InvalidArgument(f"{first.field}: {first.description}", field_violations=violations)
 
 
 def check_effective_time(effective_time: datetime, *, previous: datetime | None, now: datetime) -> None:
@@ -316,91 +316,4 @@ def check_effective_time(effective_time: datetime, *, previous: datetime | None,
     if effective_time <= previous:
         raise InvalidArgument.of(
             "effective_time", f"must be after that of the version before, {previous.isoformat()}"
-        )
-
-
-def _price_violations(prices: Sequence[Price]) -> Iterator[FieldViolation]:
-    if not 1 <= len(prices) <= MAX_PRICES:
-        yield FieldViolation("prices", f"must be 1 to {MAX_PRICES}")
-        return
-    yield from _name_violations("prices", (price.name for price in prices))
-    for index, price in enumerate(prices):
-        yield from _selector_violations(f"prices[{index}].selector", price.selector)
-        path = f"prices[{index}].components"
-        if not 1 <= len(price.components) <= MAX_COMPONENTS:
-            yield FieldViolation(path, f"must be 1 to {MAX_COMPONENTS}")
-            continue
-        yield from _name_violations(path, (component.name for component in price.components))
-        for position, named in enumerate(price.components):
-            yield from _component_violations(f"{path}[{position}]", named.component)
-        yield from _deferral_violations(f"prices[{index}].deferral", price.deferral)
-
-
-def _name_violations(path: str, names: Iterable[str]) -> Iterator[FieldViolation]:
-    seen: set[str] = set()
-    for index, name in enumerate(names):
-        if not _NAME.fullmatch(name):
-            yield FieldViolation(f"{path}[{index}].name", "must be 1 to 64 letters, digits, '_', '.' or '-'")
-        elif name in seen:
-            yield FieldViolation(f"{path}[{index}].name", f"{name!r} is used twice")
-        seen.add(name)
-
-
-def _selector_violations(path: str, selector: PriceSelector) -> Iterator[FieldViolation]:
-    checks: tuple[tuple[str, frozenset[str], Callable[[str], bool], str], ...] = (
-        ("action_types", selector.action_types, _is_action_type, "an action type"),
-        ("agent_ids", selector.agent_ids, _is_agent_id, "an agent id"),
-    )
-    for field, values, is_valid, kind in checks:
-        if len(values) > MAX_SELECTED:
-            yield FieldViolation(f"{path}.{field}", f"must be at most {MAX_SELECTED}")
-        wrong = sorted(value for value in values if not is_valid(value))
-        if wrong:
-            yield FieldViolation(f"{path}.{field}", f"{wrong[0][:64]!r} is not {kind}")
-
-
-def _is_action_type(value: str) -> bool:
-    return IDENTIFIER.fullmatch(value) is not None
-
-
-def _is_agent_id(value: str) -> bool:
-    try:
-        check_id(value, AGENT, field="agent_ids")
-    except InvalidArgument:
-        return False
-    return True
-
-
-def _deferral_violations(path: str, deferral: OutcomeDeferral) -> Iterator[FieldViolation]:
-    after = deferral.expire_after
-    if not MIN_DEFERRAL <= after <= MAX_DEFERRAL or after.microseconds:
-        yield FieldViolation(
-            f"{path}.expire_after", f"must be a second to {MAX_DEFERRAL.days} days, in whole seconds"
-        )
-    if deferral.expired_outcome is Outcome.PENDING:
-        yield FieldViolation(f"{path}.expired_outcome", "must be success, failure, partial or unknown")
-
-
-def _component_violations(path: str, component: Component) -> Iterator[FieldViolation]:
-    match component:
-        case BaseFee(price):
-            path = f"{path}.base_fee"
-            is_rate = False
-        case TokenRate(_, price):
-            path = f"{path}.token_rate"
-            is_rate = True
-        case OutcomeBonus(outcome, price):
-            path = f"{path}.outcome_bonus"
-            is_rate = False
-            if outcome in (Outcome.UNKNOWN, Outcome.PENDING):
-                yield FieldViolation(f"{path}.outcome", "must be success, failure or partial")
-    if not _DECIMAL.fullmatch(price.amount):
-        yield FieldViolation(
-            f"{path}.price.amount",
-            "must be a decimal number with at most 12 digits before and 12 after the point, such as 0.60",
-        )
-    most = MAX_PER_UNITS if is_rate else 1
-    if not 1 <= price.per_units <= most:
-        yield FieldViolation(
-            f"{path}.price.per_units", f"must be from 1 to {most}" if is_rate else "must be 1 for a fee"
         )

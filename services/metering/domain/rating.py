@@ -1,87 +1,307 @@
-"""Rating: what usage costs under a price. A pure function on integers.
+"""Rating: what usage costs under a price. A pure function on integers, and the only one: charges, quotes,
+simulations and re-rating all come from it.
 
 A price is compiled once: the price of one unit of every component becomes an integer number of parts, so
-many of which (`denominator`) make a micro of the currency. What an event costs is then exact in integer
-arithmetic, whatever decimals and unit sizes the price names, and is rounded once.
+many of which (`denominator`) make a micro of the currency. What the components come to is then exact in
+integer arithmetic, whatever decimals and unit sizes the price names, and is rounded once, half to even.
+Whatever follows (discounts, a minimum, a maximum) works on whole micros, and is rounded step by step.
+
+What counts over a billing period is given in and answered as counters, by name: positions in tiers and
+allowances in units, amounts in micros. See docs/adr/0021-rating.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
-from fractions import Fraction
+from enum import StrEnum
 from math import lcm
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Self
 
 from services.kit.errors import InvalidArgument
-from services.kit.money import MAX_AMOUNT_MICROS, MICROS_PER_UNIT, round_half_even
+from services.kit.money import MAX_AMOUNT_MICROS, round_half_even
+from services.metering.domain.condition import Condition, compile_condition
+from services.metering.domain.meters import (
+    MODEL_METERS,
+    Measure,
+    compile_formulas,
+    measure_of,
+    of_models,
+    quantities,
+)
 from services.metering.domain.price_book import (
     BaseFee,
     Component,
+    Discount,
+    MeterRate,
     OutcomeBonus,
     OutcomeDeferral,
     Price,
     PriceComponent,
+    PriceList,
     PriceSelector,
+    TierMode,
+    TierScope,
     TokenKind,
     TokenRate,
     UnitPrice,
 )
-from services.metering.domain.usage_event import Outcome, Usage
+from services.metering.domain.tiers import (
+    Charge,
+    charge_close,
+    charge_execution,
+    charge_period,
+    micros_of,
+    prices_of,
+)
+from services.metering.domain.usage_event import FINAL_OUTCOMES, Outcome, Usage, UsageEvent
 
-# How many units of a component an event used; 0 means that it leaves no line.
-Measure = Callable[[Usage, Outcome], int]
+# Name -> value; a missing one is 0.
+Counters = Mapping[str, int]
+
+_EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+_NO_PRICE: Final = UnitPrice("0")
+_ALL: Final = 10_000
+# The counter of what a contract's maximum counts.
+_CONTRACT_CHARGED: Final = "contract:charged"
+
+
+class LineKind(StrEnum):
+    """What a line of a charge is for."""
+
+    COMPONENT = "component"
+    # What an allowance covers of a component: a quantity, no amount.
+    ALLOWANCE = "allowance"
+    # What the outcome does not owe.
+    OUTCOME_FACTOR = "outcome_factor"
+    DISCOUNT = "discount"
+    MINIMUM = "minimum"
+    MAXIMUM = "maximum"
+    SUBSCRIPTION = "subscription"
+    PRORATION = "proration"
+
+
+class Execution(NamedTuple):
+    """A finished run or action, as far as its price can depend on it.
+
+    `result` is what the host reported of its result, as JSON: only conditions ask for it.
+    """
+
+    usage: Usage
+    outcome: Outcome
+    occur_time: datetime
+    result: Mapping[str, Any] = _EMPTY
+    action_type: str = ""
+    agent_id: str = ""
+    agent_version: str = ""
+    tool_name: str = ""
+    outcome_candidate: str = ""
+
+    @classmethod
+    def of(cls, event: UsageEvent, occur_time: datetime) -> Self:
+        """The execution that an event reports; an outcome that this release does not know is unknown."""
+        return cls(
+            event.usage,
+            event.outcome or Outcome.UNKNOWN,
+            occur_time,
+            event.result,
+            event.action_type,
+            event.agent_id,
+            event.agent_version,
+            event.tool_name,
+            event.outcome_candidate,
+        )
+
+
+class ContractTerms(NamedTuple):
+    """What a contract adds to prices: discounts after those of the price, units that are included in a
+    billing period by meter, and the most that it costs in one, over all its prices.
+    """
+
+    discounts: tuple[Discount, ...] = ()
+    allowances: Mapping[str, int] = _EMPTY
+    period_maximum_micros: int | None = None
+
+
+class CompiledDiscount(NamedTuple):
+    """A discount: of basis points, of micros, or of steps (from micros, basis points) of what is spent."""
+
+    name: str
+    basis_points: int
+    amount_micros: int
+    steps: tuple[tuple[int, int], ...]
+    unit_price: UnitPrice
+    start_time: datetime | None
+    end_time: datetime | None
+
+    def applies(self, moment: datetime) -> bool:
+        return (self.start_time is None or self.start_time <= moment) and (
+            self.end_time is None or moment < self.end_time
+        )
+
+    def off(self, spent_micros: int) -> int:
+        """What the steps take off all that is spent in a billing period, rounded down.
+
+        Down and not to even: the next micro that is spent then never takes off two.
+        """
+        taken = 0
+        following: int | None = None
+        for start, basis_points in reversed(self.steps):
+            until = spent_micros if following is None else min(spent_micros, following)
+            if until > start:
+                taken += (until - start) * basis_points
+            following = start
+        return taken // _ALL
+
+
+class CompiledTerms(NamedTuple):
+    """Terms of a contract, ready for integer arithmetic."""
+
+    volume_discounts: tuple[CompiledDiscount, ...]
+    discounts: tuple[CompiledDiscount, ...]
+    allowances: Mapping[str, int]
+    period_maximum_micros: int | None
+
+
+class Limit(NamedTuple):
+    """A minimum or a maximum."""
+
+    micros: int
+    unit_price: UnitPrice
 
 
 class CompiledComponent(NamedTuple):
-    """A component, ready for integer arithmetic: `rate` is the price of one unit in the price's parts."""
+    """A component, ready for integer arithmetic.
+
+    `measure` counts its units. Without tiers each costs `rate` parts; with tiers (`charge`) they cost what
+    those say, from the position of `counter` on if it has one. `models_measure` counts what is left of what
+    some models consumed when a part is covered. `close` charges what is known at the end of a period only.
+    """
 
     name: str
     unit_price: UnitPrice
     measure: Measure
     rate: int
+    outcome: Outcome | None
+    is_bonus: bool
+    condition: Condition | None
+    charge: Charge | None
+    close: Charge | None
+    counter: str
+    meter: str
+    models_measure: Callable[[Usage, int], int] | None
 
-
-# A component, how many units of it were used, and the parts that they cost.
-_Charged = tuple[CompiledComponent, int, int]
+    @property
+    def is_deferred(self) -> bool:
+        """Whether it is not charged as long as the outcome is pending."""
+        return self.is_bonus or self.condition is not None
 
 
 class CompiledPrice(NamedTuple):
-    """A price, ready for integer arithmetic: `denominator` parts make one micro."""
+    """A price, ready for integer arithmetic: `denominator` parts make one micro.
+
+    `factors` has the basis points that each outcome owes, the pending one too; None if all owe everything.
+    """
 
     selector: PriceSelector
     components: tuple[CompiledComponent, ...]
     denominator: int
     deferral: OutcomeDeferral
+    name: str
+    key: str
+    meters: Mapping[str, Measure]
+    formulas: Mapping[str, Measure]
+    factors: Mapping[Outcome, int] | None
+    volume_discounts: tuple[CompiledDiscount, ...]
+    discounts: tuple[CompiledDiscount, ...]
+    minimum: Limit | None
+    maximum: Limit | None
+    period_minimum: Limit | None
+    period_maximum: Limit | None
+    # Whether anything follows the components.
+    is_adjusted: bool
+    counters: tuple[str, ...]
+
+    @property
+    def gross_counter(self) -> str:
+        return f"{self.key}:gross"
+
+    @property
+    def charged_counter(self) -> str:
+        return f"{self.key}:charged"
 
 
 class RatedLine(NamedTuple):
-    """What one component came to."""
+    """What one component came to, or one step of what follows them. See LineKind for the names."""
 
     component_name: str
     quantity: int
     unit_price: UnitPrice
     amount_micros: int
+    kind: LineKind = LineKind.COMPONENT
+    tier: int = 0
 
 
 class Rated(NamedTuple):
-    """What an event costs: the lines add up to the total, to the micro."""
+    """What an execution costs: the lines add up to the total, to the micro.
+
+    `closing` has the new values of the counters that it moved.
+    """
 
     lines: tuple[RatedLine, ...]
     total_micros: int
+    closing: Counters = _EMPTY
+
+
+class _Charged(NamedTuple):
+    """Units of a component that have one price, and the parts that they cost."""
+
+    component: CompiledComponent
+    quantity: int
+    unit_price: UnitPrice
+    tier: int
+    parts: int
+
+
+class _Step(NamedTuple):
+    """What follows the components: the lines of it, and what is left to pay."""
+
+    lines: list[RatedLine]
+    net_micros: int
+
+
+class _Whole(NamedTuple):
+    """An execution, rated: what its components came to, and what followed."""
+
+    charged: list[_Charged]
+    components_micros: int
+    allowed: list[RatedLine]
+    following: list[RatedLine]
+    total_micros: int
+    closing: dict[str, int]
+
+
+NO_TERMS: Final = ContractTerms()
+
+
+def compile_terms(terms: ContractTerms) -> CompiledTerms:
+    """The terms of a contract with their decimals as integers."""
+    volumes, others = _compile_discounts(terms.discounts)
+    return CompiledTerms(volumes, others, terms.allowances, terms.period_maximum_micros)
+
+
+NO_COMPILED_TERMS: Final = CompiledTerms((), (), NO_TERMS.allowances, None)
+
+
+def compile_price_list(price_list: PriceList, price_book_id: str = "") -> tuple[CompiledPrice, ...]:
+    """The prices of a version, in their order. The book's id is part of the names of counters."""
+    formulas = compile_formulas(price_list.meters)
+    return tuple(_compile_price(price, formulas, price_book_id) for price in price_list.prices)
 
 
 def compile_price(price: Price) -> CompiledPrice:
-    """The price with its decimals brought over one denominator."""
-    rates = [_micros_per_unit(named.component.price) for named in price.components]
-    denominator = lcm(*(rate.denominator for rate in rates))
-    return CompiledPrice(
-        selector=price.selector,
-        components=tuple(
-            _compile_component(named, rate, denominator)
-            for named, rate in zip(price.components, rates, strict=True)
-        ),
-        denominator=denominator,
-        deferral=price.deferral,
-    )
+    """A price by itself."""
+    return _compile_price(price, {}, "")
 
 
 def select(prices: Sequence[CompiledPrice], action_type: str, agent_id: str) -> CompiledPrice | None:
@@ -92,50 +312,324 @@ def select(prices: Sequence[CompiledPrice], action_type: str, agent_id: str) -> 
     return None
 
 
-def rate(price: CompiledPrice, usage: Usage, outcome: Outcome) -> Rated:
-    """What the usage costs.
+def counter_names(price: CompiledPrice, terms: CompiledTerms = NO_COMPILED_TERMS) -> tuple[str, ...]:
+    """The counters that rating by this price reads or moves; none for a price without state."""
+    names = price.counters
+    if terms.allowances:
+        names += tuple(_allowance_counter(meter) for meter in terms.allowances if meter in price.meters)
+    if terms.volume_discounts and not price.volume_discounts:
+        names += (price.gross_counter,)
+    if terms.period_maximum_micros is not None:
+        names += (_CONTRACT_CHARGED,)
+    return names
 
-    The exact sum is rounded once, half to even, to micros; lines are rounded by largest remainder, ties to
-    the earlier one, so that they add up to it. A base fee always leaves a line; tokens do when there are any,
-    a bonus when it is earned: never while the outcome is pending. Raises InvalidArgument naming `usage` if
-    the total exceeds MAX_AMOUNT_MICROS.
+
+def rate(
+    price: CompiledPrice,
+    execution: Execution,
+    terms: CompiledTerms = NO_COMPILED_TERMS,
+    opening: Counters = _EMPTY,
+) -> Rated:
+    """What the execution costs, with the counters of its billing period as they stand.
+
+    A base fee always leaves a line; units do when there are any, a bonus when it is earned. While the outcome
+    is pending it is what is owed in any case: no bonus, no component with a condition, the smallest part that
+    an outcome owes. Raises InvalidArgument naming `usage` if the components exceed MAX_AMOUNT_MICROS.
+    """
+    whole = _rate(price, execution, terms, opening, execution.outcome is Outcome.PENDING)
+    lines = _lines(whole.charged, whole.components_micros, price.denominator)
+    return Rated((*lines, *whole.allowed, *whole.following), whole.total_micros, whole.closing)
+
+
+def rate_outcome(
+    price: CompiledPrice,
+    execution: Execution,
+    terms: CompiledTerms = NO_COMPILED_TERMS,
+    opening: Counters = _EMPTY,
+) -> Rated:
+    """What a final outcome adds to what the execution cost while it was pending: never less than nothing.
+
+    `opening` are the counters as they stood for the pending one. Both together are what the execution costs
+    with this outcome, to the micro, which is why the rest is not rounded by itself. Its lines are those of
+    the components that the pending one did not have, and what changes in what follows them. `closing` is of
+    the whole execution. Raises InvalidArgument as `rate` does.
+    """
+    whole = _rate(price, execution, terms, opening, False)
+    base = _rate(price, execution, terms, opening, True)
+    earned = [one for one in whole.charged if one.component.is_deferred]
+    lines = _lines(earned, whole.components_micros - base.components_micros, price.denominator)
+    return Rated(
+        (*lines, *_changes(base.following, whole.following)),
+        whole.total_micros - base.total_micros,
+        whole.closing,
+    )
+
+
+def highest(
+    price: CompiledPrice,
+    execution: Execution,
+    terms: CompiledTerms = NO_COMPILED_TERMS,
+    opening: Counters = _EMPTY,
+) -> int:
+    """The most micros that the execution costs, with any outcome and any result."""
+    return max(
+        _rate(price, execution._replace(outcome=outcome), terms, opening, False, True).total_micros
+        for outcome in FINAL_OUTCOMES
+    )
+
+
+def close_period(price: CompiledPrice, terms: CompiledTerms, counters: Counters) -> Rated:
+    """What a billing period costs once it is over: volume tiers over the period, and what is missing up to
+    the period's minimum.
+
+    Discounts of a part apply if they always do: a period has no moment. Nothing is charged for a period
+    without executions, in which no counter moved.
     """
     charged: list[_Charged] = []
     exact = 0
     for component in price.components:
-        quantity = component.measure(usage, outcome)
-        if quantity:
+        if component.close is not None and (quantity := counters.get(component.counter, 0)):
+            for piece in component.close(0, quantity):
+                charged.append(_Charged(component, *piece))
+                exact += piece.parts
+    gross = _bounded(round_half_even(exact, price.denominator))
+    closing: dict[str, int] = {}
+    step = _discounted(price, terms, gross, None, counters, closing)
+    minimum = price.period_minimum
+    if minimum is not None and price.charged_counter in counters:
+        missing = minimum.micros - counters[price.charged_counter] - step.net_micros
+        if missing > 0:
+            step.lines.append(_line(price.name, minimum, missing, LineKind.MINIMUM))
+            step = step._replace(net_micros=step.net_micros + missing)
+    step = _limited(price, terms, step, counters, closing)
+    lines = _lines(charged, gross, price.denominator)
+    return Rated((*lines, *step.lines), step.net_micros, closing)
+
+
+def _rate(
+    price: CompiledPrice,
+    execution: Execution,
+    terms: CompiledTerms,
+    opening: Counters,
+    pending: bool,
+    assume: bool = False,
+) -> _Whole:
+    """The execution, with its outcome or as if that was pending; `assume` takes conditions for true."""
+    usage, outcome = execution.usage, execution.outcome
+    closing: dict[str, int] = {}
+    covered = _cover(price, terms, usage, opening, closing) if terms.allowances else _EMPTY
+    charged: list[_Charged] = []
+    allowed: list[RatedLine] = []
+    exact = bonus = 0
+    values: dict[str, Any] | None = None
+    for component in price.components:
+        if component.is_bonus:
+            if pending or component.outcome not in (None, outcome):
+                continue
+            quantity = 1
+        else:
+            quantity = component.measure(usage)
+        if not quantity:
+            continue
+        if component.condition is not None:
+            if pending:
+                continue
+            if not assume:
+                if values is None:
+                    values = _values(price, execution)
+                if not component.condition.holds(values):
+                    continue
+        if covered and (units := covered.get(component.meter, 0)):
+            models_measure = component.models_measure
+            rest = quantity - units if models_measure is None else models_measure(usage, units)
+            if rest < quantity:
+                allowed.append(RatedLine(component.name, quantity - rest, _NO_PRICE, 0, LineKind.ALLOWANCE))
+                quantity = rest
+                if not quantity:
+                    continue
+        if component.charge is None:
             parts = quantity * component.rate
-            exact += parts
-            charged.append((component, quantity, parts))
-    total = round_half_even(exact, price.denominator)
-    if total > MAX_AMOUNT_MICROS:
-        raise InvalidArgument.of("usage", f"costs {total} micros, more than {MAX_AMOUNT_MICROS}")
-    return Rated(_lines(charged, total, price.denominator), total)
+            charged.append(_Charged(component, quantity, component.unit_price, 0, parts))
+        else:
+            position = 0
+            if component.counter:
+                position = opening.get(component.counter, 0)
+                closing[component.counter] = position + quantity
+            if component.close is not None:
+                continue
+            parts = 0
+            for piece in component.charge(position, position + quantity):
+                parts += piece.parts
+                charged.append(_Charged(component, *piece))
+        exact += parts
+        if component.is_bonus:
+            bonus += parts
+    denominator = price.denominator
+    components = _bounded(round_half_even(exact, denominator))
+    if not price.is_adjusted and terms is NO_COMPILED_TERMS:
+        return _Whole(charged, components, allowed, [], components, closing)
+    lines: list[RatedLine] = []
+    gross = components
+    if price.factors is not None:
+        factor = price.factors[Outcome.PENDING if pending else outcome]
+        if factor != _ALL:
+            owed = (exact - bonus) * factor + bonus * _ALL
+            gross = round_half_even(owed, denominator * _ALL)
+            if gross != components:
+                lines.append(RatedLine(price.name, 1, _NO_PRICE, gross - components, LineKind.OUTCOME_FACTOR))
+    step = _discounted(price, terms, gross, execution.occur_time, opening, closing)
+    lines += step.lines
+    net = step.net_micros
+    if price.minimum is not None and net < price.minimum.micros:
+        lines.append(_line(price.name, price.minimum, price.minimum.micros - net, LineKind.MINIMUM))
+        net = price.minimum.micros
+    if price.maximum is not None and net > price.maximum.micros:
+        lines.append(_line(price.name, price.maximum, price.maximum.micros - net, LineKind.MAXIMUM))
+        net = price.maximum.micros
+    step = _limited(price, terms, _Step(lines, net), opening, closing)
+    return _Whole(charged, components, allowed, step.lines, step.net_micros, closing)
 
 
-def rate_bonus(price: CompiledPrice, usage: Usage, outcome: Outcome) -> Rated:
-    """What the outcome adds to what the usage cost while it was pending.
+def _bounded(amount_micros: int) -> int:
+    if amount_micros > MAX_AMOUNT_MICROS:
+        raise InvalidArgument.of("usage", f"costs {amount_micros} micros, more than {MAX_AMOUNT_MICROS}")
+    return amount_micros
 
-    Both together are what the usage costs with this outcome, to the micro, which is why the bonus is not
-    rounded by itself. Its lines are those of the components that only this outcome earns. Raises
-    InvalidArgument as `rate` does.
+
+def _cover(
+    price: CompiledPrice, terms: CompiledTerms, usage: Usage, opening: Counters, closing: dict[str, int]
+) -> dict[str, int]:
+    """How many units of each meter that the price counts are covered by allowances, which this uses up."""
+    covered: dict[str, int] = {}
+    for meter, included in terms.allowances.items():
+        measure = price.meters.get(meter)
+        if measure is None:
+            continue
+        name = _allowance_counter(meter)
+        used = opening.get(name, 0)
+        units = min(measure(usage), included - used)
+        if units > 0:
+            covered[meter] = units
+            closing[name] = used + units
+    return covered
+
+
+def _values(price: CompiledPrice, execution: Execution) -> dict[str, Any]:
+    """What conditions may ask for, as far as one of this price does."""
+    wanted = {name for one in price.components if one.condition for name in one.condition.variables}
+    values: dict[str, Any] = {}
+    for name in wanted:
+        match name:
+            case "outcome":
+                values[name] = execution.outcome.value
+            case "usage":
+                values[name] = quantities(execution.usage, price.formulas)
+            case _:
+                values[name] = getattr(execution, name)
+    return values
+
+
+def _discounted(
+    price: CompiledPrice,
+    terms: CompiledTerms,
+    gross: int,
+    moment: datetime | None,
+    opening: Counters,
+    closing: dict[str, int],
+) -> _Step:
+    """What discounts leave of an amount: those by volume first, since they count what is spent without
+    discounts; then the others, one after the other, the contract's last. Without a moment it is what a closed
+    period costs: there only those apply that always do, and none of so much for each execution.
     """
-    total = rate(price, usage, outcome).total_micros - rate(price, usage, Outcome.PENDING).total_micros
-    earned: list[_Charged] = [
-        (component, quantity, quantity * component.rate)
-        for component in price.components
-        if (quantity := component.measure(usage, outcome) - component.measure(usage, Outcome.PENDING))
+    lines: list[RatedLine] = []
+    net = gross
+    volumes = price.volume_discounts + terms.volume_discounts
+    if volumes:
+        before = opening.get(price.gross_counter, 0)
+        after = before + gross
+        closing[price.gross_counter] = after
+        for discount in volumes:
+            if not _applies(discount, moment):
+                continue
+            # A later one counts what the one before it left.
+            before, after = before - discount.off(before), after - discount.off(after)
+            _take(lines, discount, after - before - net)
+            net = after - before
+    for discount in price.discounts + terms.discounts:
+        if not _applies(discount, moment):
+            continue
+        if discount.basis_points:
+            left = round_half_even(net * (_ALL - discount.basis_points), _ALL)
+        elif moment is None:
+            continue
+        else:
+            left = max(0, net - discount.amount_micros)
+        _take(lines, discount, left - net)
+        net = left
+    return _Step(lines, net)
+
+
+def _applies(discount: CompiledDiscount, moment: datetime | None) -> bool:
+    if moment is None:
+        return discount.start_time is None and discount.end_time is None
+    return discount.applies(moment)
+
+
+def _take(lines: list[RatedLine], discount: CompiledDiscount, amount_micros: int) -> None:
+    if amount_micros:
+        lines.append(RatedLine(discount.name, 1, discount.unit_price, amount_micros, LineKind.DISCOUNT))
+
+
+def _limited(
+    price: CompiledPrice, terms: CompiledTerms, step: _Step, opening: Counters, closing: dict[str, int]
+) -> _Step:
+    """At most what the maximums of the billing period leave; counts what is charged."""
+    lines, net = step
+    counts = price.period_minimum is not None or price.period_maximum is not None
+    charged = opening.get(price.charged_counter, 0) if counts else 0
+    if price.period_maximum is not None:
+        room = max(0, price.period_maximum.micros - charged)
+        if net > room:
+            lines.append(_line(price.name, price.period_maximum, room - net, LineKind.MAXIMUM))
+            net = room
+    if terms.period_maximum_micros is not None:
+        spent = opening.get(_CONTRACT_CHARGED, 0)
+        room = max(0, terms.period_maximum_micros - spent)
+        if net > room:
+            limit = Limit(terms.period_maximum_micros, _decimal(terms.period_maximum_micros))
+            lines.append(_line(price.name, limit, room - net, LineKind.MAXIMUM))
+            net = room
+        closing[_CONTRACT_CHARGED] = spent + net
+    if counts:
+        # Even if that is nothing: the counter tells that there was an execution.
+        closing[price.charged_counter] = charged + net
+    return _Step(lines, net)
+
+
+def _line(name: str, limit: Limit, amount_micros: int, kind: LineKind) -> RatedLine:
+    return RatedLine(name, 1, limit.unit_price, amount_micros, kind)
+
+
+def _changes(before: Sequence[RatedLine], after: Sequence[RatedLine]) -> list[RatedLine]:
+    """What the lines that follow the components of a final outcome differ in from those of a pending one."""
+    amounts: dict[tuple[LineKind, str, UnitPrice], int] = {}
+    for sign, lines in ((1, after), (-1, before)):
+        for line in lines:
+            key = (line.kind, line.component_name, line.unit_price)
+            amounts[key] = amounts.get(key, 0) + sign * line.amount_micros
+    return [
+        RatedLine(name, 1, unit_price, amount, kind)
+        for (kind, name, unit_price), amount in amounts.items()
+        if amount
     ]
-    return Rated(_lines(earned, total, price.denominator), total)
 
 
 def _lines(charged: Sequence[_Charged], total: int, denominator: int) -> tuple[RatedLine, ...]:
-    """A line for each component, rounded so that they add up to `total`."""
+    """A line for each piece, rounded so that they add up to `total`."""
     shares: list[int] = []
     remainders: list[int] = []
-    for _, _, parts in charged:
-        share, remainder = divmod(parts, denominator)
+    for one in charged:
+        share, remainder = divmod(one.parts, denominator)
         shares.append(share)
         remainders.append(remainder)
     left = total - sum(shares)
@@ -148,31 +642,147 @@ def _lines(charged: Sequence[_Charged], total: int, denominator: int) -> tuple[R
         # Only a bonus of whole micros can come to one less, by what it is added to being rounded to even.
         shares[shares.index(max(shares))] -= 1
     return tuple(
-        RatedLine(component.name, quantity, component.unit_price, share)
-        for (component, quantity, _), share in zip(charged, shares, strict=True)
+        RatedLine(one.component.name, one.quantity, one.unit_price, share, LineKind.COMPONENT, one.tier)
+        for one, share in zip(charged, shares, strict=True)
     )
 
 
-def _micros_per_unit(price: UnitPrice) -> Fraction:
-    return Fraction(Decimal(price.amount)) * MICROS_PER_UNIT / price.per_units
+def _compile_price(price: Price, formulas: Mapping[str, Measure], price_book_id: str) -> CompiledPrice:
+    rates = [micros for named in price.components for micros in _multiplied(named.component)]
+    denominator = lcm(*(rate.denominator for rate in rates))
+    key = f"{price_book_id}/{price.name}"
+    components = tuple(
+        _compile_component(named, denominator, formulas, f"{key}/{named.name}") for named in price.components
+    )
+    volumes, others = _compile_discounts(price.discounts)
+    factors = None
+    if price.outcome_factors:
+        named_factors = {one.outcome: one.basis_points for one in price.outcome_factors}
+        factors = {outcome: named_factors.get(outcome, _ALL) for outcome in FINAL_OUTCOMES}
+        factors[Outcome.PENDING] = min(factors.values())
+    period = (_limit(price.period_minimum), _limit(price.period_maximum))
+    counters = [one.counter for one in components if one.counter]
+    if volumes:
+        counters.append(f"{key}:gross")
+    if any(period):
+        counters.append(f"{key}:charged")
+    return CompiledPrice(
+        selector=price.selector,
+        components=components,
+        denominator=denominator,
+        deferral=price.deferral,
+        name=price.name,
+        key=key,
+        meters={one.meter: measure_of(one.meter, formulas) for one in components if one.meter},
+        formulas=formulas,
+        factors=factors,
+        volume_discounts=volumes,
+        discounts=others,
+        minimum=_limit(price.minimum),
+        maximum=_limit(price.maximum),
+        period_minimum=period[0],
+        period_maximum=period[1],
+        is_adjusted=bool(
+            price.outcome_factors or price.discounts or price.minimum or price.maximum or any(period)
+        ),
+        counters=tuple(counters),
+    )
 
 
-def _compile_component(named: PriceComponent, rate: Fraction, denominator: int) -> CompiledComponent:
+def _compile_component(
+    named: PriceComponent, denominator: int, formulas: Mapping[str, Measure], counter: str
+) -> CompiledComponent:
+    component = named.component
+    outcome = None
+    charge = close = models_measure = None
+    is_counted = False
+    meter = ""
+    match component:
+        case BaseFee(unit_price) | OutcomeBonus(_, unit_price):
+            measure: Measure = _one
+            if isinstance(component, OutcomeBonus):
+                outcome = component.outcome
+        case TokenRate(kind, unit_price):
+            meter = "input_tokens" if kind is TokenKind.INPUT else "output_tokens"
+            measure = measure_of(meter, formulas)
+        case MeterRate():
+            meter = component.meter
+            unit_price = component.tiers[0].price
+            measure = measure_of(meter, formulas)
+            if component.models and meter in MODEL_METERS:
+                models_measure = of_models(meter, component.models)
+                measure = _uncovered(models_measure)
+            is_counted = component.tier_scope is TierScope.BILLING_PERIOD
+            charge, close = _compile_charge(component, denominator)
+    micros = micros_of(unit_price)
     return CompiledComponent(
         name=named.name,
-        unit_price=named.component.price,
-        measure=_measure(named.component),
-        rate=rate.numerator * (denominator // rate.denominator),
+        unit_price=unit_price,
+        measure=measure,
+        # Not of packages, whose units have no price by themselves.
+        rate=micros.numerator * (denominator // micros.denominator) if charge is None else 0,
+        outcome=outcome,
+        is_bonus=isinstance(component, OutcomeBonus),
+        condition=compile_condition(named.condition) if named.condition else None,
+        charge=charge,
+        close=close,
+        counter=counter if is_counted else "",
+        meter=meter,
+        models_measure=models_measure,
     )
 
 
-def _measure(component: Component) -> Measure:
-    match component:
-        case BaseFee():
-            return lambda usage, outcome: 1
-        case TokenRate(token_kind):
-            if token_kind is TokenKind.INPUT:
-                return lambda usage, outcome: usage.input_tokens
-            return lambda usage, outcome: usage.output_tokens
-        case OutcomeBonus(wanted):
-            return lambda usage, outcome: int(outcome is wanted)
+def _compile_charge(rate: MeterRate, denominator: int) -> tuple[Charge | None, Charge | None]:
+    """How units are charged, and how they are when a period is closed; neither if all just have one price."""
+    if rate.tier_scope is TierScope.BILLING_PERIOD:
+        if rate.tier_mode is TierMode.VOLUME:
+            close = charge_close(rate, denominator)
+            return close, close
+        return charge_period(rate, denominator), None
+    if rate.tier_mode is TierMode.FLAT and rate.tiers[0].fee is None:
+        return None, None
+    return charge_execution(rate, denominator), None
+
+
+def _multiplied(component: Component) -> Sequence[Any]:
+    """All that a component multiplies by, in micros."""
+    return prices_of(component) if isinstance(component, MeterRate) else [micros_of(component.price)]
+
+
+def _one(usage: Usage) -> int:
+    return 1
+
+
+def _uncovered(count: Callable[[Usage, int], int]) -> Measure:
+    return lambda usage: count(usage, 0)
+
+
+def _compile_discounts(
+    discounts: Sequence[Discount],
+) -> tuple[tuple[CompiledDiscount, ...], tuple[CompiledDiscount, ...]]:
+    """Those by volume, and the others."""
+    compiled = [
+        CompiledDiscount(
+            name=one.name,
+            basis_points=one.basis_points or 0,
+            amount_micros=0 if one.amount is None else round(micros_of(one.amount)),
+            steps=tuple((round(micros_of(step.from_amount)), step.basis_points) for step in one.volume),
+            unit_price=_NO_PRICE if one.amount is None else one.amount,
+            start_time=one.start_time,
+            end_time=one.end_time,
+        )
+        for one in discounts
+    ]
+    return tuple(one for one in compiled if one.steps), tuple(one for one in compiled if not one.steps)
+
+
+def _limit(price: UnitPrice | None) -> Limit | None:
+    return None if price is None else Limit(round(micros_of(price)), price)
+
+
+def _allowance_counter(meter: str) -> str:
+    return f"allowance:{meter}"
+
+
+def _decimal(amount_micros: int) -> UnitPrice:
+    return UnitPrice(format(Decimal(amount_micros).scaleb(-6), "f"))

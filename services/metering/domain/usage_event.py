@@ -1,16 +1,21 @@
 """Usage events: what an agent host reports, and the rules that make a report acceptable."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from services.kit.errors import FieldViolation
 from services.kit.money import MINOR_UNIT_DIGITS
 
 # Far above anything that one run consumes; a report beyond it is a mistake in units.
 MAX_TOKENS = 10**12
+# Of what comes in smaller units: bytes, milliseconds, meters of the host's own.
+MAX_QUANTITY = 10**15
+MAX_METERS = 32
+MAX_MODELS = 32
 # Clocks of hosts may be a little ahead of ours.
 MAX_CLOCK_SKEW = timedelta(minutes=5)
 MAX_AGE = timedelta(days=400)
@@ -37,6 +42,7 @@ _TEXT_LIMITS = {
 }
 _MAX_EVIDENCE_REF = 1_024
 _MAX_MODEL = 128
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Outcome(Enum):
@@ -50,12 +56,49 @@ class Outcome(Enum):
     PENDING = "pending"
 
 
+# What a pending outcome can become.
+FINAL_OUTCOMES = (Outcome.SUCCESS, Outcome.FAILURE, Outcome.PARTIAL, Outcome.UNKNOWN)
+
+
+class ModelUsage(NamedTuple):
+    """The part of a usage that one model consumed."""
+
+    model: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    inference_calls: int = 0
+
+
 class Usage(NamedTuple):
-    """What was consumed, in tokens. A quantity that is not known is zero."""
+    """What was consumed. A quantity that is not known is zero.
+
+    Cached tokens are among the input tokens, those of reasoning among the output tokens. Memory is in
+    megabytes (10^6 bytes) times seconds. `meters` are the host's own, by name. `models` says which models
+    consumed it when there were several; `model` is then empty.
+    """
 
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    inference_calls: int = 0
+    tool_calls: int = 0
+    cpu_milliseconds: int = 0
+    memory_megabyte_seconds: int = 0
+    network_bytes: int = 0
+    meters: Mapping[str, int] = _NOTHING
+    models: tuple[ModelUsage, ...] = ()
+
+
+# The quantities of a usage, in their order.
+_QUANTITIES: Final = Usage._fields[1:10]
+_SMALL_UNITS: Final = frozenset({"cpu_milliseconds", "memory_megabyte_seconds", "network_bytes"})
+# The meters that every usage has: its quantities, and what they leave of each other.
+METERS: Final = frozenset({*_QUANTITIES, "uncached_input_tokens", "text_output_tokens"})
+METER_NAME: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 
 
 class EventKey(NamedTuple):
@@ -72,7 +115,7 @@ class UsageEvent(NamedTuple):
 
     `outcome` is None when the host sent a value that this release does not know. `occur_time` and
     `outcome_expire_time` are None when the host left them to us. `content` is the event as sent, serialized
-    without its evidence: what a repeated report must equal.
+    without its evidence: what a repeated report must equal. `result` is what came of the work, as JSON.
     """
 
     key: EventKey
@@ -94,6 +137,7 @@ class UsageEvent(NamedTuple):
     currency_code: str
     content: bytes
     outcome_expire_time: datetime | None = None
+    result: Mapping[str, Any] = _NOTHING
 
 
 def violations(event: UsageEvent, now: datetime) -> list[FieldViolation]:
@@ -108,13 +152,7 @@ def violations(event: UsageEvent, now: datetime) -> list[FieldViolation]:
         # Most are empty, which is always fine.
         if text := getattr(event, name):
             _check_text(name, text, limit, refuse)
-    _check_text("usage.model", event.usage.model, _MAX_MODEL, refuse)
-    for name, tokens in (
-        ("usage.input_tokens", event.usage.input_tokens),
-        ("usage.output_tokens", event.usage.output_tokens),
-    ):
-        if not 0 <= tokens <= MAX_TOKENS:
-            refuse(name, f"must be from 0 to {MAX_TOKENS}")
+    _check_usage(event.usage, lambda field, description: refuse(f"usage.{field}", description))
     if event.outcome is None:
         refuse("outcome", "is not an outcome")
     if event.outcome_expire_time is not None:
@@ -146,6 +184,79 @@ def evidence_violations(evidence_ref: str, evidence_hash: bytes) -> list[FieldVi
 
     _check_evidence(evidence_ref, evidence_hash, refuse)
     return found
+
+
+def usage_violations(usage: Usage) -> list[FieldViolation]:
+    """Everything that makes a usage unacceptable that does not come with an event."""
+    found: list[FieldViolation] = []
+
+    def refuse(field: str, description: str) -> None:
+        found.append(FieldViolation(f"usage.{field}", description))
+
+    _check_usage(usage, refuse)
+    return found
+
+
+def _check_usage(usage: Usage, refuse: Callable[[str, str], None]) -> None:
+    _check_text("model", usage.model, _MAX_MODEL, refuse)
+    _check_quantities(usage, "", refuse)
+    if usage.meters:
+        _check_meters(usage.meters, refuse)
+    if usage.models:
+        _check_models(usage, refuse)
+
+
+def _check_quantities(usage: Usage | ModelUsage, path: str, refuse: Callable[[str, str], None]) -> None:
+    # All but the name of the model before them, and the lists behind them.
+    quantities: tuple[int, ...] = usage[1:10]
+    if min(quantities) < 0 or max(quantities) > MAX_TOKENS:
+        is_in_range = True
+        for name, quantity in zip(_QUANTITIES, quantities, strict=False):
+            most = MAX_QUANTITY if name in _SMALL_UNITS else MAX_TOKENS
+            if not 0 <= quantity <= most:
+                refuse(f"{path}{name}", f"must be from 0 to {most}")
+                is_in_range = False
+        if not is_in_range:
+            return
+    if usage.cached_input_tokens > usage.input_tokens:
+        refuse(f"{path}cached_input_tokens", "must be at most input_tokens, which they are among")
+    if usage.reasoning_tokens > usage.output_tokens:
+        refuse(f"{path}reasoning_tokens", "must be at most output_tokens, which they are among")
+
+
+def _check_meters(meters: Mapping[str, int], refuse: Callable[[str, str], None]) -> None:
+    if len(meters) > MAX_METERS:
+        refuse("meters", f"must be at most {MAX_METERS}")
+        return
+    for name, quantity in sorted(meters.items()):
+        if not METER_NAME.fullmatch(name):
+            refuse("meters", f"{name[:64]!r} must be 1 to 64 lowercase letters, digits or '_'")
+        elif name in METERS:
+            refuse("meters", f"{name!r} is not one of your own: report it in its own field")
+        elif not 0 <= quantity <= MAX_QUANTITY:
+            refuse(f"meters[{name}]", f"must be from 0 to {MAX_QUANTITY}")
+
+
+def _check_models(usage: Usage, refuse: Callable[[str, str], None]) -> None:
+    if len(usage.models) > MAX_MODELS:
+        refuse("models", f"must be at most {MAX_MODELS}")
+        return
+    if usage.model:
+        refuse("model", "must be empty when there are several models")
+    seen: set[str] = set()
+    for index, part in enumerate(usage.models):
+        path = f"models[{index}]"
+        _check_text(f"{path}.model", part.model, _MAX_MODEL, refuse)
+        if not part.model:
+            refuse(f"{path}.model", "is required")
+        elif part.model in seen:
+            refuse(f"{path}.model", f"{part.model!r} is there twice")
+        seen.add(part.model)
+        _check_quantities(part, f"{path}.", refuse)
+    for name in ModelUsage._fields[1:]:
+        total, parts = getattr(usage, name), sum(getattr(part, name) for part in usage.models)
+        if parts != total:
+            refuse(name, f"must be what its models add up to, {parts}")
 
 
 def _check_evidence(evidence_ref: str, evidence_hash: bytes, refuse: Callable[[str, str], None]) -> None:

@@ -7,17 +7,13 @@ from google.protobuf.duration_pb2 import Duration
 
 from services.kit import ids
 from services.kit.auth import Principal
-from services.kit.errors import FieldViolation, InvalidArgument
+from services.kit.errors import InvalidArgument
 from services.kit.money import check_amount, check_currency
 from services.metering.domain import reservation as rules
-from services.metering.domain.rating import CompiledPrice, rate
+from services.metering.domain.rating import Execution, highest
 from services.metering.domain.reservation import Reservation
-from services.metering.domain.usage_event import (
-    MAX_ORDINAL,
-    MAX_TOKENS,
-    Outcome,
-    Usage,
-)
+from services.metering.domain.usage_event import MAX_ORDINAL, Outcome, Usage, usage_violations
+from services.metering.rpc.convert import usage_from_proto
 from services.metering.rpc.terms import Terms, TermsFinder, Work
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
 
@@ -62,7 +58,8 @@ async def read_attempt(
     amount = (
         check_amount(request.max_cost.amount_micros, field="max_cost.amount_micros")
         if estimate == "max_cost"
-        else most_expensive(terms.price, read_usage(request.usage))
+        # With the outcome and the result that cost most.
+        else highest(terms.price, _expected(request, now))
     )
     reservation = Reservation(
         reservation_id=rules.reservation_id(
@@ -96,19 +93,22 @@ def read_ttl(message: Duration) -> timedelta:
 
 def read_usage(message: usage_pb2.Usage) -> Usage:
     """The usage that is expected."""
-    malformed = [
-        FieldViolation(f"usage.{name}", f"must be from 0 to {MAX_TOKENS}")
-        for name in ("input_tokens", "output_tokens")
-        if not 0 <= getattr(message, name) <= MAX_TOKENS
-    ]
+    usage = usage_from_proto(message)
+    malformed = usage_violations(usage)
     if malformed:
         raise InvalidArgument("usage: is out of range", field_violations=malformed)
-    return Usage(message.model, message.input_tokens, message.output_tokens)
+    return usage
 
 
-def most_expensive(price: CompiledPrice, usage: Usage) -> int:
-    """What the usage costs, in micros, with the outcome that costs most."""
-    return max(rate(price, usage, outcome).total_micros for outcome in Outcome)
+def _expected(request: metering_service_pb2.AuthorizeRequest, now: datetime) -> Execution:
+    return Execution(
+        read_usage(request.usage),
+        Outcome.UNKNOWN,
+        now,
+        action_type=request.action_type,
+        agent_id=request.agent_id,
+        agent_version=request.agent_version,
+    )
 
 
 def _check_identity(request: metering_service_pb2.AuthorizeRequest) -> None:

@@ -1,9 +1,10 @@
 """Between the contract and the domain: usage events and charges."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.errors import FieldViolation, InvalidArgument
@@ -11,8 +12,15 @@ from services.kit.messages import set_money
 from services.kit.times import optional_time_from_proto, set_timestamp
 from services.metering.domain.claim import Claim, OutcomeHold
 from services.metering.domain.outcome import DeferredOutcome, OutcomeState
-from services.metering.domain.rating import RatedLine
-from services.metering.domain.usage_event import EventKey, Outcome, Usage, UsageEvent, violations
+from services.metering.domain.rating import Execution, LineKind, RatedLine
+from services.metering.domain.usage_event import (
+    EventKey,
+    ModelUsage,
+    Outcome,
+    Usage,
+    UsageEvent,
+    violations,
+)
 from services.metering.domain.usage_record import (
     ChargeKey,
     Component,
@@ -29,6 +37,8 @@ from tallystick.metering.v1 import (
     usage_pb2,
 )
 
+MAX_RESULT_BYTES: Final = 16 * 1024
+
 OUTCOMES_TO_PROTO: Final = {
     Outcome.SUCCESS: usage_pb2.OUTCOME_SUCCESS,
     Outcome.FAILURE: usage_pb2.OUTCOME_FAILURE,
@@ -41,6 +51,16 @@ _REPORTED_OUTCOMES: Final = {usage_pb2.OUTCOME_UNSPECIFIED: Outcome.UNKNOWN, **O
 _COMPONENTS: Final = {
     Component.BASE: charge_pb2.CHARGE_COMPONENT_BASE,
     Component.OUTCOME: charge_pb2.CHARGE_COMPONENT_OUTCOME,
+}
+LINE_KINDS_TO_PROTO: Final = {
+    LineKind.COMPONENT: charge_line_pb2.CHARGE_LINE_KIND_UNSPECIFIED,
+    LineKind.ALLOWANCE: charge_line_pb2.CHARGE_LINE_KIND_ALLOWANCE,
+    LineKind.OUTCOME_FACTOR: charge_line_pb2.CHARGE_LINE_KIND_OUTCOME_FACTOR,
+    LineKind.DISCOUNT: charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT,
+    LineKind.MINIMUM: charge_line_pb2.CHARGE_LINE_KIND_MINIMUM,
+    LineKind.MAXIMUM: charge_line_pb2.CHARGE_LINE_KIND_MAXIMUM,
+    LineKind.SUBSCRIPTION: charge_line_pb2.CHARGE_LINE_KIND_SUBSCRIPTION,
+    LineKind.PRORATION: charge_line_pb2.CHARGE_LINE_KIND_PRORATION,
 }
 _OUTCOME_STATES: Final = {
     OutcomeState.PENDING: outcome_pb2.DEFERRED_OUTCOME_STATE_PENDING,
@@ -61,14 +81,13 @@ def event_from_proto(message: usage_pb2.UsageEvent, now: datetime) -> UsageEvent
     evidence_ref, evidence_hash = message.evidence_ref, message.evidence_hash
     message.ClearField("evidence_ref")
     message.ClearField("evidence_hash")
-    usage = message.usage
     event = UsageEvent(
         key=EventKey(message.customer_id, message.workflow_id, message.ordinal),
         agent_id=message.agent_id,
         agent_version=message.agent_version,
         action_type=message.action_type,
         tool_name=message.tool_name,
-        usage=Usage(usage.model, usage.input_tokens, usage.output_tokens),
+        usage=usage_from_proto(message.usage),
         outcome=_REPORTED_OUTCOMES.get(message.outcome),
         outcome_candidate=message.outcome_candidate,
         occur_time=occur_time,
@@ -82,11 +101,64 @@ def event_from_proto(message: usage_pb2.UsageEvent, now: datetime) -> UsageEvent
         currency_code=message.currency_code,
         content=message.SerializeToString(deterministic=True),
         outcome_expire_time=outcome_expire_time,
+        result=result_from_proto(message, malformed),
     )
     malformed += violations(event, now)
     if malformed:
         raise malformed_fields(malformed)
     return event
+
+
+def usage_from_proto(message: usage_pb2.Usage) -> Usage:
+    """A usage as it comes; usage_violations judges it."""
+    return Usage(
+        message.model,
+        message.input_tokens,
+        message.output_tokens,
+        message.cached_input_tokens,
+        message.reasoning_tokens,
+        message.inference_calls,
+        message.tool_calls,
+        message.cpu_milliseconds,
+        message.memory_megabyte_seconds,
+        message.network_bytes,
+        dict(message.meters),
+        tuple(map(_model_usage, message.models)),
+    )
+
+
+def result_from_proto(
+    message: usage_pb2.UsageEvent | metering_service_pb2.ResolveOutcomeRequest,
+    malformed: list[FieldViolation],
+) -> Mapping[str, Any]:
+    """What came of the work, as JSON; nothing if it is unset, or `malformed`."""
+    if not message.HasField("result"):
+        return {}
+    if message.result.ByteSize() > MAX_RESULT_BYTES:
+        malformed.append(FieldViolation("result", f"must be at most {MAX_RESULT_BYTES} bytes"))
+        return {}
+    try:
+        found: Mapping[str, Any] = MessageToDict(message.result)
+    except (SerializeToJsonError, ValueError):
+        malformed.append(FieldViolation("result", "is not JSON, which has neither NaN nor infinity"))
+        return {}
+    return found
+
+
+def execution_of(record: UsageRecord) -> Execution:
+    """The execution that a recorded event reported, with the outcome that it had then."""
+    message = usage_pb2.UsageEvent.FromString(record.content)
+    return Execution(
+        usage_from_proto(message.usage),
+        _REPORTED_OUTCOMES.get(message.outcome, Outcome.UNKNOWN),
+        record.charge.occur_time,
+        result_from_proto(message, []),
+        message.action_type,
+        message.agent_id,
+        message.agent_version,
+        message.tool_name,
+        message.outcome_candidate,
+    )
 
 
 def malformed_fields(malformed: Sequence[FieldViolation]) -> InvalidArgument:
@@ -231,6 +303,10 @@ def _fill_line(message: charge_line_pb2.ChargeLine, line: RatedLine, currency_co
     message.unit_price.amount = line.unit_price.amount
     message.unit_price.per_units = line.unit_price.per_units
     set_money(message.amount, currency_code, line.amount_micros)
+    if line.kind is not LineKind.COMPONENT:
+        message.kind = LINE_KINDS_TO_PROTO[line.kind]
+    if line.tier:
+        message.tier = line.tier
 
 
 def money_to_proto(currency_code: str, amount_micros: int) -> money_pb2.Money:
@@ -243,6 +319,17 @@ def time_to_proto(moment: datetime) -> Timestamp:
     message = Timestamp()
     set_timestamp(message, moment)
     return message
+
+
+def _model_usage(message: usage_pb2.ModelUsage) -> ModelUsage:
+    return ModelUsage(
+        message.model,
+        message.input_tokens,
+        message.output_tokens,
+        message.cached_input_tokens,
+        message.reasoning_tokens,
+        message.inference_calls,
+    )
 
 
 def _message(malformed: Sequence[FieldViolation]) -> str:

@@ -17,8 +17,8 @@ from services.kit.errors import (
 )
 from services.kit.tenancy import scope, tenants_of
 from services.metering.domain.budget import BudgetIndex
-from services.metering.domain.outcome import FINAL_OUTCOMES, DeferredOutcome, OutcomeState
-from services.metering.domain.usage_event import EventKey, Outcome, evidence_violations
+from services.metering.domain.outcome import DeferredOutcome, OutcomeState
+from services.metering.domain.usage_event import FINAL_OUTCOMES, EventKey, Outcome, evidence_violations
 from services.metering.domain.usage_record import IntendedCharge, KnownUsage, outcome_charge
 from services.metering.rpc.budget_alerts import announce_alerts
 from services.metering.rpc.budget_catalog import BudgetCatalog
@@ -29,6 +29,7 @@ from services.metering.rpc.convert import (
     deferred_to_proto,
     malformed_fields,
     money_to_proto,
+    result_from_proto,
     time_to_proto,
 )
 from services.metering.rpc.credits import Credits
@@ -211,6 +212,7 @@ def _check(request: metering_service_pb2.ResolveOutcomeRequest) -> Outcome:
     if outcome not in FINAL_OUTCOMES:
         malformed.append(FieldViolation("outcome", "must be success, failure, partial or unknown"))
     malformed += evidence_violations(request.evidence_ref, request.evidence_hash)
+    result_from_proto(request, malformed)
     if outcome is None or malformed:
         raise malformed_fields(malformed)
     return outcome

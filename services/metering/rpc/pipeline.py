@@ -15,7 +15,7 @@ from services.kit.errors import AlreadyExists, TallystickError
 from services.metering.domain.budget import CounterKey
 from services.metering.domain.claim import Claim
 from services.metering.domain.outcome import DeferredOutcome, bonuses
-from services.metering.domain.rating import rate
+from services.metering.domain.rating import Execution, rate
 from services.metering.domain.usage_event import EventKey, Outcome, UsageEvent
 from services.metering.domain.usage_record import (
     ChargeKey,
@@ -252,16 +252,15 @@ def _work(report: Report) -> Work:
 def _price(report: Report, terms: Terms, now: datetime) -> UsageRecord:
     """What to record of a report."""
     event = report.event
-    # Never None: an outcome that is unknown to us was refused as malformed.
-    outcome = event.outcome or Outcome.UNKNOWN
-    rated = rate(terms.price, event.usage, outcome)
-    deferred = _deferred(report, terms, now) if outcome is Outcome.PENDING else None
+    execution = Execution.of(event, _occur_time(event, now))
+    rated = rate(terms.price, execution)
+    deferred = _deferred(report, terms, execution, now) if execution.outcome is Outcome.PENDING else None
     return UsageRecord(
         charge=IntendedCharge(
             key=event.key,
             organization_id=terms.organization_id,
             agent_id=event.agent_id,
-            occur_time=_occur_time(event, now),
+            occur_time=execution.occur_time,
             currency_code=terms.currency_code,
             amount_micros=rated.total_micros,
             price_version_id=terms.price_version_id,
@@ -276,7 +275,7 @@ def _price(report: Report, terms: Terms, now: datetime) -> UsageRecord:
     )
 
 
-def _deferred(report: Report, terms: Terms, now: datetime) -> DeferredOutcome:
+def _deferred(report: Report, terms: Terms, execution: Execution, now: datetime) -> DeferredOutcome:
     """The outcome of an event that is reported as pending."""
     event, deferral = report.event, terms.price.deferral
     return DeferredOutcome(
@@ -287,7 +286,7 @@ def _deferred(report: Report, terms: Terms, now: datetime) -> DeferredOutcome:
         api_key_id=report.principal.api_key_id,
         expired_outcome=deferral.expired_outcome,
         expire_time=event.outcome_expire_time or now + deferral.expire_after,
-        bonuses=bonuses(terms.price, event.usage),
+        bonuses=bonuses(terms.price, execution),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from services.kit.db import Database
 from services.kit.tenancy import PLATFORM, scope
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, compile_price
+from services.metering.domain.rating import CompiledPrice, compile_price_list
 from services.metering.store import price_books
 
 _MAX_AGE_SECONDS: Final = 1.0
@@ -52,9 +52,11 @@ class PriceCatalog:
         if missing:
             async with self._reader.begin() as connection:
                 await scope(connection, PLATFORM)
-                loaded = await price_books.load_prices(connection, missing)
-            for id_, prices in loaded.items():
-                found[id_] = self._compiled[id_] = tuple(map(compile_price, prices))
+                loaded = await price_books.load_versions(connection, missing)
+            for id_, version in loaded.items():
+                found[id_] = self._compiled[id_] = compile_price_list(
+                    version.price_list, version.price_book_id
+                )
             while len(self._compiled) > _MAX_VERSIONS:
                 del self._compiled[next(iter(self._compiled))]
         return found

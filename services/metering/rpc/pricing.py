@@ -27,15 +27,15 @@ from services.kit.tenancy import scope, tenants_of
 from services.kit.text import check_text
 from services.metering.domain.price_book import (
     PLATFORM_OWNER,
-    Price,
     PriceBook,
+    PriceList,
     PriceVersion,
     check_effective_time,
-    check_prices,
 )
+from services.metering.domain.price_checks import check_price_list
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.price_catalog import PriceCatalog
-from services.metering.rpc.prices import book_to_proto, prices_from_proto, version_to_proto
+from services.metering.rpc.prices import book_to_proto, price_list_from_proto, version_to_proto
 from services.metering.store import price_books
 from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2_grpc
 from tallystick.metering.v1 import pricing_service_pb2 as pb
@@ -125,7 +125,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         principal = current_principal()
         book_id = _price_book_id(request.price_book_id)
         key = check_text(request.idempotency_key, "idempotency_key", shortest=1, longest=_MAX_KEY)
-        prices = _checked_prices(prices_from_proto(request.prices))
+        price_list = _checked(price_list_from_proto(request))
         request_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
         async def create() -> PriceVersion:
@@ -149,8 +149,10 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
                     price_version_id=version_id,
                     price_book_id=book.price_book_id,
                     version_number=await price_books.next_version_number(connection, book.price_book_id),
-                    prices=prices,
+                    prices=price_list.prices,
                     create_time=self._clock.now(),
+                    meters=price_list.meters,
+                    plans=price_list.plans,
                 )
                 await price_books.create_version(connection, book, version)
                 return version
@@ -163,7 +165,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
     ) -> pb.UpdatePriceVersionResponse:
         principal = current_principal()
         id_ = _price_version_id(request.price_version_id)
-        prices = _checked_prices(prices_from_proto(request.prices))
+        price_list = _checked(price_list_from_proto(request))
 
         async def replace() -> PriceVersion:
             async with self._writer.begin() as connection:
@@ -172,7 +174,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
                 version = _found_version(await price_books.find_version(connection, id_, lock=True), id_)
                 if version.is_published:
                     raise _already_published(id_)
-                await price_books.set_prices(connection, id_, prices)
+                await price_books.set_price_list(connection, id_, price_list)
                 return _found_version(await price_books.find_version(connection, id_), id_)
 
         version = await retry_transaction(replace, idempotent=True)
@@ -340,9 +342,9 @@ def _price_version_id(value: str) -> str:
     return ids.check_id(value, ids.PRICE_VERSION, field="price_version_id")
 
 
-def _checked_prices(prices: tuple[Price, ...]) -> tuple[Price, ...]:
-    check_prices(prices)
-    return prices
+def _checked(price_list: PriceList) -> PriceList:
+    check_price_list(price_list)
+    return price_list
 
 
 def _effective_time(request: pb.PublishPriceVersionRequest) -> datetime | None:

@@ -17,9 +17,10 @@ from services.kit.feeds import FeedSlice, in_turns, read_feed
 from services.kit.tenancy import scope_hot, tenants_of
 from services.kit.times import set_timestamp
 from services.metering.domain.outcome import DeferredOutcome
+from services.metering.domain.rating import LineKind
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import charge_id
-from services.metering.rpc.convert import deferred_to_proto, line_to_proto
+from services.metering.rpc.convert import LINE_KINDS_TO_PROTO, deferred_to_proto, line_to_proto
 from services.metering.store.usage_feed import DecidedUsage, UsageRows, read_usage
 from tallystick.metering.v1 import charge_line_pb2, usage_feed_service_pb2_grpc
 from tallystick.metering.v1 import usage_feed_service_pb2 as pb
@@ -77,7 +78,7 @@ def _fill_recorded(recorded: pb.RecordedUsage, row: Any) -> None:
     price.currency_code = currency
     price.amount_micros = row.amount_micros
     lines = recorded.lines
-    for name, quantity, unit_amount, per_units, micros in json.loads(row.lines):
+    for name, quantity, unit_amount, per_units, micros, *rest in json.loads(row.lines):
         line = lines.add()
         line.component_name = name
         line.quantity = quantity
@@ -87,6 +88,9 @@ def _fill_recorded(recorded: pb.RecordedUsage, row: Any) -> None:
         amount = line.amount
         amount.currency_code = currency
         amount.amount_micros = micros
+        if rest:
+            kind, line.tier = rest
+            line.kind = LINE_KINDS_TO_PROTO[LineKind(kind)]
     recorded.price_version_id = row.price_version_id
     set_timestamp(recorded.create_time, row.create_time)
 

@@ -1,6 +1,6 @@
 """Price books and their versions."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection
 from datetime import datetime
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.metering.domain.price_book import Price, PriceBook, PriceVersion
+from services.metering.domain.price_book import PriceBook, PriceList, PriceVersion
 from services.metering.domain.price_index import PublishedVersion
 from services.metering.store import price_format
 from services.metering.store.tables import idempotency, price_book, price_version
@@ -86,7 +86,7 @@ async def create_version(connection: AsyncConnection, book: PriceBook, version: 
             owner_id=book.owner_id,
             currency_code=book.currency_code,
             version_number=version.version_number,
-            prices=price_format.to_json(version.prices),
+            **_columns(version.price_list),
             create_time=version.create_time,
         )
     )
@@ -101,12 +101,12 @@ async def find_version(
     return None if row is None else _to_version(row)
 
 
-async def set_prices(connection: AsyncConnection, price_version_id: str, prices: tuple[Price, ...]) -> None:
-    """Replace the prices of a draft. The database refuses to change a published version."""
+async def set_price_list(connection: AsyncConnection, price_version_id: str, price_list: PriceList) -> None:
+    """Replace all that a draft says. The database refuses to change a published version."""
     await connection.execute(
         update(price_version)
         .where(price_version.c.price_version_id == price_version_id)
-        .values(prices=price_format.to_json(prices))
+        .values(**_columns(price_list))
     )
 
 
@@ -166,16 +166,12 @@ async def list_published(connection: AsyncConnection) -> list[PublishedVersion]:
     return [PublishedVersion(*row) for row in await connection.execute(query)]
 
 
-async def load_prices(
-    connection: AsyncConnection, price_version_ids: Sequence[str]
-) -> dict[str, tuple[Price, ...]]:
-    """The prices of versions, by version id."""
-    query = select(price_version.c.price_version_id, price_version.c.prices).where(
-        price_version.c.price_version_id.in_(price_version_ids)
-    )
-    return {
-        row.price_version_id: price_format.from_json(row.prices) for row in await connection.execute(query)
-    }
+async def load_versions(
+    connection: AsyncConnection, price_version_ids: Collection[str]
+) -> dict[str, PriceVersion]:
+    """Versions by their ids."""
+    query = select(price_version).where(price_version.c.price_version_id.in_(price_version_ids))
+    return {row.price_version_id: _to_version(row) for row in await connection.execute(query)}
 
 
 async def claim_key(
@@ -226,4 +222,15 @@ def _to_version(row: Row[Any]) -> PriceVersion:
         effective_time=row.effective_time,
         publish_time=row.publish_time,
         publisher_api_key_id=row.publisher_api_key_id or "",
+        meters=price_format.meters_from_json(row.meters),
+        plans=price_format.plans_from_json(row.plans),
     )
+
+
+def _columns(price_list: PriceList) -> dict[str, Any]:
+    """What a version says, by column."""
+    return {
+        "prices": price_format.to_json(price_list.prices),
+        "meters": price_format.meters_to_json(price_list.meters),
+        "plans": price_format.plans_to_json(price_list.plans),
+    }

@@ -25,6 +25,8 @@ price_version = Table(
     Column("currency_code", Text, nullable=False),
     Column("version_number", Integer, nullable=False),
     Column("prices", JSONB, nullable=False),
+    Column("meters", JSONB, nullable=False),
+    Column("plans", JSONB, nullable=False),
     Column("create_time", DateTime(timezone=True), nullable=False),
     Column("effective_time", DateTime(timezone=True)),
     Column("publish_time", DateTime(timezone=True)),

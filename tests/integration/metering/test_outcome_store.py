@@ -21,7 +21,7 @@ from services.metering.domain.price_book import (
     PriceSelector,
     UnitPrice,
 )
-from services.metering.domain.rating import CompiledPrice, compile_price, rate
+from services.metering.domain.rating import CompiledPrice, Execution, compile_price, rate
 from services.metering.domain.usage_event import EventKey, Outcome, Usage
 from services.metering.domain.usage_record import (
     Component,
@@ -38,6 +38,7 @@ NOW = timedelta(0)
 HOUR = timedelta(hours=1)
 SOON = datetime.now(UTC) + HOUR
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+PENDING = Execution(Usage(), Outcome.PENDING, LONG_AGO)
 PRICE = compile_price(
     Price(
         "run",
@@ -84,9 +85,9 @@ def record(
         api_key_id="key_host",
         expired_outcome=expired_outcome,
         expire_time=expire_time,
-        bonuses=bonuses(price, Usage()),
+        bonuses=bonuses(price, PENDING),
     )
-    rated = rate(price, Usage(), Outcome.PENDING)
+    rated = rate(price, PENDING)
     return UsageRecord(
         charge=IntendedCharge(
             key=key,

@@ -15,12 +15,13 @@ from services.metering.domain.price_book import (
     OutcomeDeferral,
     Price,
     PriceComponent,
+    PriceList,
     PriceSelector,
     PriceVersion,
     UnitPrice,
-    check_prices,
 )
-from services.metering.domain.rating import CompiledPrice, compile_price, rate, rate_bonus
+from services.metering.domain.price_checks import check_price_list
+from services.metering.domain.rating import CompiledPrice, Execution, compile_price, rate, rate_outcome
 from services.metering.domain.usage_event import Outcome, Usage
 from services.metering.rpc.convert import event_from_proto
 from services.metering.rpc.prices import prices_from_proto, version_to_proto
@@ -34,6 +35,10 @@ PRICE = Price("run", PriceSelector(), (PriceComponent("fee", BaseFee(UnitPrice("
 def compiled(*parts: Component) -> CompiledPrice:
     named = tuple(PriceComponent(f"part-{number}", part) for number, part in enumerate(parts))
     return compile_price(Price("run", PriceSelector(), named))
+
+
+def execution(outcome: Outcome = Outcome.PENDING) -> Execution:
+    return Execution(Usage(), outcome, NOW)
 
 
 def success(amount: str) -> OutcomeBonus:
@@ -56,7 +61,7 @@ class TestDeferral:
     )
     def test_it_travels_and_is_stored(self, deferral: OutcomeDeferral) -> None:
         price = replace(PRICE, deferral=deferral)
-        check_prices([price])
+        check_price_list(PriceList((price,)))
 
         assert price_format.from_json(price_format.to_json((price,))) == (price,)
         assert prices_from_proto(version_to_proto(a_version(price)).prices) == (price,)
@@ -81,7 +86,7 @@ class TestDeferral:
     )
     def test_what_no_outcome_may_be_left_to_is_refused(self, deferral: OutcomeDeferral, field: str) -> None:
         with pytest.raises(InvalidArgument) as raised:
-            check_prices([replace(PRICE, deferral=deferral)])
+            check_price_list(PriceList((replace(PRICE, deferral=deferral),)))
 
         assert [one.field for one in raised.value.field_violations] == [f"prices[0].deferral.{field}"]
 
@@ -91,7 +96,7 @@ class TestDeferral:
         message.deferral.expired_outcome = number  # type: ignore[assignment]
 
         with pytest.raises(InvalidArgument):
-            check_prices(prices_from_proto([message]))
+            check_price_list(PriceList(prices_from_proto([message])))
 
     def test_a_duration_that_is_none_is_refused(self) -> None:
         message = version_to_proto(a_version(PRICE)).prices[0]
@@ -106,7 +111,7 @@ class TestDeferral:
         component = PriceComponent("bonus", OutcomeBonus(Outcome.PENDING, UnitPrice("1")))
 
         with pytest.raises(InvalidArgument) as raised:
-            check_prices([replace(PRICE, components=(component,))])
+            check_price_list(PriceList((replace(PRICE, components=(component,)),)))
 
         assert raised.value.field_violations[0].field == "prices[0].components[0].outcome_bonus.outcome"
 
@@ -163,7 +168,7 @@ class TestBonuses:
             OutcomeBonus(Outcome.PARTIAL, UnitPrice("0.5")),
         )
 
-        earned = bonuses(price, Usage())
+        earned = bonuses(price, execution())
 
         assert {outcome: bonus.total_micros for outcome, bonus in earned.items()} == {
             Outcome.SUCCESS: 3_000_000,
@@ -189,15 +194,15 @@ class TestBonuses:
     ) -> None:
         price = compiled(BaseFee(UnitPrice(base)), *map(success, bonus_amounts))
 
-        bonus = rate_bonus(price, Usage(), Outcome.SUCCESS)
+        bonus = rate_outcome(price, execution(Outcome.SUCCESS))
 
         assert [line.amount_micros for line in bonus.lines] == expected
-        whole = rate(price, Usage(), Outcome.SUCCESS).total_micros
-        assert rate(price, Usage(), Outcome.PENDING).total_micros + bonus.total_micros == whole
+        whole = rate(price, execution(Outcome.SUCCESS)).total_micros
+        assert rate(price, execution()).total_micros + bonus.total_micros == whole
 
     def test_what_adds_nothing_is_left_out(self) -> None:
-        assert bonuses(compiled(BaseFee(UnitPrice("1")), success("0")), Usage()) == {}
+        assert bonuses(compiled(BaseFee(UnitPrice("1")), success("0")), execution()) == {}
 
     def test_an_outcome_that_would_cost_too_much_is_refused_with_the_event(self) -> None:
         with pytest.raises(InvalidArgument):
-            bonuses(compiled(BaseFee(UnitPrice("99999999")), success("99999999")), Usage())
+            bonuses(compiled(BaseFee(UnitPrice("99999999")), success("99999999")), execution())

@@ -11,13 +11,14 @@ from services.metering.domain.price_book import (
     OutcomeBonus,
     Price,
     PriceComponent,
+    PriceList,
     PriceSelector,
     TokenKind,
     TokenRate,
     UnitPrice,
     check_effective_time,
-    check_prices,
 )
+from services.metering.domain.price_checks import check_price_list
 from services.metering.domain.price_index import PriceIndex, PublishedVersion
 from services.metering.domain.usage_event import Outcome
 from services.metering.store import price_format
@@ -37,13 +38,13 @@ def fee(amount: str, per_units: int = 1) -> BaseFee:
 
 def violated(*prices: Price) -> list[str]:
     with pytest.raises(InvalidArgument) as refused:
-        check_prices(prices)
+        check_price_list(PriceList(prices))
     return [violation.field for violation in refused.value.field_violations]
 
 
 @pytest.mark.parametrize("amount", ["0", "0.60", "12", "999999999999.999999999999", "0.000000000001"])
 def test_decimal_amounts_are_accepted(amount: str) -> None:
-    check_prices([price(fee(amount))])
+    check_price_list(PriceList((price(fee(amount)),)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Rating: what usage costs, to the micro."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from services.kit.errors import InvalidArgument
@@ -14,10 +16,11 @@ from services.metering.domain.price_book import (
     TokenRate,
     UnitPrice,
 )
-from services.metering.domain.rating import Rated, RatedLine, compile_price, rate, select
+from services.metering.domain.rating import Execution, Rated, RatedLine, compile_price, rate, select
 from services.metering.domain.usage_event import MAX_TOKENS, Outcome, Usage
 
 PER_MILLION = 1_000_000
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 def price(*components: Component, selector: PriceSelector | None = None) -> Price:
@@ -47,7 +50,7 @@ AGENT_RUN = price(
 
 
 def rated(of: Price, usage: Usage, outcome: Outcome = Outcome.UNKNOWN) -> Rated:
-    return rate(compile_price(of), usage, outcome)
+    return rate(compile_price(of), Execution(usage, outcome, NOW))
 
 
 def amounts(of: Rated) -> list[int]:

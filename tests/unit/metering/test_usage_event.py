@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.kit.errors import InvalidArgument
-from services.metering.domain.usage_event import EventKey, Outcome
+from services.metering.domain.usage_event import EventKey, Outcome, Usage
 from services.metering.domain.usage_record import charge_id, outcome_id
 from services.metering.rpc.convert import event_from_proto, same_content, within
 from tallystick.metering.v1 import usage_pb2
@@ -39,7 +39,7 @@ def test_a_report_becomes_an_event() -> None:
     event = event_from_proto(report(), NOW)
 
     assert event.key == EventKey("cus_1", "run/1:a", 0)
-    assert event.usage == ("gpt", 10, 5)
+    assert event.usage == Usage("gpt", 10, 5)
     assert event.outcome is Outcome.SUCCESS
     assert event.occur_time == NOW - timedelta(hours=1)
     assert (event.evidence_ref, event.evidence_hash) == ("s3://bucket/1", bytes(32))

@@ -21,6 +21,7 @@ from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2, usage_pb
 from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
+from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceStub
 from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceStub
 from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceStub
 from tests.support.ledger_server import LedgerServer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceAsyncStub
     from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
+    from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceAsyncStub
     from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceAsyncStub
     from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceAsyncStub
 
@@ -46,6 +48,7 @@ class Caller:
     budgets: BudgetServiceAsyncStub
     reservations: ReservationServiceAsyncStub
     feed: UsageFeedServiceAsyncStub
+    rating: RatingServiceAsyncStub
 
 
 @dataclass
@@ -67,6 +70,7 @@ class MeteringServer:
             BudgetServiceStub(channel),
             ReservationServiceStub(channel),
             UsageFeedServiceStub(channel),
+            RatingServiceStub(channel),
         )
 
     @property
@@ -110,6 +114,11 @@ class MeteringServer:
         """Rows, as the superuser sees them."""
         with psycopg.connect(self.database_url) as connection:
             return connection.execute(statement.encode()).fetchall()
+
+    def execute(self, statement: str) -> None:
+        """A statement of the superuser."""
+        with psycopg.connect(self.database_url) as connection:
+            connection.execute(statement.encode())
 
 
 def price(

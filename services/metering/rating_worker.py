@@ -11,8 +11,8 @@ from services.kit.errors import TallystickError
 from services.kit.status import to_item_error
 from services.metering.rating_jobs import DONE, FAILED, HEADER_BYTES, MESSAGE, frame
 
-# The least that any other process goes before.
-_NICENESS: Final = 10
+# What is charged goes first, but not everything that any other process does.
+_NICENESS: Final = 5
 
 
 def main() -> int:

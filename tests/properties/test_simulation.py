@@ -116,7 +116,14 @@ def price_of(
     last = named[-1].component
     if not isinstance(last, MeterRate) or last.tier_scope is TierScope.EXECUTION:
         named[-1] = PriceComponent(named[-1].name, last, condition)
-    factors = (OutcomeFactor(Outcome.FAILURE, factor),) if factor < ALL_BASIS_POINTS else ()
+    # Nor is it known then which part of them an outcome owes.
+    settled = any(
+        isinstance(part, MeterRate)
+        and (part.tier_mode, part.tier_scope) == (TierMode.VOLUME, TierScope.BILLING_PERIOD)
+        for part in parts
+    )
+    owed = (OutcomeFactor(Outcome.FAILURE, factor),) if factor < ALL_BASIS_POINTS else ()
+    factors = () if settled else owed
     return Price(
         "price",
         PriceSelector(),

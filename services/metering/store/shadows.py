@@ -266,6 +266,7 @@ async def list_divergences(
 async def _shadows(connection: Connection, where: Any, parameters: Sequence[Any]) -> list[Shadow]:
     cursor = connection.cursor(row_factory=namedtuple_row)
     await cursor.execute(_SHADOW + where, parameters)
+    rows: list[Any] = await cursor.fetchall()
     return [
         Shadow(
             shadow_id=row.shadow_id,
@@ -280,7 +281,7 @@ async def _shadows(connection: Connection, where: Any, parameters: Sequence[Any]
             log_id=row.log_id,
             position=row.position,
         )
-        for row in await cursor.fetchall()
+        for row in rows
     ]
 
 

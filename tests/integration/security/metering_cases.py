@@ -6,6 +6,7 @@ from tallystick.metering.v1 import budget_pb2, usage_pb2
 from tallystick.metering.v1 import budget_service_pb2 as budgets
 from tallystick.metering.v1 import metering_service_pb2 as metering
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
+from tallystick.metering.v1 import rating_service_pb2 as rating
 from tallystick.metering.v1 import reservation_service_pb2 as reservations
 from tallystick.metering.v1 import usage_feed_service_pb2 as usage_feed
 from tests.integration.security.case import (
@@ -18,6 +19,7 @@ from tests.integration.security.case import (
     METERING,
     NO_TOKEN,
     PRICING,
+    RATING,
     RESERVATIONS,
     TAKEN,
     UNLIMITED_HOST,
@@ -30,6 +32,7 @@ from tests.integration.security.requests import (
     authorize_request,
     book_request,
     publish_request,
+    rerate_request,
     reservation_request,
     usage_event,
     usd,
@@ -255,3 +258,56 @@ def _(world: World) -> Iterator[Case]:
 # UsageFeedService
 
 one(USAGE_FEED, "ReadUsage", lambda w: usage_feed.ReadUsageRequest())
+
+
+# RatingService
+
+
+@case_of(RATING, "Quote")
+def _(world: World) -> Iterator[Case]:
+    alpha, bravo = world.alpha, world.bravo
+    for price_version_id in (bravo.draft, bravo.published):
+        yield Case(
+            rating.QuoteRequest(agent_id=alpha.agent, action_type="run", price_version_id=price_version_id)
+        )
+    yield Case(
+        rating.QuoteRequest(customer_id=bravo.customer, agent_id=bravo.agent, action_type="run"),
+    )
+
+
+@case_of(RATING, "Simulate")
+def _(world: World) -> Iterator[Case]:
+    for price_version_id in (world.bravo.draft, world.bravo.published):
+        yield Case(
+            rating.SimulateRequest(
+                books=[rating.SimulatedBook(price_version_id=price_version_id)],
+                workload=rating.Workload(run_count=10),
+            )
+        )
+
+
+@case_of(RATING, "Rerate")
+def _(world: World) -> Iterator[Case]:
+    yield Case(rerate_request(organization_id=world.bravo.organization))
+    yield Case(rerate_request(price_version_id=world.bravo.draft))
+    # Of all that the caller may see, which is none of bravo's.
+    yield Case(rerate_request(), refusals=LISTED)
+    yield Case(rerate_request(customer_id=world.bravo.customer), refusals=LISTED)
+
+
+@case_of(RATING, "StartShadow")
+def _(world: World) -> Iterator[Case]:
+    for price_version_id in (world.bravo.draft, world.bravo.published):
+        yield Case(
+            rating.StartShadowRequest(price_version_id=price_version_id, idempotency_key=price_version_id)
+        )
+
+
+one(RATING, "GetShadow", lambda w: rating.GetShadowRequest(shadow_id=w.bravo.shadow))
+case_of(RATING, "ListShadows")(lambda w: [Case(rating.ListShadowsRequest(), refusals=LISTED)])
+one(
+    RATING,
+    "ListShadowDivergences",
+    lambda w: rating.ListShadowDivergencesRequest(shadow_id=w.bravo.shadow),
+)
+one(RATING, "StopShadow", lambda w: rating.StopShadowRequest(shadow_id=w.bravo.shadow))

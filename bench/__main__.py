@@ -31,6 +31,7 @@ from bench.payouts import (
     payouts_contestants,
     settings,
 )
+from bench.rating import open_rating_world, rerate, simulate
 from bench.replicas import open_twins, twin_of, twins_contestants
 from bench.reports import (
     MAX_EXPORT_ROWS,
@@ -50,6 +51,8 @@ from bench.results import (
     PAYOUT_RUN,
     PAYOUTS_GROUPS,
     REPORTS_GROUPS,
+    RERATE,
+    SIMULATE,
     TWINS_GROUPS,
     Comparison,
     Result,
@@ -77,6 +80,8 @@ _MAX_EVENTS: Final = 1_000_000
 _MAX_EARNINGS: Final = 10_000_000
 _MIN_ENTRIES: Final = 400_000
 _MAX_ENTRIES: Final = 20_000_000
+# Fewer would measure the start of a process.
+_MIN_CHARGES: Final = 200_000
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,7 +102,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--earnings",
         type=int,
         default=1_000_000,
-        help="stored for reports; exported up to a million (default 1,000,000; the bars are for 10,000,000)",
+        help=(
+            "stored for reports, half as many charges for rerate; exported up to a million"
+            " (default 1,000,000; the bars are for 10,000,000)"
+        ),
     )
     parser.add_argument(
         "--entries",
@@ -276,6 +284,20 @@ async def _run_reports(arguments: argparse.Namespace, stack: Stack, console: Con
         return await measure_reports(world, arguments, runner, conditions, console.print)
 
 
+async def _run_rating(arguments: argparse.Namespace, stack: Stack, console: Console) -> list[Result]:
+    async with open_rating_world(stack) as world:
+        conditions = await _conditions(arguments, world, stack.directory)
+        console.print_json(data=conditions)
+        chosen = arguments.names or NAMES
+        results: list[Result] = []
+        if SIMULATE in chosen:
+            results.append(await simulate(world, arguments.rounds, conditions, console.print))
+        if RERATE in chosen:
+            charges = max(_MIN_CHARGES, arguments.earnings // 2)
+            results.append(await rerate(world, charges, arguments.rounds, conditions, console.print))
+        return results
+
+
 async def _conditions(arguments: argparse.Namespace, world: Suite, folder: Path) -> dict[str, object]:
     fsync_ms = machine.fsync_milliseconds(folder, world.processes.programs("postgres"))
     return {
@@ -346,6 +368,13 @@ def _measure_all(arguments: argparse.Namespace, console: Console) -> list[Result
             Stack(Path(folder), found, environment=settings(Path(folder), arguments.concurrency)) as stack,
         ):
             results += asyncio.run(_run_reports(arguments, stack, console))
+    if chosen & {SIMULATE, RERATE}:
+        with (
+            tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,
+            stores() as found,
+            Stack(Path(folder), found, services=("ledger", "metering")) as stack,
+        ):
+            results += asyncio.run(_run_rating(arguments, stack, console))
     return results
 
 

@@ -71,6 +71,9 @@ BARS: Final[Mapping[str, Bar]] = {
     "page_dashboard": Bar(max_value=80),
     "export": Bar(min_ratio=0.1),
     "export_growth": Bar(max_value=10),
+    # Seconds for a million runs.
+    "simulate": Bar(max_value=10),
+    "rerate": Bar(min_value=50_000),
     "ledger_memory": Bar(max_value=200),
     "metering_memory": Bar(max_value=200),
     "payouts_memory": Bar(max_value=200),

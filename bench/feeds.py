@@ -24,9 +24,9 @@ from sandbox.process import SandboxError
 from sandbox.stack import Stack
 from services.kit.client import connect
 from services.kit.db import connection_parameters, single
+from services.kit.model_costs import Catalogue
 from services.reporting.config import ReportingConfig
 from services.reporting.domain.facts import Batch, JournalBatch, UsageBatch
-from services.reporting.domain.model_costs import Catalogue
 from services.reporting.domain.projection import Progress
 from services.reporting.migrations import migrate
 from services.reporting.rpc.feeds import FeedReader

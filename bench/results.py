@@ -85,6 +85,9 @@ TWINS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
 )
 FEED_CATCHUP: Final = "feed_catchup"
 EXPORT: Final = "export"
+# Long work of metering, in processes of its own.
+SIMULATE: Final = "simulate"
+RERATE: Final = "rerate"
 
 
 def names_of(groups: Sequence[Sequence[Comparison]]) -> tuple[str, ...]:
@@ -102,6 +105,8 @@ NAMES: Final = (
     FEED_CATCHUP,
     *names_of(REPORTS_GROUPS),
     EXPORT,
+    SIMULATE,
+    RERATE,
 )
 
 

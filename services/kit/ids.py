@@ -34,6 +34,7 @@ SUBSCRIPTION = "sub"
 PAYOUT = "po"
 PURCHASE = "pur"
 AUDIT = "aud"
+SHADOW = "shd"
 
 _SUFFIX = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}"
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")

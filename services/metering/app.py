@@ -20,6 +20,7 @@ from services.metering.domain.reservation_token import TokenSigner
 from services.metering.lease_keeper import LeaseKeeper
 from services.metering.migrations import SCRIPTS
 from services.metering.outcome_expiry import OutcomeExpiry
+from services.metering.rating_jobs import RatingJobs
 from services.metering.recharger import Recharger
 from services.metering.reconciler import Reconciler
 from services.metering.recovery import Recovery
@@ -43,12 +44,15 @@ from services.metering.rpc.parties import Directory
 from services.metering.rpc.pipeline import Metered, Pipeline
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.pricing import PricingService
+from services.metering.rpc.rating import RatingService
 from services.metering.rpc.report import Report
 from services.metering.rpc.reservation_admin import ReservationService
 from services.metering.rpc.reservations import Reservations
+from services.metering.rpc.shadows import Shadows
 from services.metering.rpc.terms import TermsFinder
 from services.metering.rpc.usage_feed import UsageFeedService
 from services.metering.sequencer import Sequencer
+from services.metering.shadow_rater import ShadowRater
 from services.metering.store.pools import Pools
 from services.metering.valkey import Valkey, open_client
 from tallystick.metering.v1 import (
@@ -60,6 +64,8 @@ from tallystick.metering.v1 import (
     metering_service_pb2_grpc,
     pricing_service_pb2,
     pricing_service_pb2_grpc,
+    rating_service_pb2,
+    rating_service_pb2_grpc,
     reservation_service_pb2,
     reservation_service_pb2_grpc,
     usage_feed_service_pb2,
@@ -70,6 +76,7 @@ _VALKEY_INTERVAL: Final = timedelta(seconds=1)
 _PURGE_INTERVAL: Final = timedelta(seconds=10)
 _DRIFT_INTERVAL: Final = timedelta(seconds=60)
 _OUTCOME_EXPIRY_INTERVAL: Final = timedelta(seconds=1)
+_SHADOW_INTERVAL: Final = timedelta(milliseconds=500)
 _SYSTEM_CLOCK: Final = SystemClock()
 
 
@@ -111,6 +118,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         workers: list[Worker] = [
             recovery.worker(config.recovery_interval),
             Sequencer(writer).worker(config.sequence_interval),
+            ShadowRater(writer).worker(_SHADOW_INTERVAL),
         ]
         contracts = ContractCatalog(reader)
         terms = TermsFinder(directory, catalog, contracts)
@@ -210,6 +218,16 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     reserved=gate,
                     clock=clock,
                 ),
+                RatingService(
+                    reader=reader,
+                    directory=directory,
+                    catalog=catalog,
+                    terms=terms,
+                    jobs=RatingJobs(config.rating_jobs),
+                    shadows=Shadows(writer=writer, reader=reader, clock=clock),
+                    database_url=config.database_url,
+                    clock=clock,
+                ),
                 ReservationService(pools=pools, reconciler=reconciler),
                 UsageFeedService(reader),
                 ContractService(
@@ -273,6 +291,7 @@ def _bindings(
     metering: MeteringService,
     pricing: PricingService,
     budgets: BudgetService,
+    rating: RatingService,
     reservations: ReservationService,
     usage_feed: UsageFeedService,
     contracts: ContractService,
@@ -292,6 +311,11 @@ def _bindings(
             budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"],
             budget_service_pb2_grpc.add_BudgetServiceServicer_to_server,
             budgets,
+        ),
+        bind(
+            rating_service_pb2.DESCRIPTOR.services_by_name["RatingService"],
+            rating_service_pb2_grpc.add_RatingServiceServicer_to_server,
+            rating,
         ),
         bind(
             reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],

@@ -84,6 +84,11 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
         metadata=setting("age from which a pending charge is recovered, in seconds"),
     )
 
+    rating_jobs: int = field(
+        default=2,
+        metadata=setting("simulations and re-ratings that may run at once, each in a process", minimum=1),
+    )
+
     @property
     def token_secrets(self) -> list[bytes]:
         """The keys that sign reservation tokens, the one in use first."""

@@ -13,11 +13,11 @@ from services.kit.clock import Clock, SystemClock
 from services.kit.db import Database
 from services.kit.health import SchemaHealth
 from services.kit.keys import LedgerKeys
+from services.kit.model_costs import Catalogue
 from services.kit.server import ServiceBinding, bind
 from services.kit.web import WebServer
 from services.kit.worker import Worker
 from services.reporting.config import ReportingConfig
-from services.reporting.domain.model_costs import Catalogue
 from services.reporting.migrations import SCRIPTS
 from services.reporting.projector import Projector
 from services.reporting.rpc.journal_feed import JournalReader

@@ -21,6 +21,7 @@ from tallystick.cli import (
     payouts,
     prices,
     proofs,
+    simulate,
     usage,
 )
 from tallystick.cli.output import Answer, show
@@ -144,6 +145,7 @@ _add(app, "balance", balance.balance)
 _add(app, "usage", usage.usage)
 _add(app, "earnings", earnings.earnings)
 _add(app, "payouts", payouts.payouts)
+_add(app, "simulate", simulate.simulate)
 _add(app, "proof", proofs.proof)
 _add(app, "verify", proofs.verify)
 _add(app, "checkpoint", proofs.checkpoint)

@@ -161,12 +161,17 @@ class Session:
             self._channels[service] = channel
         return self._channels[service]
 
-    def call(self, method: Callable[..., M], request: Message) -> M:
+    def call(self, method: Callable[..., M], request: Message, *, patience: float | None = None) -> M:
         """Call a method of a stub, and again after errors that may pass, as the client does.
 
-        Only for what may be sent again: reads, and what has an idempotency key. Raises TallystickError.
+        `patience` is how long it may take, in seconds, unless the options say. Only for what may be sent
+        again: reads, and what has an idempotency key. Raises TallystickError.
         """
-        attempts = Attempts(RetryPolicy(timeout=self.timeout), None)
+        timeout = self._options.timeout or patience or DEFAULT_TIMEOUT
+        policy = RetryPolicy(timeout=timeout)
+        if patience is not None:
+            policy = RetryPolicy(timeout=timeout, attempt_timeout=timeout)
+        attempts = Attempts(policy, None)
         request_id = new_request_id()
         metadata = self.caller.metadata(request_id)
         while True:

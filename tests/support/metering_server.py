@@ -22,6 +22,7 @@ from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
 from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
+from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceStub
 from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceStub
 from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceStub
 from tests.support.ledger_server import LedgerServer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceAsyncStub
     from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
+    from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceAsyncStub
     from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceAsyncStub
     from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceAsyncStub
 
@@ -49,6 +51,7 @@ class Caller:
     reservations: ReservationServiceAsyncStub
     feed: UsageFeedServiceAsyncStub
     contracts: ContractServiceAsyncStub
+    rating: RatingServiceAsyncStub
 
 
 @dataclass
@@ -71,6 +74,7 @@ class MeteringServer:
             ReservationServiceStub(channel),
             UsageFeedServiceStub(channel),
             ContractServiceStub(channel),
+            RatingServiceStub(channel),
         )
 
     @property
@@ -114,6 +118,11 @@ class MeteringServer:
         """Rows, as the superuser sees them."""
         with psycopg.connect(self.database_url) as connection:
             return connection.execute(statement.encode()).fetchall()
+
+    def execute(self, statement: str) -> None:
+        """A statement of the superuser."""
+        with psycopg.connect(self.database_url) as connection:
+            connection.execute(statement.encode())
 
 
 def price(

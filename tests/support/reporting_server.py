@@ -15,10 +15,10 @@ from services.kit.auth import CachedAuthenticator
 from services.kit.client import connect
 from services.kit.clock import Clock
 from services.kit.keys import LedgerKeys
+from services.kit.model_costs import Catalogue
 from services.kit.server import build_server
 from services.reporting.app import App, open_app
 from services.reporting.config import ReportingConfig
-from services.reporting.domain.model_costs import Catalogue
 from tallystick.reporting.v1.projection_service_pb2_grpc import ProjectionServiceStub
 from tallystick.reporting.v1.reporting_service_pb2_grpc import ReportingServiceStub
 from tests.support.ledger_server import LedgerServer

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from services.reporting.domain.model_costs import Catalogue
+from services.kit.model_costs import Catalogue
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, correction_pb2, ledger_service_pb2, transaction_pb2
 from tallystick.metering.v1 import charge_line_pb2, outcome_pb2, usage_feed_service_pb2, usage_pb2

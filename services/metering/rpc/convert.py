@@ -35,6 +35,7 @@ from tallystick.metering.v1 import (
     charge_line_pb2,
     metering_service_pb2,
     outcome_pb2,
+    rating_service_pb2,
     usage_pb2,
 )
 
@@ -129,7 +130,10 @@ def usage_from_proto(message: usage_pb2.Usage) -> Usage:
 
 
 def result_from_proto(
-    message: usage_pb2.UsageEvent | metering_service_pb2.ResolveOutcomeRequest,
+    message: usage_pb2.UsageEvent
+    | metering_service_pb2.ResolveOutcomeRequest
+    | rating_service_pb2.QuoteRequest
+    | rating_service_pb2.Workload,
     malformed: list[FieldViolation],
 ) -> Mapping[str, Any]:
     """What came of the work, as JSON; nothing if it is unset, or `malformed`."""
@@ -149,10 +153,15 @@ def result_from_proto(
 def execution_of(record: UsageRecord) -> Execution:
     """The execution that a recorded event reported, with the outcome that it had then."""
     message = usage_pb2.UsageEvent.FromString(record.content)
+    return execution_from_proto(message, record.charge.occur_time)
+
+
+def execution_from_proto(message: usage_pb2.UsageEvent, occur_time: datetime) -> Execution:
+    """The execution that an event reports which was accepted, at the time that it was given."""
     return Execution(
         usage_from_proto(message.usage),
         _REPORTED_OUTCOMES.get(message.outcome, Outcome.UNKNOWN),
-        record.charge.occur_time,
+        occur_time,
         result_from_proto(message, []),
         message.action_type,
         message.agent_id,

@@ -48,7 +48,7 @@ from services.metering.domain.price_book import (
 )
 from services.metering.domain.usage_event import Outcome
 from services.metering.rpc.convert import OUTCOMES_FROM_PROTO, OUTCOMES_TO_PROTO, time_to_proto, within
-from tallystick.metering.v1 import price_book_pb2, usage_pb2
+from tallystick.metering.v1 import price_book_pb2, rating_service_pb2, usage_pb2
 from tallystick.metering.v1 import pricing_service_pb2 as pb
 
 _TOKEN_KINDS = {
@@ -92,7 +92,8 @@ def price_list_from_proto(
     message: pb.CreatePriceVersionRequest
     | pb.UpdatePriceVersionRequest
     | pb.PreviewPriceVersionRequest
-    | price_book_pb2.PriceVersion,
+    | price_book_pb2.PriceVersion
+    | rating_service_pb2.PriceList,
 ) -> PriceList:
     """All that a request, or a version, says; domain.price_checks judges it.
 

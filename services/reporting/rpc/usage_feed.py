@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import grpc
 
+from services.kit.model_costs import Catalogue
 from services.reporting.domain.facts import DecidedOutcome, RecordedEvent, UsageBatch
-from services.reporting.domain.model_costs import Catalogue
 from services.reporting.domain.projection import Feed, FeedGap
 from services.reporting.rpc.feeds import FeedReader, micros
 from tallystick.metering.v1 import charge_line_pb2, usage_feed_service_pb2_grpc, usage_pb2

@@ -333,7 +333,9 @@ class SimulatedBook(_message.Message):
     price_version_id: _builtins.str
     """Those of this version, a draft or a published one."""
     plan: _builtins.str
-    """The plan that every customer has; none when empty. Its fees are charged for every billing period."""
+    """The plan that every customer has; none when empty. Its fees are charged for every billing period (in UTC, from the
+    first of a month on) that the runs happen in, in full.
+    """
     seat_count: _builtins.int
     """How many seats each of them pays for."""
     @_builtins.property
@@ -406,7 +408,9 @@ class Workload(_message.Message):
     """The tool, for conditions."""
     @_builtins.property
     def distributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterDistribution]:
-        """What a run consumes, meter by meter, each drawn by itself. At most 32."""
+        """What a run consumes, meter by meter, each drawn by itself. At most 32. Cached input tokens are at most the input
+        tokens of the run, and reasoning tokens at most its output tokens.
+        """
 
     @_builtins.property
     def outcome_rates(self) -> Global___OutcomeRates:
@@ -418,7 +422,7 @@ class Workload(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Until when, exclusive, at most 366 days later; a month after the start when unset."""
+        """Until when, exclusive, at most 366 days later; the end of the start's month (UTC) when unset."""
 
     @_builtins.property
     def result(self) -> _struct_pb2.Struct:
@@ -667,14 +671,17 @@ class DrawnWorkload(_message.Message):
     MODEL_COST_FIELD_NUMBER: _builtins.int
     UNPRICED_RUN_COUNT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    ACTIVE_CUSTOMER_COUNT_FIELD_NUMBER: _builtins.int
     run_count: _builtins.int
     """How many."""
     customer_count: _builtins.int
-    """Of how many customers, those without a run left out."""
+    """Of how many customers."""
     unpriced_run_count: _builtins.int
     """The runs whose model has no known list price."""
     seed: _builtins.int
     """The seed."""
+    active_customer_count: _builtins.int
+    """The customers who have a run."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When they happen."""
@@ -710,10 +717,11 @@ class DrawnWorkload(_message.Message):
         model_cost: _money_pb2.Money | None = ...,
         unpriced_run_count: _builtins.int = ...,
         seed: _builtins.int = ...,
+        active_customer_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "model_cost", b"model_cost", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_count", b"customer_count", "end_time", b"end_time", "model_cost", b"model_cost", "outcomes", b"outcomes", "quantities", b"quantities", "run_count", b"run_count", "seed", b"seed", "start_time", b"start_time", "unpriced_run_count", b"unpriced_run_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_customer_count", b"active_customer_count", "customer_count", b"customer_count", "end_time", b"end_time", "model_cost", b"model_cost", "outcomes", b"outcomes", "quantities", b"quantities", "run_count", b"run_count", "seed", b"seed", "start_time", b"start_time", "unpriced_run_count", b"unpriced_run_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -782,7 +790,7 @@ class SimulatedRevenue(_message.Message):
 
     @_builtins.property
     def customer_charge(self) -> Global___Spread:
-        """What a customer pays in all, customer by customer, of those who have a run."""
+        """What a customer pays in all, customer by customer, those without a run included."""
 
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimulatedLine]:
@@ -1185,6 +1193,7 @@ class RerateDifference(_message.Message):
     RERATED_FIELD_NUMBER: _builtins.int
     DIFFERENCE_FIELD_NUMBER: _builtins.int
     UNPRICED_RUN_COUNT_FIELD_NUMBER: _builtins.int
+    CLOSING_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     run_count: _builtins.int
@@ -1197,11 +1206,17 @@ class RerateDifference(_message.Message):
 
     @_builtins.property
     def rerated(self) -> _money_pb2.Money:
-        """What they come to by the other prices, with what closing the periods adds."""
+        """What they come to by the other prices."""
 
     @_builtins.property
     def difference(self) -> _money_pb2.Money:
         """The second less the first; may be negative."""
+
+    @_builtins.property
+    def closing(self) -> _money_pb2.Money:
+        """What closing the billing periods would add by the other prices. Not in the figures above, since what closing added
+        by those that were applied is no charge of a run.
+        """
 
     def __init__(
         self,
@@ -1212,10 +1227,11 @@ class RerateDifference(_message.Message):
         rerated: _money_pb2.Money | None = ...,
         difference: _money_pb2.Money | None = ...,
         unpriced_run_count: _builtins.int = ...,
+        closing: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "difference", b"difference", "rerated", b"rerated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "closing", b"closing", "difference", b"difference", "rerated", b"rerated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "customer_id", b"customer_id", "difference", b"difference", "rerated", b"rerated", "run_count", b"run_count", "unpriced_run_count", b"unpriced_run_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "closing", b"closing", "customer_id", b"customer_id", "difference", b"difference", "rerated", b"rerated", "run_count", b"run_count", "unpriced_run_count", b"unpriced_run_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1351,7 +1367,7 @@ class Shadow(_message.Message):
     differing_charge_count: _builtins.int
     """How many come to another amount."""
     lag: _builtins.int
-    """How many positions of the usage feed it has yet to look at."""
+    """How many positions of the usage feed it has yet to look at. Only the platform is told."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""

@@ -7,6 +7,7 @@ from tallystick.metering.v1 import budget_service_pb2 as budgets
 from tallystick.metering.v1 import contract_service_pb2 as contracts
 from tallystick.metering.v1 import metering_service_pb2 as metering
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
+from tallystick.metering.v1 import rating_service_pb2 as rating
 from tallystick.metering.v1 import reservation_service_pb2 as reservations
 from tallystick.metering.v1 import usage_feed_service_pb2 as usage_feed
 from tests.integration.security.case import (
@@ -20,6 +21,7 @@ from tests.integration.security.case import (
     METERING,
     NO_TOKEN,
     PRICING,
+    RATING,
     RESERVATIONS,
     TAKEN,
     UNLIMITED_HOST,
@@ -33,6 +35,7 @@ from tests.integration.security.requests import (
     book_request,
     contract_request,
     publish_request,
+    rerate_request,
     reservation_request,
     usage_event,
     usd,
@@ -309,3 +312,56 @@ def _(world: World) -> Iterator[Case]:
             customer_id=world.bravo.customer, agent_id=world.bravo.agent, action_type="run"
         )
     )
+
+
+# RatingService
+
+
+@case_of(RATING, "Quote")
+def _(world: World) -> Iterator[Case]:
+    alpha, bravo = world.alpha, world.bravo
+    for price_version_id in (bravo.draft, bravo.published):
+        yield Case(
+            rating.QuoteRequest(agent_id=alpha.agent, action_type="run", price_version_id=price_version_id)
+        )
+    yield Case(
+        rating.QuoteRequest(customer_id=bravo.customer, agent_id=bravo.agent, action_type="run"),
+    )
+
+
+@case_of(RATING, "Simulate")
+def _(world: World) -> Iterator[Case]:
+    for price_version_id in (world.bravo.draft, world.bravo.published):
+        yield Case(
+            rating.SimulateRequest(
+                books=[rating.SimulatedBook(price_version_id=price_version_id)],
+                workload=rating.Workload(run_count=10),
+            )
+        )
+
+
+@case_of(RATING, "Rerate")
+def _(world: World) -> Iterator[Case]:
+    yield Case(rerate_request(organization_id=world.bravo.organization))
+    yield Case(rerate_request(price_version_id=world.bravo.draft))
+    # Of all that the caller may see, which is none of bravo's.
+    yield Case(rerate_request(), refusals=LISTED)
+    yield Case(rerate_request(customer_id=world.bravo.customer), refusals=LISTED)
+
+
+@case_of(RATING, "StartShadow")
+def _(world: World) -> Iterator[Case]:
+    for price_version_id in (world.bravo.draft, world.bravo.published):
+        yield Case(
+            rating.StartShadowRequest(price_version_id=price_version_id, idempotency_key=price_version_id)
+        )
+
+
+one(RATING, "GetShadow", lambda w: rating.GetShadowRequest(shadow_id=w.bravo.shadow))
+case_of(RATING, "ListShadows")(lambda w: [Case(rating.ListShadowsRequest(), refusals=LISTED)])
+one(
+    RATING,
+    "ListShadowDivergences",
+    lambda w: rating.ListShadowDivergencesRequest(shadow_id=w.bravo.shadow),
+)
+one(RATING, "StopShadow", lambda w: rating.StopShadowRequest(shadow_id=w.bravo.shadow))

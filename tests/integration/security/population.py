@@ -32,6 +32,7 @@ from tests.integration.security.requests import (
     publish_request,
     reservation_request,
     reverse_request,
+    shadow_request,
     usage_event,
 )
 from tests.integration.security.world import BRAVO_FEE, SHARED_GROSS, Things, World
@@ -169,6 +170,9 @@ async def _price(world: World, things: Things) -> None:
         )
         setattr(things, kept, draft.price_version.price_version_id)
     await pricing.PublishPriceVersion(publish_request(things))
+    # One that runs, so that it has seen what its tenant does.
+    started = await world.metering.operator.rating.StartShadow(shadow_request(things))
+    things.shadow = started.shadow.shadow_id
 
 
 async def _run(world: World, things: Things, host_key: str) -> None:

@@ -21,6 +21,7 @@ from tallystick.metering.v1 import (
     contract_service_pb2,
     metering_service_pb2,
     pricing_service_pb2,
+    rating_service_pb2,
     usage_pb2,
 )
 from tests.integration.security.world import BRAVO_GRANT, BRAVO_LIMIT, BRAVO_RESERVED, Things
@@ -74,6 +75,19 @@ def book_request(things: Things) -> pricing_service_pb2.CreatePriceBookRequest:
 def publish_request(things: Things) -> pricing_service_pb2.PublishPriceVersionRequest:
     return pricing_service_pb2.PublishPriceVersionRequest(
         price_version_id=things.published, effective_time=Timestamp(seconds=0)
+    )
+
+
+def shadow_request(things: Things) -> rating_service_pb2.StartShadowRequest:
+    return rating_service_pb2.StartShadowRequest(price_version_id=things.draft, idempotency_key="first")
+
+
+def rerate_request(**fields: str) -> rating_service_pb2.RerateRequest:
+    """Everything that happened."""
+    return rating_service_pb2.RerateRequest(
+        start_time=Timestamp(seconds=0),
+        end_time=Timestamp(seconds=OCCURRED.seconds + 10**9),
+        **fields,  # type: ignore[arg-type]
     )
 
 

@@ -32,6 +32,7 @@ from tallystick.metering.v1 import (
     contract_service_pb2,
     metering_service_pb2,
     pricing_service_pb2,
+    rating_service_pb2,
     reservation_service_pb2,
     usage_feed_service_pb2,
 )
@@ -55,6 +56,7 @@ METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     contract_service_pb2.DESCRIPTOR.services_by_name["ContractService"],
     reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
+    rating_service_pb2.DESCRIPTOR.services_by_name["RatingService"],
 )
 METHODS: dict[str, MethodDescriptor] = {
     method.full_name: method
@@ -146,6 +148,7 @@ class Things:
     price_book: str = ""
     published: str = ""
     draft: str = ""
+    shadow: str = ""
     charge: str = ""
     transaction: str = ""
     grant: str = ""
@@ -237,6 +240,7 @@ class World:
             things.price_book,
             things.published,
             things.draft,
+            things.shadow,
             things.charge,
             things.transaction,
             things.grant,
@@ -284,6 +288,8 @@ class World:
                 " + (SELECT count(*) FROM ledger.promotion_due)"
                 " + (SELECT count(*) FROM metering.pending_charge)"
                 " + (SELECT count(*) FROM metering.unsequenced_usage)"
+                " + (SELECT count(*) FROM metering.shadow s JOIN metering.usage_log l USING (log_id)"
+                "    WHERE s.stop_time IS NULL AND s.position < l.last_position)"
                 # The lock of an audit that runs.
                 " + (SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"
                 "    WHERE locktype = 'advisory' AND d.datname = current_database())"

@@ -1,6 +1,6 @@
 """What models cost by list price: estimates, for the direction and not for the books.
 
-The catalogue is a file of this service (data/README.md says where it comes from). A price may depend on the
+The catalogue is a file beside this one (data/README.md says where it comes from). A price may depend on the
 day, the time of day and the size of the prompt. Of a model that is not in it the cost is not known, which is
 never the same as zero.
 
@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Self
 
-_FILE: Final = Path(__file__).parent.parent / "data" / "model_prices.json"
+_FILE: Final = Path(__file__).parent / "data" / "model_prices.json"
 # Wide enough for any count of tokens by any price: nothing is ever rounded.
 _EXACT: Final = Context(prec=60, traps=[Inexact])
 _NOTHING: Final = Decimal(0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.reporting.domain.model_costs import Catalogue
+from services.kit.model_costs import Catalogue
 
 CATALOGUE = Catalogue.load()
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -198,9 +198,7 @@ def test_every_model_of_the_recorded_runs_is_priced_or_known_to_have_no_price() 
 
 def test_the_catalogue_says_which_it_is_and_has_a_price_in_every_entry() -> None:
     assert "2026-11-29" in CATALOGUE.name
-    document = json.loads(
-        (Path(__file__).parents[3] / "services/reporting/data/model_prices.json").read_text()
-    )
+    document = json.loads((Path(__file__).parents[3] / "services/kit/data/model_prices.json").read_text())
     for key in document["models"]:
         # By its own name, each is found, and costs something.
         assert CATALOGUE.key(key) == key

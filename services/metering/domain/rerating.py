@@ -1,0 +1,342 @@
+"""Re-rating: what was charged, rated again, by the prices that were applied and by other ones.
+
+Runs that are alike are rated once, where nothing but the run itself decides what it costs; of each such kind
+it is counted how often it occurs. Prices with counters are rated run by run: with the counters that the run
+was charged with, or, by other prices, with counters of their own.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from services.kit.errors import InvalidArgument
+from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
+    CompiledPrice,
+    Counters,
+    Execution,
+    LineKind,
+    Rated,
+    RatedLine,
+    close_period,
+    counter_names,
+    rate,
+    rate_outcome,
+    select,
+)
+from services.metering.domain.usage_record import Component
+
+# Kinds of runs that are remembered: far more than there are of what repeats, far less than memory holds.
+_MAX_KINDS: Final = 200_000
+_NO_COUNTERS: Final[Counters] = {}
+
+
+class PostedOutcome(NamedTuple):
+    """What was charged for an outcome that was decided later: the execution with that outcome.
+
+    `opening` are the counters that this was rated with; None for those of the run.
+    """
+
+    execution: Execution
+    amount_micros: int
+    lines: str
+    opening: Counters | None = None
+
+
+class PostedRun(NamedTuple):
+    """A run as it was charged. `kind` is equal for runs that are alike: all that a price can depend on but
+    the time. `lines` are as stored; `opening` is None for a price without counters.
+    """
+
+    customer_id: str
+    workflow_id: str
+    ordinal: int
+    organization_id: str
+    currency_code: str
+    price_version_id: str
+    occur_time: datetime
+    kind: Hashable
+    execution: Callable[[], Execution]
+    amount_micros: int
+    lines: str
+    opening: Counters | None = None
+    outcome: PostedOutcome | None = None
+
+
+class Mismatch(NamedTuple):
+    """A charge that the applied prices do not reproduce; `rerated_micros` is None if they do not rate it."""
+
+    run: PostedRun
+    component: Component
+    charged_micros: int
+    rerated_micros: int | None
+
+
+@dataclass(slots=True)
+class Difference:
+    """What a customer was charged, and what that comes to by other prices; `unpriced_run_count` more runs are
+    rated by none of these.
+    """
+
+    run_count: int = 0
+    charged_micros: int = 0
+    rerated_micros: int = 0
+    unpriced_run_count: int = 0
+    closing_micros: int = 0
+
+
+class LineName(NamedTuple):
+    """Lines of charges that are added up."""
+
+    currency_code: str
+    component_name: str
+    kind: LineKind
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Runs that are alike: what the prices make of one, and how many there are.
+
+    `text` is how its lines are stored, once a run was found that has the right ones.
+    """
+
+    currency_code: str
+    applied: Rated | None
+    other: Rated | None
+    count: int = 0
+    reproduced: int = 0
+    text: str = ""
+
+
+class Rerating:
+    """Rates runs again. `applied` has the prices of every version that was applied; `other` is None where
+    only these are to be proved.
+    """
+
+    def __init__(
+        self,
+        applied: Mapping[str, Sequence[CompiledPrice]],
+        other: Sequence[CompiledPrice] | None,
+        parse_lines: Callable[[str], Sequence[RatedLine]],
+        *,
+        other_version_id: str = "",
+    ) -> None:
+        self._applied = applied
+        self._other = other
+        self._other_version_id = other_version_id
+        self._parse_lines = parse_lines
+        # When discounts begin and end: before and after, runs are not alike.
+        self._cuts = _cuts([*applied.values(), other or ()])
+        self._kinds: dict[Hashable, _Kind | None] = {}
+        self._counters: defaultdict[tuple[str, str, str, datetime], dict[str, int]] = defaultdict(dict)
+        self._lines: defaultdict[LineName, list[int]] = defaultdict(lambda: [0, 0])
+        self.customers: defaultdict[tuple[str, str], Difference] = defaultdict(Difference)
+        self.reproduced_charge_count = 0
+        self.mismatched_charge_count = 0
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether runs must come in the order in which they were reported."""
+        return any(counter_names(price) for price in self._other or ())
+
+    def add(self, run: PostedRun) -> Sequence[Mismatch]:
+        """Rate a run again; the charges of it that the applied prices do not reproduce.
+
+        If the other prices have counters, runs must come in the order in which they were reported.
+        """
+        if run.outcome is not None:
+            return self._add_apart(run)
+        key = (
+            run.kind,
+            run.price_version_id,
+            run.currency_code,
+            bisect_right(self._cuts, run.occur_time) if self._cuts else 0,
+        )
+        try:
+            kind = self._kinds[key]
+        except KeyError:
+            kind = self._learn(key, run)
+        if kind is None:
+            return self._add_apart(run)
+        kind.count += 1
+        amount = run.amount_micros
+        customer = self.customers[run.customer_id, run.currency_code]
+        if self._other is None:
+            customer.run_count += 1
+            customer.charged_micros += amount
+        elif kind.other is None:
+            customer.unpriced_run_count += 1
+        else:
+            customer.run_count += 1
+            customer.charged_micros += amount
+            customer.rerated_micros += kind.other.total_micros
+        applied = kind.applied
+        if kind.text and kind.text == run.lines and applied is not None and amount == applied.total_micros:
+            kind.reproduced += 1
+            self.reproduced_charge_count += 1
+            return ()
+        lines = tuple(self._parse_lines(run.lines))
+        if applied is not None and lines == applied.lines and amount == applied.total_micros:
+            kind.text = kind.text or run.lines
+            kind.reproduced += 1
+            self.reproduced_charge_count += 1
+            return ()
+        if self._other is None or kind.other is not None:
+            self._add_lines(run.currency_code, lines, 0, 1)
+        return [self._mismatch(run, Component.BASE, amount, applied)]
+
+    def lines(self) -> Mapping[LineName, tuple[int, int]]:
+        """What lines of the same name came to: (charged, by the other prices)."""
+        self._forget()
+        return {name: (charged, rerated) for name, (charged, rerated) in self._lines.items()}
+
+    def close(self) -> None:
+        """Close the billing periods of the other prices."""
+        for (customer_id, _, currency_code, _), counters in self._counters.items():
+            for price in self._other or ():
+                if counter_names(price):
+                    closed = close_period(price, NO_COMPILED_TERMS, counters)
+                    self.customers[customer_id, currency_code].closing_micros += closed.total_micros
+
+    def _learn(self, key: Hashable, run: PostedRun) -> _Kind | None:
+        """What the prices make of runs of a new kind; None if they are not alike after all."""
+        if len(self._kinds) >= _MAX_KINDS:
+            self._forget()
+        execution = run.execution()
+        prices = [self._price(run, execution)]
+        if self._other is not None:
+            prices.append(select(self._other, execution.action_type, execution.agent_id))
+        kind = None
+        if not any(price is not None and counter_names(price) for price in prices):
+            rated = [_rate(price, execution, _NO_COUNTERS) for price in prices]
+            kind = _Kind(run.currency_code, rated[0], rated[1] if self._other is not None else None)
+        self._kinds[key] = kind
+        return kind
+
+    def _forget(self) -> None:
+        """Add up the lines of the kinds that are known, and forget these."""
+        for kind in self._kinds.values():
+            if kind is None:
+                continue
+            if kind.other is not None:
+                self._add_lines(kind.currency_code, kind.other.lines, 1, kind.count)
+            if kind.applied is not None and (self._other is None or kind.other is not None):
+                self._add_lines(kind.currency_code, kind.applied.lines, 0, kind.reproduced)
+        self._kinds.clear()
+
+    def _add_apart(self, run: PostedRun) -> Sequence[Mismatch]:
+        """A run that is like no other: its outcome was decided later, or counters matter."""
+        execution, outcome = run.execution(), run.outcome
+        applied = self._price(run, execution)
+        opening = _NO_COUNTERS if run.opening is None else run.opening
+        mismatches = self._prove(
+            run, Component.BASE, _rate(applied, execution, opening), run.amount_micros, run.lines
+        )
+        charged, texts = run.amount_micros, [run.lines]
+        if outcome is not None:
+            decided = opening if outcome.opening is None else outcome.opening
+            mismatches += self._prove(
+                run,
+                Component.OUTCOME,
+                _rate(applied, outcome.execution, decided, rate_outcome),
+                outcome.amount_micros,
+                outcome.lines,
+            )
+            charged += outcome.amount_micros
+            texts.append(outcome.lines)
+        customer = self.customers[run.customer_id, run.currency_code]
+        rerated = None
+        if self._other is not None:
+            rerated = self._rate_by_other(run, execution, outcome)
+            if rerated is None:
+                customer.unpriced_run_count += 1
+                return mismatches
+            customer.rerated_micros += sum(one.total_micros for one in rerated)
+            for one in rerated:
+                self._add_lines(run.currency_code, one.lines, 1, 1)
+        customer.run_count += 1
+        customer.charged_micros += charged
+        for text in texts:
+            self._add_lines(run.currency_code, self._parse_lines(text), 0, 1)
+        return mismatches
+
+    def _rate_by_other(
+        self, run: PostedRun, execution: Execution, outcome: PostedOutcome | None
+    ) -> list[Rated] | None:
+        """What the other prices make of a run: of what was known when it ended, and of its outcome."""
+        other = select(self._other or (), execution.action_type, execution.agent_id)
+        if other is None:
+            return None
+        period = run.occur_time.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        counters = self._counters[run.customer_id, run.organization_id, run.currency_code, period]
+        is_same = run.price_version_id == self._other_version_id
+        # A run that this very version was applied to keeps the counters that it had.
+        opening = run.opening if is_same and run.opening is not None else dict(counters)
+        rated = [_rate(other, execution, opening)]
+        if outcome is not None:
+            if is_same and outcome.opening is not None:
+                opening = outcome.opening
+            rated.append(_rate(other, outcome.execution, opening, rate_outcome))
+        found = [one for one in rated if one is not None]
+        for one in found:
+            counters.update(one.closing)
+        return found if len(found) == len(rated) else None
+
+    def _price(self, run: PostedRun, execution: Execution) -> CompiledPrice | None:
+        prices = self._applied.get(run.price_version_id, ())
+        return select(prices, execution.action_type, execution.agent_id)
+
+    def _prove(
+        self, run: PostedRun, component: Component, rated: Rated | None, amount_micros: int, text: str
+    ) -> list[Mismatch]:
+        if (
+            rated is not None
+            and rated.total_micros == amount_micros
+            and rated.lines == tuple(self._parse_lines(text))
+        ):
+            self.reproduced_charge_count += 1
+            return []
+        return [self._mismatch(run, component, amount_micros, rated)]
+
+    def _mismatch(
+        self, run: PostedRun, component: Component, amount_micros: int, rated: Rated | None
+    ) -> Mismatch:
+        self.mismatched_charge_count += 1
+        return Mismatch(run, component, amount_micros, None if rated is None else rated.total_micros)
+
+    def _add_lines(self, currency_code: str, lines: Iterable[RatedLine], side: int, count: int) -> None:
+        for line in lines:
+            name = LineName(currency_code, line.component_name, line.kind)
+            self._lines[name][side] += line.amount_micros * count
+
+
+def _rate(
+    price: CompiledPrice | None,
+    execution: Execution,
+    opening: Counters,
+    by: Callable[..., Rated] = rate,
+) -> Rated | None:
+    """What a price makes of an execution; None without a price, or if it costs more than an amount may be."""
+    if price is None:
+        return None
+    try:
+        return by(price, execution, NO_COMPILED_TERMS, opening)
+    except InvalidArgument:
+        return None
+
+
+def _cuts(price_lists: Iterable[Sequence[CompiledPrice]]) -> list[datetime]:
+    """When discounts begin and end."""
+    return sorted(
+        {
+            moment
+            for prices in price_lists
+            for price in prices
+            for discount in price.discounts + price.volume_discounts
+            for moment in (discount.start_time, discount.end_time)
+            if moment is not None
+        }
+    )

@@ -1,0 +1,90 @@
+"""Runs as they were charged, by the thousand, for rating them again."""
+
+from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+
+from services.kit.tenancy import Tenants, scope_hot
+
+# Rows that are fetched at once: a megabyte or two.
+_FETCHED_AT_ONCE: Final = 2_000
+_WHERE: Final = """
+    FROM metering.usage_event u
+    LEFT JOIN metering.deferred_outcome d USING (customer_id, workflow_id, ordinal)
+    WHERE u.occur_time >= %(start)s AND u.occur_time < %(end)s
+      AND (%(organization_id)s::text = '' OR u.organization_id = %(organization_id)s)
+      AND (%(customer_id)s::text = '' OR u.customer_id = %(customer_id)s)
+      AND (%(currency_code)s::text = '' OR u.currency_code = %(currency_code)s)
+"""
+# What an event, and the decision of its outcome, were rated with; and the result that came with the decision.
+_COUNTERS: Final = "u.opening::text, d.opening::text, d.result"
+_COUNTED: Final = """
+    SELECT count(*) = 3 FROM information_schema.columns
+    WHERE table_schema = 'metering'
+      AND (table_name, column_name) IN
+          (('usage_event', 'opening'), ('deferred_outcome', 'opening'), ('deferred_outcome', 'result'))
+"""
+
+
+class Selection(NamedTuple):
+    """Whose runs, and when they happened; empty texts for all."""
+
+    tenants: Tenants
+    start_time: datetime
+    end_time: datetime
+    organization_id: str
+    customer_id: str
+    currency_code: str
+
+
+# content, organization_id, occur_time, price_version_id, currency_code, amount_micros, lines, the outcome
+# that was decided, what that added: micros and lines, then the counters of the event and of the decision, as
+# JSON, and the result of the decision, serialized. The last six may be None.
+Row = tuple[Any, ...]
+
+
+async def begin(connection: AsyncConnection[TupleRow], selection: Selection) -> None:
+    """Let the transaction see what it may, as it is now and for as long as it takes, and change nothing."""
+    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    await scope_hot(connection, selection.tenants)
+    await connection.execute("SET LOCAL statement_timeout = 0")
+
+
+async def applied_versions(connection: AsyncConnection[TupleRow], selection: Selection) -> list[str]:
+    """The versions that were applied to the runs."""
+    query = sql.SQL("SELECT DISTINCT u.price_version_id") + sql.SQL(_WHERE)
+    cursor = await connection.execute(query, _parameters(selection))
+    return [row[0] for row in await cursor.fetchall()]
+
+
+async def read(
+    connection: AsyncConnection[TupleRow], selection: Selection, *, in_order: bool
+) -> AsyncGenerator[Sequence[Row], None]:
+    """The runs, a few thousand at a time; `in_order` as they were reported, which costs a sort."""
+    counted = await (await connection.execute(_COUNTED)).fetchone()
+    query = sql.SQL(
+        "SELECT u.content, u.organization_id, u.occur_time, u.price_version_id, u.currency_code,"
+        " u.amount_micros, u.lines::text, nullif(d.outcome, 'pending'),"
+        " d.bonuses #>> ARRAY[d.outcome, '0'], d.bonuses #>> ARRAY[d.outcome, '1'], {counters}{where}{order}"
+    ).format(
+        counters=sql.SQL(_COUNTERS if counted and counted[0] else "NULL::text, NULL::text, NULL::bytea"),
+        where=sql.SQL(_WHERE),
+        order=sql.SQL(" ORDER BY u.create_time, u.customer_id, u.workflow_id, u.ordinal" if in_order else ""),
+    )
+    async with connection.cursor("posted_runs", binary=True) as cursor:
+        await cursor.execute(query, _parameters(selection), binary=True)
+        while rows := await cursor.fetchmany(_FETCHED_AT_ONCE):
+            yield rows
+
+
+def _parameters(selection: Selection) -> dict[str, Any]:
+    return {
+        "start": selection.start_time,
+        "end": selection.end_time,
+        "organization_id": selection.organization_id,
+        "customer_id": selection.customer_id,
+        "currency_code": selection.currency_code,
+    }

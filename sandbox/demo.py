@@ -40,6 +40,7 @@ from sandbox.replay import (
     survey,
 )
 from sandbox.replies import BUDGET_EXCEEDED, INSUFFICIENT_CREDITS, REFUSALS
+from sandbox.second_act import SecondAct
 from sandbox.servers import stores
 from sandbox.stack import ROOT, SERVICES, Stack, first_call
 from sandbox.stand_in import stripe_itself
@@ -83,6 +84,8 @@ class Result:
     held: int
     short_customer: dict[str, str | int]
     capped_customer: dict[str, str | int]
+    # What the recorded runs come to by other prices, and the runs of each version.
+    second_act: dict[str, object]
     seconds: dict[str, float]
     invariants: dict[str, bool]
 
@@ -188,9 +191,13 @@ async def _perform(
             watch.lap("second_replay")
         invariants = await job.verify()
         watch.lap("verify")
-        result = _result(job, traffic, watch.seconds(), invariants)
+        second = await job.second_act()
+        watch.lap("second_act")
+        invariants |= _second_act_holds(second)
+        result = _result(job, traffic, watch.seconds(), invariants, second)
         report.show_organizations(console, job.organizations())
         report.show_payouts(console, job.paid.rows())
+        report.show_second_act(console, second)
         _show(console, job, result)
         return result, await job.sign_in_keys()
 
@@ -202,7 +209,11 @@ async def _replay(job: Job, traffic: list[Traffic], console: Console, note: str)
 
 
 def _result(
-    job: Job, traffic: list[Traffic], seconds: dict[str, float], invariants: dict[str, bool]
+    job: Job,
+    traffic: list[Traffic],
+    seconds: dict[str, float],
+    invariants: dict[str, bool],
+    second_act: SecondAct,
 ) -> Result:
     journal, replies = job.journal, job.replies
     lines = {one.recording.name: one.survey.lines for one in traffic}
@@ -236,9 +247,19 @@ def _result(
             "limit": job.budget.budget.limit.amount_micros,
             "spent": job.budget.status.spent.amount_micros,
         },
+        second_act=second_act.summary(),
         seconds=seconds,
         invariants=invariants,
     )
+
+
+def _second_act_holds(act: SecondAct) -> dict[str, bool]:
+    """What must hold of it, and whether it does."""
+    as_charged = act.models[-1]
+    return {
+        "charges_come_out_of_their_prices_again": act.mismatched == 0,
+        "the_same_prices_come_to_the_same": as_charged.rerated == as_charged.charged,
+    }
 
 
 def _show(console: Console, job: Job, result: Result) -> None:

@@ -32,6 +32,7 @@ from sandbox.replies import REFUSALS, Answer, Replies
 from sandbox.report import OrganizationRow, Steps
 from sandbox.reports import Reports
 from sandbox.runs import RunHost
+from sandbox.second_act import SecondAct, Stage, decided
 from sandbox.shop import MOST_MICROS, Shop, chargeable
 from sandbox.stack import ROOT, Stack
 from services.kit.client import connect
@@ -127,6 +128,7 @@ class Job:
                 organization_ids={party.organization_id for party in self._parties()},
             )
             self._reports = Reports(reporting)
+            self._channels = metering, reporting
             self._shop = Shop(payouts)
             self._payday = Payday(
                 payouts, self._stack.endpoints.payouts, self._stack.endpoints.stripe or "", self._books
@@ -312,6 +314,36 @@ class Job:
             "audit_clean": await self._audit(),
             **self._invariants,
         }
+
+    async def second_act(self) -> SecondAct:
+        """Prices, tried on what was recorded: behind `verify`, since it meters a few runs more."""
+        shifts = [one.shift for one in self._traffic]
+        firsts = [
+            one.shift.reported(one.survey.first_us)
+            for one in self._traffic
+            if one.survey.first_us is not None
+        ]
+        now_us = max((shift.now_us for shift in shifts), default=0)
+        runs = [
+            work
+            for one in self._traffic
+            if one.recording.authorized
+            # Of customers who can pay for more of them.
+            for work in decided(
+                piece
+                for piece in one.recording.work()
+                if piece.customer_id not in (ONE_DOLLAR_CUSTOMER, CAPPED_CUSTOMER)
+            )
+        ]
+        async with connect(self._stack.endpoints.metering, self.host_key.read_text()) as host:
+            metering, reporting = self._channels
+            return await Stage(metering, reporting, host).play(
+                # A moment more than the work of the first act, outcomes that fell to their default included.
+                min(firsts, default=now_us) - _SECOND_US,
+                now_us + 60 * _SECOND_US,
+                runs,
+                sorted(self._books.organization_ids),
+            )
 
     def organizations(self) -> list[OrganizationRow]:
         """What every organization earned, as reporting answers it."""

@@ -133,7 +133,7 @@ class Operator:
         )
         draft = await self._pricing.CreatePriceVersion(
             CreatePriceVersionRequest(
-                price_book_id=PRICE_BOOK, prices=_prices(), idempotency_key="replay/prices"
+                price_book_id=PRICE_BOOK, prices=prices(), idempotency_key="replay/prices"
             )
         )
         effective_time = Timestamp()
@@ -178,18 +178,19 @@ class Operator:
         return created.secret
 
 
-def _prices() -> list[Price]:
+def prices(success: str = "0.20") -> list[Price]:
+    """The prices of the replay, with so many dollars for a run that succeeds."""
     return [
         Price(
             name="agent-run",
             selector=PriceSelector(action_types=[RUN_ACTION]),
             components=[
                 PriceComponent(name="run", base_fee=BaseFee(price=UnitPrice(amount="0.005"))),
-                _per_million_tokens("input-tokens", TOKEN_KIND_INPUT, "0.60"),
-                _per_million_tokens("output-tokens", TOKEN_KIND_OUTPUT, "2.40"),
+                token_rate("input-tokens", TOKEN_KIND_INPUT, "0.60"),
+                token_rate("output-tokens", TOKEN_KIND_OUTPUT, "2.40"),
                 PriceComponent(
                     name="success",
-                    outcome_bonus=OutcomeBonus(outcome=OUTCOME_SUCCESS, price=UnitPrice(amount="0.20")),
+                    outcome_bonus=OutcomeBonus(outcome=OUTCOME_SUCCESS, price=UnitPrice(amount=success)),
                 ),
             ],
         ),
@@ -197,14 +198,15 @@ def _prices() -> list[Price]:
             name="llm-request",
             selector=PriceSelector(action_types=[REQUEST_ACTION]),
             components=[
-                _per_million_tokens("input-tokens", TOKEN_KIND_INPUT, "0.50"),
-                _per_million_tokens("output-tokens", TOKEN_KIND_OUTPUT, "1.50"),
+                token_rate("input-tokens", TOKEN_KIND_INPUT, "0.50"),
+                token_rate("output-tokens", TOKEN_KIND_OUTPUT, "1.50"),
             ],
         ),
     ]
 
 
-def _per_million_tokens(name: str, kind: TokenKind.ValueType, amount: str) -> PriceComponent:
+def token_rate(name: str, kind: TokenKind.ValueType, amount: str) -> PriceComponent:
+    """So many dollars per million tokens of a kind."""
     price = UnitPrice(amount=amount, per_units=1_000_000)
     return PriceComponent(name=name, token_rate=TokenRate(token_kind=kind, price=price))
 

@@ -168,7 +168,7 @@ class Work:
             workflow_id=self.workflow_id,
             agent_id=self.party.agent_id,
             action_type=self.action_type,
-            usage=self._usage,
+            usage=self.usage,
         )
 
     def event(self, shift: Shift) -> UsageEvent:
@@ -178,7 +178,7 @@ class Work:
             workflow_id=self.workflow_id,
             agent_id=self.party.agent_id,
             action_type=self.action_type,
-            usage=self._usage,
+            usage=self.usage,
             outcome=self.outcome,
             occur_time=_timestamp(shift.reported(self.end_us)),
         )
@@ -187,7 +187,8 @@ class Work:
         return event
 
     @property
-    def _usage(self) -> Usage:
+    def usage(self) -> Usage:
+        """What it consumed."""
         return Usage(model=self.model, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
 
 

@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from sandbox.second_act import MODELS, SecondAct
+
 # Between the lines that stand in for the bar where nobody watches a terminal.
 PLAIN_SECONDS = 2.0
 
@@ -112,6 +114,47 @@ def show_payouts(console: Console, rows: list[PayoutRow]) -> None:
         amounts = map(dollars, (row.amount, came_back, row.paid_out))
         table.add_row(row.organization_id, row.state, row.bank, *amounts)
     _wide_enough(console, table).print(table)
+
+
+def show_second_act(console: Console, act: SecondAct) -> None:
+    """The recorded runs by other prices, runs under a price that changed, and what models cost."""
+    table = _table("The same runs, by three ways of pricing, USD")
+    table.add_column("prices")
+    for column in ("runs", "revenue", "more than charged", "customers who pay another sum"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for model in act.models:
+        more = dollars(model.rerated - model.charged)
+        table.add_row(model.name, f"{model.runs:,}", dollars(model.rerated), more, f"{model.customers:,}")
+    _wide_enough(console, table).print(table)
+    table = _table("Runs while the price changed, USD")
+    table.add_column("price version")
+    for column in ("runs", "gross", "a run"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for version in act.versions:
+        each = dollars(version.gross // version.runs)
+        table.add_row(version.version, f"{version.runs:,}", dollars(version.gross), each)
+    _wide_enough(console, table).print(table)
+    table = _table("What models cost by list prices, USD")
+    table.add_column("model", "all of known cost", overflow="fold")
+    known = [row for row in act.margins if row.cost is not None]
+    gross, cost = sum(row.gross for row in known), sum(row.cost for row in known if row.cost is not None)
+    for column, total in (
+        ("runs", f"{sum(row.runs for row in known):,}"),
+        ("gross", f"{gross:,.6f}"),
+        ("cost", f"{cost:,.6f}"),
+        ("margin", f"{gross - cost:,.6f}"),
+    ):
+        table.add_column(column, total, justify="right", no_wrap=True)
+    for row in act.margins[:MODELS]:
+        costs = ("unknown", "") if row.cost is None else (f"{row.cost:,.6f}", f"{row.gross - row.cost:,.6f}")
+        table.add_row(row.model or "no model named", f"{row.runs:,}", f"{row.gross:,.6f}", *costs)
+    _wide_enough(console, table).print(table)
+    console.print(
+        f"rated again by the prices that were applied: {act.reproduced:,} charges come out to the micro,"
+        f" {act.mismatched:,} do not",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def show_times(console: Console, seconds: Mapping[str, float]) -> None:

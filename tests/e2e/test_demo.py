@@ -436,6 +436,32 @@ def test_the_bundled_recordings_come_to_the_documented_total(tmp_path: Path) -> 
     assert wanted["paid_out"] == 116_240_000
     assert (wanted["payouts"]["completed"], wanted["payouts"]["failed"]) == (7, 1)
     assert figures(demo, wanted) == wanted
+    act = demo.result["second_act"]
+    with gzip.open(DATA / "runs.jsonl.gz", "rt") as file:
+        other = other_prices(file, {name for names in wanted["refused_by_reason"].values() for name in names})
+    unchanged = sum(charge.gross for charge in requests)
+    assert act["revenue"] == {
+        "usage": other["usage"] + unchanged,
+        "outcome": other["outcome"] + unchanged,
+        "hybrid": wanted["gross"],
+    }
+    assert act["charged"] == wanted["gross"]
+    assert (act["reproduced_charges"], act["mismatched_charges"]) == (wanted["charges"], 0)
+    first, second = act["versions"]
+    assert first["runs"] == second["runs"] == 200
+    assert first["version"] != second["version"]
+
+
+def other_prices(lines: Iterable[str], refused: set[str]) -> dict[str, int]:
+    """What the recorded runs come to by the prices of the second act, those left out that did not happen."""
+    sums = {"usage": 0, "outcome": 0}
+    for line in lines:
+        run = json.loads(line)
+        if run["run_id"] not in refused:
+            tokens = 2 * (run["tokens_input"] or 0) + 8 * (run["tokens_output"] or 0)
+            sums["usage"] += 10_000 + tokens
+            sums["outcome"] += 300_000 if run["outcome"] == "success" else 0
+    return sums
 
 
 def test_stripe_itself_is_refused_since_nobody_moves_its_clock(tmp_path: Path) -> None:

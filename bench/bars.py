@@ -74,6 +74,8 @@ BARS: Final[Mapping[str, Bar]] = {
     # Seconds for a million runs.
     "simulate": Bar(max_value=10),
     "rerate": Bar(min_value=50_000),
+    "rate_pure": Bar(min_value=150_000),
+    "rate_cel": Bar(min_value=60_000),
     "ledger_memory": Bar(max_value=200),
     "metering_memory": Bar(max_value=200),
     "payouts_memory": Bar(max_value=200),

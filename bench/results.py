@@ -85,6 +85,10 @@ TWINS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
 )
 FEED_CATCHUP: Final = "feed_catchup"
 EXPORT: Final = "export"
+# Without any service.
+RATE_PURE: Final = "rate_pure"
+RATE_CEL: Final = "rate_cel"
+RATING: Final = (RATE_PURE, RATE_CEL)
 # Long work of metering, in processes of its own.
 SIMULATE: Final = "simulate"
 RERATE: Final = "rerate"
@@ -105,6 +109,7 @@ NAMES: Final = (
     FEED_CATCHUP,
     *names_of(REPORTS_GROUPS),
     EXPORT,
+    *RATING,
     SIMULATE,
     RERATE,
 )

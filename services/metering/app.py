@@ -44,6 +44,9 @@ from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.pricing import PricingService
 from services.metering.rpc.reservation_admin import ReservationService
 from services.metering.rpc.reservations import Reservations
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
+from services.metering.rpc.subscription_fees import SubscriptionFees
+from services.metering.rpc.subscriptions import SubscriptionService
 from services.metering.rpc.terms import TermsFinder
 from services.metering.rpc.usage_feed import UsageFeedService
 from services.metering.sequencer import Sequencer
@@ -60,6 +63,8 @@ from tallystick.metering.v1 import (
     pricing_service_pb2_grpc,
     reservation_service_pb2,
     reservation_service_pb2_grpc,
+    subscription_service_pb2,
+    subscription_service_pb2_grpc,
     usage_feed_service_pb2,
     usage_feed_service_pb2_grpc,
 )
@@ -111,7 +116,10 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             Sequencer(writer).worker(config.sequence_interval),
         ]
         contracts = ContractCatalog(reader)
-        terms = TermsFinder(directory, catalog, contracts)
+        subscriptions = SubscriptionCatalog(reader)
+        terms = TermsFinder(directory, catalog, contracts, subscriptions)
+        fees = SubscriptionFees(writer=writer, ledger=ledger, clock=clock, delay=config.recovery_delay)
+        workers.append(fees.worker(config.recovery_interval))
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
             writer=writer,
@@ -208,8 +216,21 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     directory=directory,
                     catalog=contracts,
                     explanations=Explanations(
-                        reader=reader, directory=directory, catalog=catalog, contracts=contracts
+                        reader=reader,
+                        directory=directory,
+                        catalog=catalog,
+                        contracts=contracts,
+                        subscriptions=subscriptions,
                     ),
+                    clock=clock,
+                ),
+                SubscriptionService(
+                    writer=writer,
+                    reader=reader,
+                    directory=directory,
+                    contracts=contracts,
+                    catalog=subscriptions,
+                    fees=fees,
                     clock=clock,
                 ),
             ),
@@ -265,6 +286,7 @@ def _bindings(
     reservations: ReservationService,
     usage_feed: UsageFeedService,
     contracts: ContractService,
+    subscriptions: SubscriptionService,
 ) -> tuple[ServiceBinding, ...]:
     return (
         bind(
@@ -296,5 +318,10 @@ def _bindings(
             contract_service_pb2.DESCRIPTOR.services_by_name["ContractService"],
             contract_service_pb2_grpc.add_ContractServiceServicer_to_server,
             contracts,
+        ),
+        bind(
+            subscription_service_pb2.DESCRIPTOR.services_by_name["SubscriptionService"],
+            subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server,
+            subscriptions,
         ),
     )

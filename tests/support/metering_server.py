@@ -23,6 +23,7 @@ from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
 from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceStub
+from tallystick.metering.v1.subscription_service_pb2_grpc import SubscriptionServiceStub
 from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceStub
 from tests.support.ledger_server import LedgerServer
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
     from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceAsyncStub
+    from tallystick.metering.v1.subscription_service_pb2_grpc import SubscriptionServiceAsyncStub
     from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceAsyncStub
 
 
@@ -49,6 +51,7 @@ class Caller:
     reservations: ReservationServiceAsyncStub
     feed: UsageFeedServiceAsyncStub
     contracts: ContractServiceAsyncStub
+    subscriptions: SubscriptionServiceAsyncStub
 
 
 @dataclass
@@ -71,6 +74,7 @@ class MeteringServer:
             ReservationServiceStub(channel),
             UsageFeedServiceStub(channel),
             ContractServiceStub(channel),
+            SubscriptionServiceStub(channel),
         )
 
     @property

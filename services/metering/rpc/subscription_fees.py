@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from services.kit import log
 from services.kit.clock import Clock
@@ -24,6 +24,9 @@ _RENEWED_AT_ONCE: Final = 20
 _POSTED_AT_ONCE: Final = 200
 _LONGEST_DELAY: Final = timedelta(minutes=2)
 _POSTED = Counter("tallystick_subscription_fees", "Fees of subscriptions that were posted to the ledger.")
+_REFUSED = Gauge(
+    "tallystick_refused_subscription_fees", "Fees whose charge the ledger refuses: each needs an operator."
+)
 _log = log.get_logger()
 
 
@@ -72,6 +75,7 @@ class SubscriptionFees:
                 first_delay=max(self.delay, timedelta(seconds=1)),
                 longest_delay=_LONGEST_DELAY,
             )
+            _REFUSED.set(await subscriptions.count_refused(connection))
         if not fees:
             return 0
         verdicts = await self._ledger.post_charges([_charge(fee) for fee in fees])

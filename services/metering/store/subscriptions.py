@@ -176,14 +176,17 @@ async def list_fees(
     connection: Connection, subscription_id: str, *, before: int | None, limit: int
 ) -> list[ListedFee]:
     """Fees of a subscription, newest first, from the first one older than number `before`."""
-    query = select(subscription_fee).where(subscription_fee.c.subscription_id == subscription_id)
+    # Not the time of the next attempt itself: what the ledger refused has none that Python can hold.
+    posted = and_(subscription_fee.c.amount_micros > 0, subscription_fee.c.next_attempt_time.is_(None)).label(
+        "posted"
+    )
+    query = select(subscription_fee.c.fee_number, subscription_fee.c.content, posted).where(
+        subscription_fee.c.subscription_id == subscription_id
+    )
     if before is not None:
         query = query.where(subscription_fee.c.fee_number < before)
     query = query.order_by(subscription_fee.c.fee_number.desc()).limit(limit)
-    return [
-        ListedFee(row.fee_number, row.content, row.amount_micros > 0 and row.next_attempt_time is None)
-        for row in await connection.execute(query)
-    ]
+    return [ListedFee(*row) for row in await connection.execute(query)]
 
 
 async def last_change(connection: Connection) -> int:
@@ -227,11 +230,17 @@ async def take_fees(
             next_attempt_time=func.now() + delay,
             attempt_count=subscription_fee.c.attempt_count + 1,
         )
-        .returning(subscription_fee)
+        .returning(*(subscription_fee.c[name] for name in StoredFee._fields))
     )
     taken = [_of(row, StoredFee) for row in await connection.execute(statement)]
     # Credits pay for charges in this order.
     return sorted(taken, key=lambda fee: (fee.occur_time, fee.workflow_id, fee.ordinal))
+
+
+async def count_refused(connection: Connection) -> int:
+    """How many fees the ledger has refused for good."""
+    query = select(func.count()).where(subscription_fee.c.next_attempt_time == _NEVER)
+    return (await connection.execute(query)).scalar_one()
 
 
 async def note_posted(connection: Connection, fees: Sequence[StoredFee]) -> None:

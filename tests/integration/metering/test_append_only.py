@@ -27,7 +27,7 @@ TABLES = (
 
 @pytest.fixture
 async def database(world: World) -> AsyncIterator[psycopg.AsyncConnection]:
-    """The database of a platform that has metered and posted something, and has a contract and a subscription."""
+    """The database of a platform that has metered, charged, agreed and been subscribed to something."""
     await world.meter(run("run-1"))
     await create(world.server.operator, a_contract())
     await offer(world, *PLANS)

@@ -14,6 +14,7 @@ from services.kit.clock import SystemClock
 from services.kit.db import Database
 from services.kit.errors import Code
 from services.kit.tenancy import PLATFORM, scope
+from services.kit.times import timestamp
 from services.metering.domain import subscription as domain
 from services.metering.domain.billing_period import BillingPeriod
 from services.metering.domain.subscription import Segment, Subscription
@@ -34,11 +35,11 @@ from services.metering.rpc.subscription_steps import catch_up
 from services.metering.rpc.terms import Terms, TermsFinder, Work
 from services.metering.store import subscriptions as store
 from tallystick.common.v1 import access_pb2
-from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
 from tallystick.metering.v1 import price_book_pb2, subscription_pb2
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import subscription_service_pb2 as pb
-from tests.integration.metering.test_contracts import a_contract, explain, is_denied
+from tests.integration.metering.test_contracts import a_contract, explain, is_denied, usd
 from tests.integration.metering.test_contracts import create as create_contract
 from tests.integration.metering.world import World, fields_of, refused
 from tests.support.metering_server import Caller, fee, price
@@ -369,9 +370,11 @@ class TestRenewals:
         yield writer
         await writer.close()
 
-    async def backlog(self, writer: Database, count: int, version_id: str) -> list[str]:
+    async def backlog(
+        self, writer: Database, count: int, version_id: str, start: datetime | None = None
+    ) -> list[str]:
         """Subscriptions that began 70 days ago and were never renewed since, each in its own transaction."""
-        start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=70)
+        start = start or datetime.now(UTC).replace(microsecond=0) - timedelta(days=70)
         billing = BillingPeriod(anchor=start)
         made = []
         for number in range(count):
@@ -437,6 +440,41 @@ class TestRenewals:
             await asyncio.gather(*map(step, replicas))
             assert charged(world) == found
         assert await world.available() == 100_000_000 - 3 * len(made) * 2_500_000
+
+    async def test_a_fee_that_the_ledger_refuses_is_kept_and_seen(
+        self, world: World, writer: Database
+    ) -> None:
+        """Somebody charged the same run before, past metering. The other fees are posted."""
+        version = await offer(world, *PLANS)
+        start = (datetime.now(UTC) - timedelta(days=70)).replace(microsecond=0)
+        await world.server.ledger.service.ledger.PostCharge(
+            ledger_service_pb2.PostChargeRequest(
+                intent=charge_pb2.ChargeIntent(
+                    customer_id="cus_1",
+                    workflow_id=f"sub_000/{start:%Y-%m-%dT%H:%M:%SZ}",
+                    component=charge_pb2.CHARGE_COMPONENT_BASE,
+                    gross=usd(1),
+                    payees=[charge_pb2.Payee(organization_id="org_a", agent_id="agt_a", weight=1)],
+                    occur_time=timestamp(start),
+                    price_version_id=version,
+                )
+            )
+        )
+        (id_,) = await self.backlog(writer, 1, version, start)
+
+        async def tried() -> bool:
+            fees = await fees_of(world.server.operator, id_)
+            rows = world.server.query("SELECT last_error FROM metering.subscription_fee WHERE fee_number = 1")
+            return [one.posted for one in fees] == [True, True, False] and rows != [("",)]
+
+        await eventually(tried)
+        rows = world.server.query(
+            "SELECT last_error, next_attempt_time = 'infinity' FROM metering.subscription_fee"
+            " WHERE next_attempt_time IS NOT NULL"
+        )
+        ((error, is_refused),) = rows
+        assert str(error).startswith("IDEMPOTENCY_KEY_REUSED")
+        assert is_refused
 
     async def test_a_renewal_takes_the_plan_as_it_is_offered_then(
         self, world: World, writer: Database

@@ -49,6 +49,9 @@ from services.metering.rpc.report import Report
 from services.metering.rpc.reservation_admin import ReservationService
 from services.metering.rpc.reservations import Reservations
 from services.metering.rpc.shadows import Shadows
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
+from services.metering.rpc.subscription_fees import SubscriptionFees
+from services.metering.rpc.subscriptions import SubscriptionService
 from services.metering.rpc.terms import TermsFinder
 from services.metering.rpc.usage_feed import UsageFeedService
 from services.metering.sequencer import Sequencer
@@ -68,6 +71,8 @@ from tallystick.metering.v1 import (
     rating_service_pb2_grpc,
     reservation_service_pb2,
     reservation_service_pb2_grpc,
+    subscription_service_pb2,
+    subscription_service_pb2_grpc,
     usage_feed_service_pb2,
     usage_feed_service_pb2_grpc,
 )
@@ -121,7 +126,10 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             ShadowRater(writer).worker(_SHADOW_INTERVAL),
         ]
         contracts = ContractCatalog(reader)
-        terms = TermsFinder(directory, catalog, contracts)
+        subscriptions = SubscriptionCatalog(reader)
+        terms = TermsFinder(directory, catalog, contracts, subscriptions)
+        fees = SubscriptionFees(writer=writer, ledger=ledger, clock=clock, delay=config.recovery_delay)
+        workers.append(fees.worker(config.recovery_interval))
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
             writer=writer,
@@ -237,8 +245,21 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     directory=directory,
                     catalog=contracts,
                     explanations=Explanations(
-                        reader=reader, directory=directory, catalog=catalog, contracts=contracts
+                        reader=reader,
+                        directory=directory,
+                        catalog=catalog,
+                        contracts=contracts,
+                        subscriptions=subscriptions,
                     ),
+                    clock=clock,
+                ),
+                SubscriptionService(
+                    writer=writer,
+                    reader=reader,
+                    directory=directory,
+                    contracts=contracts,
+                    catalog=subscriptions,
+                    fees=fees,
                     clock=clock,
                 ),
             ),
@@ -295,6 +316,7 @@ def _bindings(
     reservations: ReservationService,
     usage_feed: UsageFeedService,
     contracts: ContractService,
+    subscriptions: SubscriptionService,
 ) -> tuple[ServiceBinding, ...]:
     return (
         bind(
@@ -331,5 +353,10 @@ def _bindings(
             contract_service_pb2.DESCRIPTOR.services_by_name["ContractService"],
             contract_service_pb2_grpc.add_ContractServiceServicer_to_server,
             contracts,
+        ),
+        bind(
+            subscription_service_pb2.DESCRIPTOR.services_by_name["SubscriptionService"],
+            subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server,
+            subscriptions,
         ),
     )

@@ -24,6 +24,7 @@ from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
 from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceStub
 from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceStub
+from tallystick.metering.v1.subscription_service_pb2_grpc import SubscriptionServiceStub
 from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceStub
 from tests.support.ledger_server import LedgerServer
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
     from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceAsyncStub
     from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceAsyncStub
+    from tallystick.metering.v1.subscription_service_pb2_grpc import SubscriptionServiceAsyncStub
     from tallystick.metering.v1.usage_feed_service_pb2_grpc import UsageFeedServiceAsyncStub
 
 
@@ -52,6 +54,7 @@ class Caller:
     feed: UsageFeedServiceAsyncStub
     contracts: ContractServiceAsyncStub
     rating: RatingServiceAsyncStub
+    subscriptions: SubscriptionServiceAsyncStub
 
 
 @dataclass
@@ -75,6 +78,7 @@ class MeteringServer:
             UsageFeedServiceStub(channel),
             ContractServiceStub(channel),
             RatingServiceStub(channel),
+            SubscriptionServiceStub(channel),
         )
 
     @property

@@ -19,6 +19,7 @@ from services.metering.rpc.contract_convert import billing_period_to_proto
 from services.metering.rpc.parties import Directory
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.prices import version_to_proto
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.rpc.terms import (
     Candidate,
     Source,
@@ -46,12 +47,19 @@ class Explanations:
     """Answers ExplainPrice, from what pricing itself goes by."""
 
     def __init__(
-        self, *, reader: Database, directory: Directory, catalog: PriceCatalog, contracts: ContractCatalog
+        self,
+        *,
+        reader: Database,
+        directory: Directory,
+        catalog: PriceCatalog,
+        contracts: ContractCatalog,
+        subscriptions: SubscriptionCatalog,
     ) -> None:
         self._reader = reader
         self._directory = directory
         self._catalog = catalog
         self._contracts = contracts
+        self._subscriptions = subscriptions
 
     async def explain(
         self, request: pb.ExplainPriceRequest, principal: Principal, now: datetime
@@ -72,7 +80,17 @@ class Explanations:
         answer = pb.ExplainPriceResponse(organization_id=organization_id, currency_code=currency_code)
         for candidate in found:
             _add(answer, candidate, versions, request, principal)
-        _say_contract(answer, known.binding, at, principal)
+        subscribed = (await self._subscriptions.index()).in_force(key, at)
+        answer.subscription_id = "" if subscribed is None else subscribed.subscription_id
+        billing_period = billing_period_of(known.binding, subscribed)
+        answer.billing_period.CopyFrom(billing_period_to_proto(billing_period))
+        period = billing_period.period_containing(at)
+        set_timestamp(answer.period_start_time, period.start)
+        set_timestamp(answer.period_end_time, period.end)
+        contract = known.binding
+        if contract is not None and _may_see_contract(principal, contract):
+            answer.contract_id = contract.contract_id
+            answer.contract_version_number = contract.version_number
         return answer
 
     async def _versions(self, price_version_ids: Sequence[str]) -> Mapping[str, PriceVersion]:
@@ -139,19 +157,6 @@ def _verdict(
         if answer.price_version_id
         else contract_pb2.PRICE_VERDICT_CHOSEN
     )
-
-
-def _say_contract(
-    answer: pb.ExplainPriceResponse, contract: Contract | None, at: datetime, principal: Principal
-) -> None:
-    if contract is not None and _may_see_contract(principal, contract):
-        answer.contract_id = contract.contract_id
-        answer.contract_version_number = contract.version_number
-    billing_period = billing_period_of(contract)
-    answer.billing_period.CopyFrom(billing_period_to_proto(billing_period))
-    period = billing_period.period_containing(at)
-    set_timestamp(answer.period_start_time, period.start)
-    set_timestamp(answer.period_end_time, period.end)
 
 
 def _matching(prices: Sequence[Price], request: pb.ExplainPriceRequest) -> int | None:

@@ -22,9 +22,11 @@ from services.metering.domain.rating import (
     compile_terms,
     select,
 )
+from services.metering.domain.subscription import Subscribed, SubscriptionIndex
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.parties import Directory, Parties
 from services.metering.rpc.price_catalog import PriceCatalog
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 
 
 class Work(NamedTuple):
@@ -113,10 +115,17 @@ class InForce(NamedTuple):
 class TermsFinder:
     """Finds the terms of work, from the directory, the published prices and the contracts."""
 
-    def __init__(self, directory: Directory, catalog: PriceCatalog, contracts: ContractCatalog) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        catalog: PriceCatalog,
+        contracts: ContractCatalog,
+        subscriptions: SubscriptionCatalog,
+    ) -> None:
         self._directory = directory
         self._catalog = catalog
         self._contracts = contracts
+        self._subscriptions = subscriptions
 
     async def find(self, works: Sequence[Work], now: datetime) -> list[Terms | TallystickError]:
         """The terms of each piece of work, or what is missing: its customer, agent, version or price."""
@@ -124,7 +133,10 @@ class TermsFinder:
             {work.customer_id for work in works}, {(work.agent_id, work.agent_version) for work in works}
         )
         index, contracts = await self._catalog.index(), await self._contracts.index()
-        circumstances = [_circumstances(work, parties, index, contracts, now) for work in works]
+        subscriptions = await self._subscriptions.index()
+        circumstances = [
+            _circumstances(work, parties, index, contracts, subscriptions, now) for work in works
+        ]
         compiled = await self._catalog.compiled(
             {version for one in circumstances for version in one.versions}
         )
@@ -141,8 +153,9 @@ class _Circumstances(NamedTuple):
     """The versions that may price a piece of work, in the order that decides, and what was agreed."""
 
     versions: Sequence[str]
-    contract: Contract | None
     time: datetime
+    contract: Contract | None = None
+    subscribed: Subscribed | None = None
 
 
 def contracts_in_force(contracts: ContractIndex, key: ContractKey, at: datetime) -> InForce:
@@ -168,11 +181,13 @@ def candidates(
         yield Candidate(source, index.in_force_of(owner_id, key.currency_code, at))
 
 
-def billing_period_of(contract: Contract | None) -> BillingPeriod:
-    """How a customer's billing periods are cut: as the contract says, or else in calendar months of UTC."""
-    if contract is None or contract.billing_period is None:
-        return MONTH_IN_UTC
-    return contract.billing_period
+def billing_period_of(contract: Contract | None, subscribed: Subscribed | None) -> BillingPeriod:
+    """How a customer's billing periods are cut: as the contract says, or else the subscription, or else in
+    calendar months of UTC.
+    """
+    if contract is not None and contract.billing_period is not None:
+        return contract.billing_period
+    return MONTH_IN_UTC if subscribed is None else subscribed.billing_period
 
 
 def work_time(time: datetime | None, now: datetime) -> datetime:
@@ -180,8 +195,17 @@ def work_time(time: datetime | None, now: datetime) -> datetime:
     return now if time is None else min(time, now)
 
 
-def _agreed(contract: Contract) -> AgreedTerms:
-    return AgreedTerms(contract.terms, contract.compiled_terms)
+def _agreed(contract: Contract | None, subscribed: Subscribed | None) -> AgreedTerms:
+    """What the contract says, and what the subscription includes besides."""
+    agreed = NOTHING_AGREED if contract is None else AgreedTerms(contract.terms, contract.compiled_terms)
+    if subscribed is None or not subscribed.included:
+        return agreed
+    allowances = dict(agreed.terms.allowances)
+    for meter, units in subscribed.included.items():
+        allowances[meter] = allowances.get(meter, 0) + units
+    return AgreedTerms(
+        agreed.terms._replace(allowances=allowances), agreed.compiled._replace(allowances=allowances)
+    )
 
 
 def _version_of(contract: Contract, index: PriceIndex, at: datetime) -> str:
@@ -192,22 +216,29 @@ def _version_of(contract: Contract, index: PriceIndex, at: datetime) -> str:
 
 
 def _circumstances(
-    work: Work, parties: Parties, index: PriceIndex, contracts: ContractIndex, now: datetime
+    work: Work,
+    parties: Parties,
+    index: PriceIndex,
+    contracts: ContractIndex,
+    subscriptions: SubscriptionIndex,
+    now: datetime,
 ) -> _Circumstances:
     at = work_time(work.time, now)
     agent = parties.agents.get(work.agent_id)
     if agent is None:
-        return _Circumstances([work.price_version_id] if work.price_version_id else [], None, at)
+        return _Circumstances([work.price_version_id] if work.price_version_id else [], at)
     currency_code = _currency(index, agent.organization_id, work)
     key = ContractKey(work.customer_id, agent.organization_id, currency_code)
     known = contracts_in_force(contracts, key, at)
+    subscribed = subscriptions.in_force(key, at)
     if work.price_version_id:
-        return _Circumstances([work.price_version_id], known.binding, at)
+        return _Circumstances([work.price_version_id], at, known.binding, subscribed)
     if known.binding is None:
         # Most customers have none.
-        return _Circumstances(index.in_force(agent.organization_id, currency_code, at), None, at)
+        versions = index.in_force(agent.organization_id, currency_code, at)
+        return _Circumstances(versions, at, None, subscribed)
     versions = [one.price_version_id for one in candidates(index, key, known, at) if one.price_version_id]
-    return _Circumstances(versions, known.binding, at)
+    return _Circumstances(versions, at, known.binding, subscribed)
 
 
 def _terms(
@@ -224,14 +255,14 @@ def _terms(
     for version in circumstances.versions:
         price = select(compiled.get(version, ()), work.action_type, work.agent_id)
         if price is not None:
-            contract = circumstances.contract
+            contract, subscribed = circumstances.contract, circumstances.subscribed
             return Terms(
                 organization_id,
                 version,
                 currency_code,
                 price,
-                NOTHING_AGREED if contract is None else _agreed(contract),
-                billing_period_of(contract),
+                _agreed(contract, subscribed),
+                billing_period_of(contract, subscribed),
                 contract,
                 circumstances.time,
             )

@@ -188,6 +188,20 @@ async def list_published(connection: AsyncConnection) -> list[PublishedVersion]:
     return [PublishedVersion(*row) for row in await connection.execute(query)]
 
 
+async def find_version_in_force(
+    connection: AsyncConnection, price_book_id: str, at: datetime
+) -> PriceVersion | None:
+    """The version of a book that is in force at that time."""
+    query = select(price_version).where(
+        price_version.c.price_book_id == price_book_id,
+        price_version.c.publish_time.is_not(None),
+        price_version.c.effective_time <= at,
+    )
+    query = query.order_by(price_version.c.effective_time.desc()).limit(1)
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else _to_version(row)
+
+
 async def load_versions(
     connection: AsyncConnection, price_version_ids: Collection[str]
 ) -> dict[str, PriceVersion]:

@@ -231,6 +231,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The contract or subscription is in a state in which this cannot be done to it, or somebody
     changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
     """
+    ERROR_REASON_SUBSCRIPTION_NOT_FOUND: _ErrorReason.ValueType  # 68
+    """NOT_FOUND. Metadata: `subscription_id`."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -449,6 +451,8 @@ ERROR_REASON_AGREEMENT_STATE_CONFLICT: ErrorReason.ValueType  # 67
 """FAILED_PRECONDITION. The contract or subscription is in a state in which this cannot be done to it, or somebody
 changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
 """
+ERROR_REASON_SUBSCRIPTION_NOT_FOUND: ErrorReason.ValueType  # 68
+"""NOT_FOUND. Metadata: `subscription_id`."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

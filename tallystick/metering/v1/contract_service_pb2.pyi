@@ -408,6 +408,7 @@ class ExplainPriceResponse(_message.Message):
     BILLING_PERIOD_FIELD_NUMBER: _builtins.int
     PERIOD_START_TIME_FIELD_NUMBER: _builtins.int
     PERIOD_END_TIME_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization that would earn."""
     currency_code: _builtins.str
@@ -418,6 +419,8 @@ class ExplainPriceResponse(_message.Message):
     """The contract whose discounts, allowances and limits apply, if there is one and the caller may see it."""
     contract_version_number: _builtins.int
     """Its version."""
+    subscription_id: _builtins.str
+    """The subscription whose allowances apply, if there is one."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_contract_pb2.PriceCandidate]:
         """All that was looked at, in this order."""
@@ -451,10 +454,11 @@ class ExplainPriceResponse(_message.Message):
         billing_period: _contract_pb2.BillingPeriod | None = ...,
         period_start_time: _timestamp_pb2.Timestamp | None = ...,
         period_end_time: _timestamp_pb2.Timestamp | None = ...,
+        subscription_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["billing_period", b"billing_period", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_period", b"billing_period", "candidates", b"candidates", "contract_id", b"contract_id", "contract_version_number", b"contract_version_number", "currency_code", b"currency_code", "organization_id", b"organization_id", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "price", b"price", "price_version_id", b"price_version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_period", b"billing_period", "candidates", b"candidates", "contract_id", b"contract_id", "contract_version_number", b"contract_version_number", "currency_code", b"currency_code", "organization_id", b"organization_id", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "price", b"price", "price_version_id", b"price_version_id", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from tests.integration.metering.test_contracts import a_contract, create
+from tests.integration.metering.test_subscriptions import PLANS, offer, subscribe
 from tests.integration.metering.world import World, run
 from tests.support.append_only import count_rows, nobody_changes
 from tests.support.waiting import eventually
@@ -20,14 +21,17 @@ TABLES = (
     ("metering", "usage_event"),
     ("metering", "usage_position"),
     ("metering", "contract_version"),
+    ("metering", "subscription_segment"),
 )
 
 
 @pytest.fixture
 async def database(world: World) -> AsyncIterator[psycopg.AsyncConnection]:
-    """The database of a platform that has metered and posted something, and has a contract."""
+    """The database of a platform that has metered, charged, agreed and been subscribed to something."""
     await world.meter(run("run-1"))
     await create(world.server.operator, a_contract())
+    await offer(world, *PLANS)
+    await subscribe(world.server.operator)
     async with await psycopg.AsyncConnection.connect(
         world.server.ledger.database_url, autocommit=True
     ) as connection:

@@ -27,6 +27,7 @@ from services.metering.rpc.parties import Directory
 from services.metering.rpc.pipeline import Metered, Pipeline
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.report import Report
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.rpc.terms import TermsFinder
 from services.metering.store import budgets
 from tallystick.ledger.v1 import credit_pb2, credit_service_pb2, ledger_service_pb2
@@ -107,7 +108,12 @@ async def settling(world: World, ledger: LedgerServer) -> AsyncIterator[Settling
         yield Settling(
             pipeline=Pipeline(
                 writer=writer,
-                terms=TermsFinder(Directory(client), PriceCatalog(reader), ContractCatalog(reader)),
+                terms=TermsFinder(
+                    Directory(client),
+                    PriceCatalog(reader),
+                    ContractCatalog(reader),
+                    SubscriptionCatalog(reader),
+                ),
                 budgets=BudgetCatalog(reader),
                 ledger=client,
                 confirmations=confirmations,

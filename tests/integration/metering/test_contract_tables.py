@@ -6,12 +6,20 @@ from psycopg import sql
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
-from services.metering.store import contract_tables
+from services.metering.store import contract_tables, subscription_tables
 from tests.integration.metering.test_contracts import a_contract, create
 from tests.integration.metering.world import World
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
-TABLES = [contract_tables.contract, contract_tables.contract_version, contract_tables.contract_change]
+TABLES = [
+    contract_tables.contract,
+    contract_tables.contract_version,
+    contract_tables.contract_change,
+    subscription_tables.subscription,
+    subscription_tables.subscription_segment,
+    subscription_tables.subscription_change,
+    subscription_tables.subscription_fee,
+]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)

@@ -151,9 +151,9 @@ class TestKeeping:
                         steps=[
                             price_book_pb2.VolumeDiscountStep(
                                 from_amount=price_book_pb2.UnitPrice(amount=amount, per_units=1),
-                                basis_points=100,
+                                basis_points=points,
                             )
-                            for amount in ("9.5", "10")
+                            for amount, points in (("9.5", 100), ("10", 200))
                         ]
                     ),
                 ),

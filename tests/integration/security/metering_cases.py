@@ -9,6 +9,7 @@ from tallystick.metering.v1 import metering_service_pb2 as metering
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import rating_service_pb2 as rating
 from tallystick.metering.v1 import reservation_service_pb2 as reservations
+from tallystick.metering.v1 import subscription_service_pb2 as subscriptions
 from tallystick.metering.v1 import usage_feed_service_pb2 as usage_feed
 from tests.integration.security.case import (
     BUDGETS,
@@ -23,6 +24,7 @@ from tests.integration.security.case import (
     PRICING,
     RATING,
     RESERVATIONS,
+    SUBSCRIPTIONS,
     TAKEN,
     UNLIMITED_HOST,
     USAGE_FEED,
@@ -37,6 +39,7 @@ from tests.integration.security.requests import (
     publish_request,
     rerate_request,
     reservation_request,
+    subscription_request,
     usage_event,
     usd,
 )
@@ -365,3 +368,60 @@ one(
     lambda w: rating.ListShadowDivergencesRequest(shadow_id=w.bravo.shadow),
 )
 one(RATING, "StopShadow", lambda w: rating.StopShadowRequest(shadow_id=w.bravo.shadow))
+
+
+# SubscriptionService
+
+
+@case_of(SUBSCRIPTIONS, "CreateSubscription")
+def _(world: World) -> Iterator[Case]:
+    yield Case(subscription_request(world.bravo, 0))
+    # One's own agent, with the book of another organization.
+    mine = subscription_request(world.alpha, 0)
+    mine.price_book_id = f"{world.bravo.plans}_0"
+    mine.idempotency_key = "of another"
+    yield Case(mine, reach=frozenset())
+
+
+one(
+    SUBSCRIPTIONS,
+    "PreviewSubscriptionChange",
+    lambda w: subscriptions.PreviewSubscriptionChangeRequest(
+        subscription_id=w.bravo.subscriptions[0], plan_name="other", seats=1
+    ),
+)
+one(
+    SUBSCRIPTIONS,
+    "ChangeSubscription",
+    lambda w: subscriptions.ChangeSubscriptionRequest(
+        subscription_id=w.bravo.subscriptions[1], plan_name="other", idempotency_key="change"
+    ),
+)
+one(
+    SUBSCRIPTIONS,
+    "CancelSubscription",
+    lambda w: subscriptions.CancelSubscriptionRequest(subscription_id=w.bravo.subscriptions[2], now=True),
+)
+one(
+    SUBSCRIPTIONS,
+    "ResumeSubscription",
+    lambda w: subscriptions.ResumeSubscriptionRequest(subscription_id=w.bravo.subscriptions[1]),
+)
+one(
+    SUBSCRIPTIONS,
+    "GetSubscription",
+    lambda w: subscriptions.GetSubscriptionRequest(subscription_id=w.bravo.subscriptions[0]),
+)
+
+
+@case_of(SUBSCRIPTIONS, "ListSubscriptions")
+def _(world: World) -> Iterator[Case]:
+    yield Case(subscriptions.ListSubscriptionsRequest(), refusals=LISTED)
+    yield Case(subscriptions.ListSubscriptionsRequest(customer_id=world.bravo.customer), refusals=LISTED)
+
+
+one(
+    SUBSCRIPTIONS,
+    "ListSubscriptionFees",
+    lambda w: subscriptions.ListSubscriptionFeesRequest(subscription_id=w.bravo.subscriptions[0]),
+)

@@ -19,7 +19,14 @@ from tallystick.ledger.v1 import (
     ledger_service_pb2,
     write_off_pb2,
 )
-from tallystick.metering.v1 import contract_service_pb2, metering_service_pb2, pricing_service_pb2, usage_pb2
+from tallystick.metering.v1 import (
+    contract_service_pb2,
+    metering_service_pb2,
+    price_book_pb2,
+    pricing_service_pb2,
+    subscription_service_pb2,
+    usage_pb2,
+)
 from tests.integration.security.requests import (
     adjust_request,
     book_request,
@@ -33,6 +40,7 @@ from tests.integration.security.requests import (
     reservation_request,
     reverse_request,
     shadow_request,
+    subscription_request,
     usage_event,
 )
 from tests.integration.security.world import BRAVO_FEE, SHARED_GROSS, Things, World
@@ -140,8 +148,47 @@ async def _populate_tenant(world: World, things: Things) -> None:
             contract_id=f"{things.contract}_2", replaced_version_number=1
         )
     )
+    await _subscribe(world, things)
     await _run(world, things, secret)
     await _earn_in_another_currency(world, things)
+
+
+async def _subscribe(world: World, things: Things) -> None:
+    """Three subscriptions that cost nothing and include nothing, the first of which was changed."""
+    operator = world.metering.operator
+    plans = [
+        price_book_pb2.Plan(name=name, fee=price_book_pb2.UnitPrice(amount="0"))
+        for name in (f"plan-of-{things.tenant}", "other")
+    ]
+    for number, currency_code in enumerate(("USD", "EUR", "JPY")):
+        book_id = f"{things.plans}_{number}"
+        await operator.pricing.CreatePriceBook(
+            pricing_service_pb2.CreatePriceBookRequest(
+                price_book_id=book_id,
+                organization_id=things.organization,
+                currency_code=currency_code,
+                for_contracts=True,
+            )
+        )
+        draft = await operator.pricing.CreatePriceVersion(
+            pricing_service_pb2.CreatePriceVersionRequest(
+                price_book_id=book_id, prices=[price(fee("1"))], plans=plans, idempotency_key=book_id
+            )
+        )
+        publish = pricing_service_pb2.PublishPriceVersionRequest(
+            price_version_id=draft.price_version.price_version_id
+        )
+        publish.effective_time.FromSeconds(0)
+        await operator.pricing.PublishPriceVersion(publish)
+        made = await operator.subscriptions.CreateSubscription(subscription_request(things, number))
+        things.subscriptions.append(made.subscription.subscription_id)
+    await operator.subscriptions.ChangeSubscription(
+        subscription_service_pb2.ChangeSubscriptionRequest(
+            subscription_id=things.subscriptions[0],
+            plan_name="other",
+            idempotency_key=f"{things.tenant}-change",
+        )
+    )
 
 
 async def _earn_in_another_currency(world: World, things: Things) -> None:

@@ -22,6 +22,7 @@ from tallystick.metering.v1 import (
     metering_service_pb2,
     pricing_service_pb2,
     rating_service_pb2,
+    subscription_service_pb2,
     usage_pb2,
 )
 from tests.integration.security.world import BRAVO_GRANT, BRAVO_LIMIT, BRAVO_RESERVED, Things
@@ -145,6 +146,17 @@ def contract_request(things: Things, contract_id: str) -> contract_service_pb2.C
             currency_code={"_2": "EUR", "_3": "JPY"}.get(contract_id.removeprefix(things.contract), "USD"),
             content=contract_pb2.ContractContent(recorded_terms={"sla": f"secret-of-{things.tenant}"}),
         )
+    )
+
+
+def subscription_request(things: Things, number: int) -> subscription_service_pb2.CreateSubscriptionRequest:
+    """One of several of a tenant's customer, each in a currency of its own, for nothing."""
+    return subscription_service_pb2.CreateSubscriptionRequest(
+        customer_id=things.customer,
+        agent_id=things.agent,
+        price_book_id=f"{things.plans}_{number}",
+        plan_name=f"plan-of-{things.tenant}",
+        idempotency_key=f"{things.tenant}-{number}",
     )
 
 

@@ -41,6 +41,7 @@ def _known_ids(world: World) -> list[str]:
             things.reservation,
             things.budget,
             things.contract,
+            *things.subscriptions,
             things.token,
         ]
         found += [f"1-{things.tenant}"]
@@ -82,6 +83,9 @@ def _stored(world: World) -> list[tuple[object, ...]]:
         "metering.budget_reservation",
         "metering.contract",
         "metering.contract_version",
+        "metering.subscription",
+        "metering.subscription_segment",
+        "metering.subscription_fee",
     )
     # By name: PostgreSQL may count several tables at once, and answers whichever is done first.
     counts = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)

@@ -23,6 +23,7 @@ INTEGER_KEYS = {
     "tallystick.ledger.v1.LedgerService.ListEntries",
     "tallystick.metering.v1.PricingService.ListPriceVersions",
     "tallystick.metering.v1.ContractService.ListContractVersions",
+    "tallystick.metering.v1.SubscriptionService.ListSubscriptionFees",
 }
 
 

@@ -34,6 +34,7 @@ from tallystick.metering.v1 import (
     pricing_service_pb2,
     rating_service_pb2,
     reservation_service_pb2,
+    subscription_service_pb2,
     usage_feed_service_pb2,
 )
 from tests.support.ledger_server import LedgerServer
@@ -54,6 +55,7 @@ METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     pricing_service_pb2.DESCRIPTOR.services_by_name["PricingService"],
     budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"],
     contract_service_pb2.DESCRIPTOR.services_by_name["ContractService"],
+    subscription_service_pb2.DESCRIPTOR.services_by_name["SubscriptionService"],
     reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
     rating_service_pb2.DESCRIPTOR.services_by_name["RatingService"],
@@ -157,6 +159,8 @@ class Things:
     reservation: str = ""
     token: str = ""
     second_token: str = ""
+    # What happens to the second and the third does not disturb the first.
+    subscriptions: list[str] = field(default_factory=list)
 
     @property
     def organization(self) -> str:
@@ -186,6 +190,10 @@ class Things:
     @property
     def contract(self) -> str:
         return f"con_{self.tenant}"
+
+    @property
+    def plans(self) -> str:
+        return f"pb_plans_{self.tenant}"
 
     @property
     def budget(self) -> str:

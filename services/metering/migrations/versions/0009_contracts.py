@@ -1,4 +1,4 @@
-"""Contracts with customers."""
+"""Contracts with customers, and subscriptions."""
 
 from pathlib import Path
 
@@ -16,3 +16,4 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0009_contracts_tables.sql")
+    execute_sql_file(op, _SQL / "0009_subscriptions_tables.sql")

@@ -34,13 +34,14 @@ async def lock(
     """
     if not keys:
         return {}
+    by_id = sorted((key.counter_id, key) for key in keys)
     cursor = await connection.execute(
-        "SELECT metering.lock_price_counters(%b::bytea[])", ([key.counter_id for key in keys],)
+        "SELECT metering.lock_price_counters(%b::bytea[])", ([counter_id for counter_id, _ in by_id],)
     )
     (values,) = await single(cursor)
     if values is None:
         raise MissingCounters(keys)
-    return dict(zip(keys, values, strict=True))
+    return {key: value for (_, key), value in zip(by_id, values, strict=True)}
 
 
 async def make(connection: AsyncConnection[TupleRow], keys: Collection[PriceCounterKey]) -> None:

@@ -437,8 +437,8 @@ AS $$
     WHERE max_bonus_micros > 0
 $$;
 
--- Locks counters of prices until the transaction ends, and answers their values, in the order of the arguments: 0 for one
--- in which nothing was counted. Answers NULL if one does not exist: make_price_counters() makes it, in a transaction of its
+-- Locks counters of prices until the transaction ends, and answers their values, in the order of their ids: 0 for one in
+-- which nothing was counted. Answers NULL if one does not exist: make_price_counters() makes it, in a transaction of its
 -- own. Counters are distinct.
 --
 -- All locks of metering are taken in one order: deferred outcomes, counters of prices, usage events, counters of budgets,
@@ -454,12 +454,12 @@ AS $$
 DECLARE
     counted bigint[];
 BEGIN
-    SELECT array_agg(coalesce(l.value, 0) ORDER BY l.place)
+    SELECT array_agg(coalesce(l.value, 0))
     INTO counted
     FROM (
         -- Of a row that it has to wait for it reads the value that the other one left.
-        SELECT c.value, k.place
-        FROM unnest(p_counter_ids) WITH ORDINALITY AS k (counter_id, place)
+        SELECT c.value
+        FROM unnest(p_counter_ids) AS k (counter_id)
         JOIN price_counter c ON c.counter_id = k.counter_id
         ORDER BY c.counter_id
         FOR NO KEY UPDATE OF c

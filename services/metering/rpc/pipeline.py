@@ -32,6 +32,7 @@ from services.metering.rpc.spending import spends
 from services.metering.rpc.terms import TermsFinder, Work
 from services.metering.store import budgets, price_counters, usage_events
 from services.metering.store.budgets import CountedSpend, Spend
+from services.metering.store.price_counters import MissingCounters
 from tallystick.ledger.v1.ledger_service_pb2 import PostedCharge
 from tallystick.metering.v1.metering_service_pb2 import MeteredEvent
 
@@ -189,6 +190,9 @@ class Pipeline:
                     return await self._record_counted(first, counted_before, spending)
                 except _KnownBefore as error:
                     counted_before.update(error.known)
+                except MissingCounters as error:
+                    async with self._writer.call() as connection:
+                        await price_counters.make(connection, error.keys)
 
         # Idempotent by key: if the connection broke at the commit, the second run finds what the first one
         # recorded.

@@ -43,17 +43,17 @@ class CounterChain:
 
     def __init__(self, values: Mapping[PriceCounterKey, int]) -> None:
         self._values: dict[CounterPeriod, dict[str, int]] = {}
-        self._moved: dict[CounterPeriod, dict[str, int]] = {}
-        for key, value in values.items():
-            self._values.setdefault(key.period, {})[key.name] = value
+        self._moved: dict[CounterPeriod, set[str]] = {}
+        for (period, name), value in values.items():
+            self._values.setdefault(period, {})[name] = value
 
     @property
     def moved(self) -> dict[PriceCounterKey, int]:
         """The counters that moved, and where to."""
         return {
-            PriceCounterKey(period, name): value
-            for period, counters in self._moved.items()
-            for name, value in counters.items()
+            PriceCounterKey(period, name): self._values[period][name]
+            for period, names in self._moved.items()
+            for name in names
         }
 
     def opening(self, period: CounterPeriod, names: Iterable[str]) -> dict[str, int]:
@@ -64,18 +64,19 @@ class CounterChain:
     def move(self, period: CounterPeriod, closing: Counters) -> None:
         """Move counters to these values."""
         self._values[period].update(closing)
-        self._moved.setdefault(period, {}).update(closing)
+        self._moved.setdefault(period, set()).update(closing)
 
     def rate(self, unrated: Unrated) -> UsageRecord:
         """What to record of the next report. Raises InvalidArgument, and moves nothing, if that cannot be."""
-        opening = self.opening(unrated.period, unrated.names)
-        terms = unrated.terms
-        rated = rate(terms.price, unrated.execution, terms.agreed.compiled, opening)
+        report, terms, execution, period, names, now = unrated
+        opening = self.opening(period, names)
+        rated = rate(terms.price, execution, terms.agreed.compiled, opening)
         if max(rated.closing.values(), default=0) > MAX_COUNTER:
             raise InvalidArgument.of("usage", "is more than can be counted in a billing period")
-        record = _record(unrated.report, terms, unrated.execution, unrated.now, rated, opening)
-        self.move(unrated.period, rated.closing)
-        return record._replace(counted=Counted(unrated.period.start, opening, rated.closing))
+        counted = Counted(period.start, opening, rated.closing)
+        record = _record(report, terms, execution, now, rated, counted)
+        self.move(period, rated.closing)
+        return record
 
 
 def price_report(report: Report, terms: Terms, now: datetime) -> UsageRecord | Unrated:
@@ -96,7 +97,7 @@ def price_report(report: Report, terms: Terms, now: datetime) -> UsageRecord | U
         )
         return Unrated(report, terms, execution, period, names, now)
     rated = rate(terms.price, execution, terms.agreed.compiled)
-    return _record(report, terms, execution, now, rated, {})
+    return _record(report, terms, execution, now, rated, None)
 
 
 def counters_of(some: Iterable[Unrated]) -> list[PriceCounterKey]:
@@ -108,12 +109,12 @@ def counters_of(some: Iterable[Unrated]) -> list[PriceCounterKey]:
 
 
 def _record(
-    report: Report, terms: Terms, execution: Execution, now: datetime, rated: Rated, opening: Counters
+    report: Report, terms: Terms, execution: Execution, now: datetime, rated: Rated, counted: Counted | None
 ) -> UsageRecord:
     event = report.event
     deferred = None
     if execution.outcome is Outcome.PENDING:
-        deferred = _deferred(report, terms, execution, now, opening)
+        deferred = _deferred(report, terms, execution, now, {} if counted is None else counted.opening)
     return UsageRecord(
         charge=IntendedCharge(
             key=event.key,
@@ -132,6 +133,7 @@ def _record(
         lines=rated.lines,
         deferred=deferred,
         contract_terms=terms.agreed.terms,
+        counted=counted,
     )
 
 

@@ -5,8 +5,7 @@ rated, and moves them before it commits: charges that share a counter come one a
 metering.lock_price_counters for the order of all locks.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -18,21 +17,47 @@ from services.metering.domain.price_counter import CounterPeriod, PriceCounterKe
 from services.metering.store.tables import price_counter
 
 
+class MissingCounters(Exception):
+    """Some of these do not exist yet: make them, in a transaction of their own, and try again."""
+
+    def __init__(self, keys: Collection[PriceCounterKey]) -> None:
+        super().__init__(f"some of {len(keys)} counters do not exist")
+        self.keys = keys
+
+
 async def lock(
     connection: AsyncConnection[TupleRow], keys: Collection[PriceCounterKey]
 ) -> dict[PriceCounterKey, int]:
     """Lock counters until the transaction ends; their values, 0 for those in which nothing was counted yet.
 
-    Keys must be distinct.
+    Keys must be distinct. Raises MissingCounters; those in which an event was counted exist.
     """
     if not keys:
         return {}
+    by_id = sorted((key.counter_id, key) for key in keys)
     cursor = await connection.execute(
-        "SELECT metering.lock_price_counters(%b::text[], %b::text[], %b::text[], %b::timestamptz[],"
-        " %b::text[])",
-        _columns(keys),
+        "SELECT metering.lock_price_counters(%b::bytea[])", ([counter_id for counter_id, _ in by_id],)
     )
-    return dict(zip(keys, (await single(cursor))[0], strict=True))
+    (values,) = await single(cursor)
+    if values is None:
+        raise MissingCounters(keys)
+    return {key: value for (_, key), value in zip(by_id, values, strict=True)}
+
+
+async def make(connection: AsyncConnection[TupleRow], keys: Collection[PriceCounterKey]) -> None:
+    """Make counters that do not exist yet, in which nothing was counted."""
+    await connection.execute(
+        "SELECT metering.make_price_counters("
+        "%b::bytea[], %b::text[], %b::text[], %b::text[], %b::timestamptz[], %b::text[])",
+        (
+            [key.counter_id for key in keys],
+            [key.period.customer_id for key in keys],
+            [key.period.organization_id for key in keys],
+            [key.period.currency_code for key in keys],
+            [key.period.start for key in keys],
+            [key.name for key in keys],
+        ),
+    )
 
 
 async def move(connection: AsyncConnection[TupleRow], values: Mapping[PriceCounterKey, int]) -> None:
@@ -40,9 +65,8 @@ async def move(connection: AsyncConnection[TupleRow], values: Mapping[PriceCount
     if not values:
         return
     await connection.execute(
-        "SELECT metering.move_price_counters(%b::text[], %b::text[], %b::text[], %b::timestamptz[],"
-        " %b::text[], %b::bigint[])",
-        (*_columns(values), list(values.values())),
+        "SELECT metering.move_price_counters(%b::bytea[], %b::bigint[])",
+        ([key.counter_id for key in values], list(values.values())),
     )
 
 
@@ -58,15 +82,3 @@ async def values_of(connection: Connection, period: CounterPeriod) -> dict[str, 
         price_counter.c.value.is_not(None),
     )
     return {row.name: row.value for row in await connection.execute(query)}
-
-
-def _columns(
-    keys: Collection[PriceCounterKey],
-) -> tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[datetime], Sequence[str]]:
-    return (
-        [key.period.customer_id for key in keys],
-        [key.period.organization_id for key in keys],
-        [key.period.currency_code for key in keys],
-        [key.period.start for key in keys],
-        [key.name for key in keys],
-    )

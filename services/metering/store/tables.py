@@ -47,11 +47,12 @@ idempotency = Table(
 price_counter = Table(
     "price_counter",
     metadata,
-    Column("customer_id", Text, primary_key=True),
-    Column("organization_id", Text, primary_key=True),
-    Column("currency_code", Text, primary_key=True),
-    Column("period_start", DateTime(timezone=True), primary_key=True),
-    Column("name", Text, primary_key=True),
+    Column("counter_id", LargeBinary, primary_key=True),
+    Column("customer_id", Text, nullable=False),
+    Column("organization_id", Text, nullable=False),
+    Column("currency_code", Text, nullable=False),
+    Column("period_start", DateTime(timezone=True), nullable=False),
+    Column("name", Text, nullable=False),
     Column("value", BigInteger),
 )
 

@@ -1,6 +1,9 @@
 -- Counters: what a customer used before in a billing period, as far as prices depend on it.
 
 CREATE TABLE metering.price_counter (
+    -- A hash of all that says which counter it is (domain/price_counter.py): half of what it costs to lock and move one
+    -- would go into comparing that.
+    counter_id bytea PRIMARY KEY CHECK (octet_length(counter_id) = 16),
     customer_id text COLLATE "C" NOT NULL,
     -- The organization that earns: two that charge by the same book count apart.
     organization_id text COLLATE "C" NOT NULL,
@@ -9,11 +12,12 @@ CREATE TABLE metering.price_counter (
     period_start timestamptz NOT NULL,
     -- What is counted, as domain/rating.py names it: units of a tier, of an allowance, or micros.
     name text COLLATE "C" NOT NULL,
-    -- NULL as long as nothing was counted: whoever locks a counter makes it, and may then be refused.
-    value bigint CHECK (value >= 0),
-    PRIMARY KEY (customer_id, organization_id, currency_code, period_start, name)
+    -- NULL as long as nothing was counted: a counter is made before it is locked, and what it is for may be refused.
+    value bigint CHECK (value >= 0)
 -- Room in each page, so that a counter is moved in place, without new index entries.
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 10000);
+CREATE INDEX price_counter_period
+    ON metering.price_counter (customer_id, organization_id, currency_code, period_start);
 
 ALTER TABLE metering.price_counter ENABLE ROW LEVEL SECURITY;
 ALTER TABLE metering.price_counter FORCE ROW LEVEL SECURITY;

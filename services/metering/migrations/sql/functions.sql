@@ -17,7 +17,7 @@ BEGIN
           AND proname IN ('record_usage', 'find_usage', 'confirm_charges', 'take_pending_charges',
                           'note_failed_charges', 'count_refused_charges', 'resolve_outcome', 'expire_outcomes',
                           'lock_due_outcomes', 'lock_outcome', 'decide_outcomes', 'sequence_usage',
-                          'lock_price_counters', 'move_price_counters')
+                          'lock_price_counters', 'make_price_counters', 'move_price_counters')
     LOOP
         EXECUTE format('DROP FUNCTION %s', old);
     END LOOP;
@@ -437,17 +437,13 @@ AS $$
     WHERE max_bonus_micros > 0
 $$;
 
--- Locks counters of prices until the transaction ends, and answers their values, in the order of the arguments: 0 for one
--- in which nothing was counted. Counters are distinct.
+-- Locks counters of prices until the transaction ends, and answers their values, in the order of their ids: 0 for one in
+-- which nothing was counted. Answers NULL if one does not exist: make_price_counters() makes it, in a transaction of its
+-- own. Counters are distinct.
 --
 -- All locks of metering are taken in one order: deferred outcomes, counters of prices, usage events, counters of budgets,
--- and of one kind in the order of keys. A transaction takes all its counters of prices by one call: the missing ones are
--- inserted in the order of keys before any is locked, so whoever waits for one that another is inserting holds only
--- such as come before it, and those the other has passed.
-CREATE FUNCTION metering.lock_price_counters(
-    p_customer_ids text[], p_organization_ids text[], p_currency_codes text[], p_period_starts timestamptz[],
-    p_names text[]
-) RETURNS bigint[]
+-- and of one kind in the order of keys. A transaction takes all its counters of prices by one call.
+CREATE FUNCTION metering.lock_price_counters(p_counter_ids bytea[]) RETURNS bigint[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -458,36 +454,38 @@ AS $$
 DECLARE
     counted bigint[];
 BEGIN
-    INSERT INTO price_counter (customer_id, organization_id, currency_code, period_start, name, value)
-    SELECT k.customer_id, k.organization_id, k.currency_code, k.period_start, k.name, NULL
-    FROM unnest(p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names)
-        AS k (customer_id, organization_id, currency_code, period_start, name)
-    ORDER BY k.customer_id COLLATE "C", k.organization_id COLLATE "C", k.currency_code COLLATE "C", k.period_start,
-             k.name COLLATE "C"
-    ON CONFLICT DO NOTHING;
-    -- A statement of its own, because only a new snapshot sees what the insert waited for. Of a row that it has to wait
-    -- for it reads the value that the other one left.
-    SELECT array_agg(coalesce(l.value, 0) ORDER BY l.place)
+    SELECT array_agg(coalesce(l.value, 0))
     INTO counted
     FROM (
-        SELECT c.value, k.place
-        FROM unnest(p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names)
-            WITH ORDINALITY AS k (customer_id, organization_id, currency_code, period_start, name, place)
-        JOIN price_counter c
-          ON c.customer_id = k.customer_id AND c.organization_id = k.organization_id
-         AND c.currency_code = k.currency_code AND c.period_start = k.period_start AND c.name = k.name
-        ORDER BY c.customer_id, c.organization_id, c.currency_code, c.period_start, c.name
+        -- Of a row that it has to wait for it reads the value that the other one left.
+        SELECT c.value
+        FROM unnest(p_counter_ids) AS k (counter_id)
+        JOIN price_counter c ON c.counter_id = k.counter_id
+        ORDER BY c.counter_id
         FOR NO KEY UPDATE OF c
     ) AS l;
-    RETURN counted;
+    RETURN CASE WHEN cardinality(counted) = cardinality(p_counter_ids) THEN counted END;
 END
 $$;
 
--- Moves counters of prices, which this transaction has locked, to new values.
-CREATE FUNCTION metering.move_price_counters(
-    p_customer_ids text[], p_organization_ids text[], p_currency_codes text[], p_period_starts timestamptz[],
-    p_names text[], p_values bigint[]
+-- Makes counters of prices that do not exist yet.
+CREATE FUNCTION metering.make_price_counters(
+    p_counter_ids bytea[], p_customer_ids text[], p_organization_ids text[], p_currency_codes text[],
+    p_period_starts timestamptz[], p_names text[]
 ) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = metering, pg_temp
+AS $$
+    INSERT INTO price_counter (counter_id, customer_id, organization_id, currency_code, period_start, name)
+    SELECT *
+    FROM unnest(p_counter_ids, p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names)
+        AS k (counter_id, customer_id, organization_id, currency_code, period_start, name)
+    ORDER BY counter_id
+    ON CONFLICT DO NOTHING
+$$;
+
+-- Moves counters of prices, which this transaction has locked, to new values.
+CREATE FUNCTION metering.move_price_counters(p_counter_ids bytea[], p_values bigint[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = metering, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -498,10 +496,8 @@ AS $$
 BEGIN
     UPDATE price_counter c
     SET value = k.value
-    FROM unnest(p_customer_ids, p_organization_ids, p_currency_codes, p_period_starts, p_names, p_values)
-        AS k (customer_id, organization_id, currency_code, period_start, name, value)
-    WHERE c.customer_id = k.customer_id AND c.organization_id = k.organization_id
-      AND c.currency_code = k.currency_code AND c.period_start = k.period_start AND c.name = k.name;
+    FROM unnest(p_counter_ids, p_values) AS k (counter_id, value)
+    WHERE c.counter_id = k.counter_id;
 END
 $$;
 

@@ -170,7 +170,7 @@ def distributions(draw_: st.DrawFn) -> tuple[Distribution, ...]:
 
 workloads = st.builds(
     Workload,
-    run_count=st.integers(1, 60),
+    run_count=st.integers(1, 30),
     start_time=st.just(START),
     end_time=st.sampled_from([START + timedelta(days=2), START + timedelta(days=45)]),
     recorded=st.sampled_from(["agent_runs", "chat_requests", "code_requests"]),
@@ -189,7 +189,7 @@ def check(price: Price) -> PriceList:
     return listed
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, plans, workloads, works)
 def test_a_simulation_is_the_sum_of_its_runs(
     price: Price, plan: Plan | None, workload: Workload, work: Work
@@ -292,7 +292,7 @@ reports = st.lists(
         st.integers(0, 10),
     ),
     min_size=1,
-    max_size=25,
+    max_size=12,
 )
 Report = tuple[Usage, Outcome, Outcome | None, str, int]
 
@@ -353,7 +353,7 @@ def rerated(
     return rerating
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(prices, reports)
 def test_the_applied_version_reproduces_every_charge(price: Price, reported: list[Report]) -> None:
     check(price)
@@ -368,7 +368,7 @@ def test_the_applied_version_reproduces_every_charge(price: Price, reported: lis
         assert charged == by_other
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, prices, reports)
 def test_differences_are_exact_by_customer_and_by_line(
     price: Price, other: Price, reported: list[Report]
@@ -390,7 +390,7 @@ def test_differences_are_exact_by_customer_and_by_line(
         )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, reports, st.integers(1, 100))
 def test_one_wrong_micro_is_found(price: Price, reported: list[Report], picked: int) -> None:
     runs = posted(price, reported)
@@ -399,7 +399,7 @@ def test_one_wrong_micro_is_found(price: Price, reported: list[Report], picked: 
     assert rerated(runs, price, None).mismatched_charge_count == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, reports, st.integers(1, 7))
 def test_a_shadow_of_what_is_charged_sees_no_difference(
     price: Price, reported: list[Report], slice_length: int

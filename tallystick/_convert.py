@@ -1,12 +1,15 @@
 """Between the public types and the messages that travel."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick._status import from_item_error
@@ -24,7 +27,9 @@ from tallystick.models import (
     Balance,
     ChargeLine,
     DeferredOutcome,
+    LineKind,
     Metered,
+    ModelUsage,
     Outcome,
     Payment,
     Purchase,
@@ -46,12 +51,22 @@ _OUTCOMES: dict[Outcome, usage_pb2.Outcome.ValueType] = {
     "unknown": usage_pb2.OUTCOME_UNKNOWN,
     "pending": usage_pb2.OUTCOME_PENDING,
 }
+_MAX_RESULT_BYTES = 16 * 1024
 OUTCOME_NAMES = {value: name for name, value in _OUTCOMES.items()}
 assert set(_OUTCOMES) == set(get_args(Outcome))  # noqa: S101 - a mistake of ours, found on import
 _OUTCOME_STATES: dict[int, Literal["pending", "resolved", "expired"]] = {
     outcome_pb2.DEFERRED_OUTCOME_STATE_PENDING: "pending",
     outcome_pb2.DEFERRED_OUTCOME_STATE_RESOLVED: "resolved",
     outcome_pb2.DEFERRED_OUTCOME_STATE_EXPIRED: "expired",
+}
+_LINE_KINDS: dict[int, LineKind] = {
+    charge_line_pb2.CHARGE_LINE_KIND_ALLOWANCE: "allowance",
+    charge_line_pb2.CHARGE_LINE_KIND_OUTCOME_FACTOR: "outcome_factor",
+    charge_line_pb2.CHARGE_LINE_KIND_DISCOUNT: "discount",
+    charge_line_pb2.CHARGE_LINE_KIND_MINIMUM: "minimum",
+    charge_line_pb2.CHARGE_LINE_KIND_MAXIMUM: "maximum",
+    charge_line_pb2.CHARGE_LINE_KIND_SUBSCRIPTION: "subscription",
+    charge_line_pb2.CHARGE_LINE_KIND_PRORATION: "proration",
 }
 _RESERVATION_STATES: dict[int, Literal["settled", "released", "expired"]] = {
     reservation_pb2.RESERVATION_STATE_SETTLED: "settled",
@@ -83,9 +98,7 @@ def event_to_proto(event: UsageEvent) -> usage_pb2.UsageEvent:
         agent_version=event.agent_version,
         action_type=event.action,
         tool_name=event.tool,
-        usage=usage_pb2.Usage(
-            model=event.model, input_tokens=event.input_tokens, output_tokens=event.output_tokens
-        ),
+        usage=usage_to_proto(event),
         outcome=_OUTCOMES[event.outcome],
         outcome_candidate=event.outcome_candidate,
         occur_time=None if event.occur_time is None else timestamp_of(event.occur_time),
@@ -98,6 +111,7 @@ def event_to_proto(event: UsageEvent) -> usage_pb2.UsageEvent:
         evidence_hash=event.evidence_hash,
         currency_code=event.currency,
         outcome_expire_time=None if moment is None else timestamp_of(moment),
+        result=None if event.result is None else result_to_proto(event.result),
     )
 
 
@@ -114,6 +128,25 @@ def event_from_proto(event: usage_pb2.UsageEvent) -> UsageEvent:
         model=event.usage.model,
         input_tokens=event.usage.input_tokens,
         output_tokens=event.usage.output_tokens,
+        cached_input_tokens=event.usage.cached_input_tokens,
+        reasoning_tokens=event.usage.reasoning_tokens,
+        inference_calls=event.usage.inference_calls,
+        tool_calls=event.usage.tool_calls,
+        cpu_milliseconds=event.usage.cpu_milliseconds,
+        memory_megabyte_seconds=event.usage.memory_megabyte_seconds,
+        network_bytes=event.usage.network_bytes,
+        meters=dict(event.usage.meters) or None,
+        models=tuple(
+            ModelUsage(
+                model=one.model,
+                input_tokens=one.input_tokens,
+                output_tokens=one.output_tokens,
+                cached_input_tokens=one.cached_input_tokens,
+                reasoning_tokens=one.reasoning_tokens,
+                inference_calls=one.inference_calls,
+            )
+            for one in event.usage.models
+        ),
         outcome=OUTCOME_NAMES.get(event.outcome, "unknown"),
         outcome_candidate=event.outcome_candidate,
         occur_time=optional_time(event, "occur_time"),
@@ -126,6 +159,7 @@ def event_from_proto(event: usage_pb2.UsageEvent) -> UsageEvent:
         evidence_hash=event.evidence_hash,
         currency=event.currency_code,
         outcome_expire_time=optional_time(event, "outcome_expire_time"),
+        result=MessageToDict(event.result) if event.HasField("result") else None,
     )
 
 
@@ -161,6 +195,8 @@ def lines_from_proto(lines: Iterable[charge_line_pb2.ChargeLine]) -> tuple[Charg
                 amount=Decimal(line.unit_price.amount or "0"), per_units=line.unit_price.per_units or 1
             ),
             amount=money_from_proto(line.amount),
+            kind=_LINE_KINDS.get(line.kind, "component"),
+            tier=line.tier,
         )
         for line in lines
     )
@@ -203,11 +239,43 @@ def resolved_from_proto(response: metering_service_pb2.ResolveOutcomeResponse) -
     )
 
 
-def usage_to_proto(usage: Usage) -> usage_pb2.Usage:
-    """What is expected to be consumed."""
+def usage_to_proto(usage: Usage | UsageEvent) -> usage_pb2.Usage:
+    """What was consumed, or is expected to be."""
     return usage_pb2.Usage(
-        model=usage.model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens
+        model=usage.model,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        inference_calls=usage.inference_calls,
+        tool_calls=usage.tool_calls,
+        cpu_milliseconds=usage.cpu_milliseconds,
+        memory_megabyte_seconds=usage.memory_megabyte_seconds,
+        network_bytes=usage.network_bytes,
+        meters=usage.meters,
+        models=[
+            usage_pb2.ModelUsage(
+                model=one.model,
+                input_tokens=one.input_tokens,
+                output_tokens=one.output_tokens,
+                cached_input_tokens=one.cached_input_tokens,
+                reasoning_tokens=one.reasoning_tokens,
+                inference_calls=one.inference_calls,
+            )
+            for one in usage.models
+        ],
     )
+
+
+def result_to_proto(result: Mapping[str, object]) -> Struct:
+    """What came of the work, as it travels. Raises TypeError or ValueError for what is not JSON."""
+    # Neither NaN nor infinity is JSON, which protobuf does not mind.
+    json.dumps(result, allow_nan=False)
+    message = Struct()
+    message.update(cast(dict[str, Any], result))
+    if message.ByteSize() > _MAX_RESULT_BYTES:
+        raise ValueError(f"a result has at most {_MAX_RESULT_BYTES} bytes")
+    return message
 
 
 def reservation_from_proto(
@@ -300,6 +368,9 @@ def repeats(event: usage_pb2.UsageEvent, recorded: usage_pb2.UsageEvent) -> bool
     if not ours.currency_code:
         # Left to the servers, where it became that of the price book, or of the reservation.
         theirs.ClearField("currency_code")
+    if not theirs.usage.models:
+        # Recorded by an older release of this library, which did not say which models consumed it.
+        ours.usage.ClearField("models")
     return ours == theirs
 
 

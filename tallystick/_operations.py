@@ -26,6 +26,7 @@ from tallystick._convert import (
     repeats,
     reservation_from_proto,
     resolved_from_proto,
+    result_to_proto,
     settled_from_proto,
     verdict_from_proto,
 )
@@ -270,6 +271,7 @@ def resolve_outcome(
     outcome: FinalOutcome,
     evidence: Mapping[str, object] | None,
     evidence_ref: str,
+    result: Mapping[str, object] | None,
     policy: RetryPolicy,
     timeout: float | None,
 ) -> Operation[DeferredOutcome]:
@@ -281,6 +283,7 @@ def resolve_outcome(
         outcome=outcome_to_proto(outcome),
         evidence_ref=evidence_ref,
         evidence_hash=b"" if evidence is None else evidence_hash(evidence),
+        result=None if result is None else result_to_proto(result),
     )
     response = yield from _call("ResolveOutcome", request, policy, timeout)
     return resolved_from_proto(cast(metering_service_pb2.ResolveOutcomeResponse, response))

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from tallystick._convert import reservation_from_proto
+from google.protobuf.json_format import MessageToDict
+
+from tallystick._convert import reservation_from_proto, result_to_proto
 from tallystick._evidence import evidence_hash
 from tallystick._operations import Call, Operation, Wait, authorize, extend, new_request_id, release, settle
 from tallystick._outbox import EVENT_AT_FAULT
@@ -21,7 +24,18 @@ from tallystick._requests import Amount, authorize_request, extend_request, plan
 from tallystick._retry import RetryPolicy
 from tallystick.errors import ChargePending, Internal, ReservationTokenInvalid, TallystickError
 from tallystick.metering.v1 import metering_service_pb2
-from tallystick.models import Outcome, Reservation, RunFields, Settled, Settlement, Usage, UsageEvent
+from tallystick.models import (
+    QUANTITIES,
+    ModelUsage,
+    Outcome,
+    Reservation,
+    RunFields,
+    Settled,
+    Settlement,
+    Usage,
+    UsageEvent,
+    require_int,
+)
 
 logger = logging.getLogger("tallystick")
 
@@ -33,6 +47,9 @@ DEFAULT_TTL: Final = timedelta(minutes=5)
 # How long an agent waits at most for its bill, where there is something else to be done than to wait.
 PATIENCE_SECONDS: Final = 5.0
 _MAX_NAME: Final = 128
+_MAX_MODELS: Final = 32
+# What `count` counts besides meters of the host's own.
+_COUNTABLE: Final = ("cpu_milliseconds", "memory_megabyte_seconds", "network_bytes")
 _MAX_EVIDENCE_REF: Final = 1_024
 _MAX_PENDING: Final = timedelta(days=90)
 
@@ -98,8 +115,9 @@ class BaseRun:
         self._lock = threading.Lock()
         self._entered = self._running = False
         self._reservation: Reservation | None = None
-        self._input_tokens = self._output_tokens = 0
-        self._models: set[str] = set()
+        # By model; "" where none was named.
+        self._consumed: dict[str, Counter[str]] = {}
+        self._counted: Counter[str] = Counter()
         self._tools: set[str] = set()
         # What is known of the event that the run ends as.
         self._event = plan.event
@@ -130,47 +148,97 @@ class BaseRun:
         """Whether the run is over and its usage is safe, but charged later: its cost is not known yet."""
         return self._recorded
 
-    def tokens(self, *, input: int = 0, output: int = 0, model: str = "") -> None:
-        """Add the tokens of one call of a model: `input` sent to it, `output` produced, reasoning included.
+    def tokens(
+        self,
+        *,
+        input: int = 0,
+        output: int = 0,
+        model: str = "",
+        cached: int = 0,
+        reasoning: int = 0,
+        calls: int = 0,
+    ) -> None:
+        """Add the tokens of one call of a model: `input` sent to it, `output` produced.
 
-        The run is reported with the sums, and with the model if it was always the same.
+        `cached` are those of the input that the provider had cached, `reasoning` those of the output that are
+        reasoning. For prices by the call, say that it was one: `calls=1`. The run is reported with the sums,
+        and with the model; if there were several, with the part of each.
         """
-        for name, count in (("input", input), ("output", output)):
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"{name} is an int, not {type(count).__name__}")
-            if count < 0:
-                raise ValueError(f"{name} is not negative: {count}")
+        counts = {"input": input, "output": output, "cached": cached, "reasoning": reasoning, "calls": calls}
+        for name, count in counts.items():
+            _check_count(name, count)
+        if cached > input or reasoning > output:
+            raise ValueError("cached tokens are among the input, those of reasoning among the output")
         _check_text("model", model, _MAX_NAME)
         with self._lock:
             self._require_running()
-            self._input_tokens += input
-            self._output_tokens += output
-            if model:
-                self._models.add(model)
+            self._consumed.setdefault(model, Counter()).update(
+                input_tokens=input,
+                output_tokens=output,
+                cached_input_tokens=cached,
+                reasoning_tokens=reasoning,
+                inference_calls=calls,
+            )
 
-    def tool(self, name: str) -> None:
-        """Note the use of a tool. The run is reported with the tool if it was always the same."""
+    def tool(self, name: str, *, calls: int = 0) -> None:
+        """Note the use of a tool. The run is reported with the tool if it was always the same.
+
+        For prices by the call, say how many there were.
+        """
         _check_text("name", name, _MAX_NAME)
+        _check_count("calls", calls)
         with self._lock:
             self._require_running()
             self._tools.add(name)
+            self._counted["tool_calls"] += calls
 
-    def succeed(self, evidence: Mapping[str, object] | None = None, *, evidence_ref: str = "") -> None:
+    def count(self, **quantities: int) -> None:
+        """Add to other quantities: `cpu_milliseconds`, `memory_megabyte_seconds`, `network_bytes`, or meters
+        of your own, such as `count(pages=3)`.
+        """
+        for name, quantity in quantities.items():
+            if name in QUANTITIES and name not in _COUNTABLE:
+                raise ValueError(f"{name} is counted by `tokens` and `tool`")
+            _check_count(name, quantity)
+        with self._lock:
+            self._require_running()
+            self._counted.update(quantities)
+
+    def succeed(
+        self,
+        evidence: Mapping[str, object] | None = None,
+        *,
+        evidence_ref: str = "",
+        result: Mapping[str, object] | None = None,
+    ) -> None:
         """The run delivered what the customer wanted.
 
         `evidence` stays here: its SHA-256 (`tallystick.evidence_hash`) is reported, so that you can show
-        later that it was this. `evidence_ref` says where you keep it. What is said last counts; who says
-        nothing ends with the outcome "unknown".
+        later that it was this. `evidence_ref` says where you keep it. `result` is reported as it is: what
+        came of the work, as JSON without personal data, for prices with conditions. What is said last counts;
+        who says nothing ends with the outcome "unknown".
         """
-        self._say("success", evidence, evidence_ref)
+        self._say("success", evidence, evidence_ref, result)
 
-    def fail(self, evidence: Mapping[str, object] | None = None, *, evidence_ref: str = "") -> None:
+    def fail(
+        self,
+        evidence: Mapping[str, object] | None = None,
+        *,
+        evidence_ref: str = "",
+        result: Mapping[str, object] | None = None,
+    ) -> None:
         """The run did not deliver what the customer wanted. Arguments as of `succeed`."""
-        self._say("failure", evidence, evidence_ref)
+        self._say("failure", evidence, evidence_ref, result)
 
-    def partial(self, evidence: Mapping[str, object] | None = None, *, evidence_ref: str = "") -> None:
+    def partial(
+        self,
+        evidence: Mapping[str, object] | None = None,
+        *,
+        evidence_ref: str = "",
+        result: Mapping[str, object] | None = None,
+    ) -> None:
         """The run delivered a part of it. Arguments as of `succeed`."""
-        self._say("partial", evidence, evidence_ref)
+        self._say("partial", evidence, evidence_ref, result)
 
     def pending(
         self,
@@ -178,6 +246,7 @@ class BaseRun:
         evidence: Mapping[str, object] | None = None,
         *,
         evidence_ref: str = "",
+        result: Mapping[str, object] | None = None,
     ) -> None:
         """It is not decided yet: `resolve_outcome` says it later, by `result.metered.outcome_id`.
 
@@ -190,13 +259,14 @@ class BaseRun:
             raise ValueError("expires needs a time zone, for example datetime.now(timezone.utc)")
         if expire_time is not None and not timedelta() < expire_time - now <= _MAX_PENDING:
             raise ValueError(f"a pending outcome expires within {_MAX_PENDING.days} days from now")
-        self._say("pending", evidence, evidence_ref, expire_time)
+        self._say("pending", evidence, evidence_ref, result, expire_time)
 
     def _say(
         self,
         outcome: Outcome,
         evidence: Mapping[str, object] | None,
         evidence_ref: str,
+        result: Mapping[str, object] | None,
         expire_time: datetime | None = None,
     ) -> None:
         _check_text("evidence_ref", evidence_ref, _MAX_EVIDENCE_REF)
@@ -206,6 +276,7 @@ class BaseRun:
             outcome_expire_time=expire_time,
             evidence_ref=evidence_ref,
             evidence_hash=b"" if evidence is None else evidence_hash(evidence),
+            result=_as_json(result),
         )
         with self._lock:
             self._require_running()
@@ -306,18 +377,11 @@ class BaseRun:
             yield from self._release()
 
     def _has_begun_work(self) -> bool:
-        consumed = self._input_tokens or self._output_tokens or self._models or self._tools
-        return bool(consumed) or self._event is not self._plan.event
+        return bool(self._consumed or self._counted or self._tools) or self._event is not self._plan.event
 
     def _settle(self, event: UsageEvent) -> Operation[None]:
         """Charge the run; if that does not succeed soon, keep its usage until it does."""
-        event = replace(
-            event,
-            model=_only(self._models),
-            tool=_only(self._tools),
-            input_tokens=self._input_tokens,
-            output_tokens=self._output_tokens,
-        )
+        event = self._with_usage(event)
         if self._reservation is None:
             self._record(event, "")
             return
@@ -341,6 +405,25 @@ class BaseRun:
             with suppress(TallystickError, OSError, RuntimeError):
                 self._record(event, token)
             raise
+
+    def _with_usage(self, event: UsageEvent) -> UsageEvent:
+        total = sum(self._consumed.values(), Counter(self._counted))
+        models = {name for name in self._consumed if name}
+        # Parts must add up to the whole, so each of them needs a name.
+        is_split = len(models) > 1 and "" not in self._consumed and len(models) <= _MAX_MODELS
+        quantities: dict[str, Any] = {name: total[name] for name in QUANTITIES}
+        return replace(
+            event,
+            model=_only(models),
+            tool=_only(self._tools),
+            models=(
+                tuple(ModelUsage(model=name, **self._consumed[name]) for name in sorted(models))
+                if is_split
+                else ()
+            ),
+            meters={name: total[name] for name in sorted(total.keys() - set(QUANTITIES))} or None,
+            **quantities,
+        )
 
     def _release(self) -> Operation[None]:
         if self._reservation is None:
@@ -375,6 +458,17 @@ def _is_away(error: TallystickError) -> bool:
 def _only(names: set[str]) -> str:
     """The one name; empty if there is none, or several."""
     return next(iter(names)) if len(names) == 1 else ""
+
+
+def _check_count(name: str, count: int) -> None:
+    require_int(name, count)
+    if count < 0:
+        raise ValueError(f"{name} is not negative: {count}")
+
+
+def _as_json(result: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    """The result as it is now: what becomes of the host's objects later is not reported."""
+    return None if result is None else MessageToDict(result_to_proto(result))
 
 
 def _check_text(name: str, text: str, limit: int) -> None:

@@ -265,11 +265,12 @@ class AsyncClient:
         *,
         evidence: Mapping[str, object] | None = None,
         evidence_ref: str = "",
+        result: Mapping[str, object] | None = None,
         timeout: float | None = None,
     ) -> DeferredOutcome:
         """As `Client.resolve_outcome`: say how work ended that was reported as pending."""
         operation = _operations.resolve_outcome(
-            outcome_id, outcome, evidence, evidence_ref, self._retry, timeout
+            outcome_id, outcome, evidence, evidence_ref, result, self._retry, timeout
         )
         return await self._drive(operation)
 

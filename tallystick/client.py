@@ -374,15 +374,17 @@ class Client:
         *,
         evidence: Mapping[str, object] | None = None,
         evidence_ref: str = "",
+        result: Mapping[str, object] | None = None,
         timeout: float | None = None,
     ) -> DeferredOutcome:
         """Say how work ended that was reported as pending, and charge what that adds. May be repeated.
 
         `outcome_id` is that of `Metered`. The SHA-256 of `evidence` is reported, the evidence itself is
-        not. Raises OutcomeAlreadyResolved if it was resolved otherwise, OutcomeExpired if it is too late.
+        not. `result` says what came of the work, for prices with conditions, instead of what the event said.
+        Raises OutcomeAlreadyResolved if it was resolved otherwise, OutcomeExpired if it is too late.
         """
         operation = _operations.resolve_outcome(
-            outcome_id, outcome, evidence, evidence_ref, self._retry, timeout
+            outcome_id, outcome, evidence, evidence_ref, result, self._retry, timeout
         )
         return self._drive(operation)
 

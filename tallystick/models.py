@@ -3,6 +3,7 @@
 All are frozen, typed and keyword-only, so that fields may be added without breaking anybody.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -13,6 +14,48 @@ from tallystick.money import Money
 
 FinalOutcome = Literal["success", "failure", "partial", "unknown"]
 Outcome = Literal["success", "failure", "partial", "unknown", "pending"]
+LineKind = Literal[
+    "component",
+    "allowance",
+    "outcome_factor",
+    "discount",
+    "minimum",
+    "maximum",
+    "subscription",
+    "proration",
+]
+
+
+# The quantities of an event, in their order.
+QUANTITIES = (
+    "input_tokens",
+    "output_tokens",
+    "cached_input_tokens",
+    "reasoning_tokens",
+    "inference_calls",
+    "tool_calls",
+    "cpu_milliseconds",
+    "memory_megabyte_seconds",
+    "network_bytes",
+)
+
+
+def require_int(name: str, value: object) -> None:
+    """Raise TypeError unless the value is an integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is an int, not {type(value).__name__}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUsage:
+    """What one of several models consumed. Fields as in UsageEvent."""
+
+    model: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    inference_calls: int = 0
 
 
 class EventFields(TypedDict):
@@ -27,6 +70,15 @@ class EventFields(TypedDict):
     model: NotRequired[str]
     input_tokens: NotRequired[int]
     output_tokens: NotRequired[int]
+    cached_input_tokens: NotRequired[int]
+    reasoning_tokens: NotRequired[int]
+    inference_calls: NotRequired[int]
+    tool_calls: NotRequired[int]
+    cpu_milliseconds: NotRequired[int]
+    memory_megabyte_seconds: NotRequired[int]
+    network_bytes: NotRequired[int]
+    meters: NotRequired[Mapping[str, int] | None]
+    models: NotRequired[tuple[ModelUsage, ...]]
     tool: NotRequired[str]
     outcome: NotRequired[Outcome]
     outcome_candidate: NotRequired[str]
@@ -40,6 +92,7 @@ class EventFields(TypedDict):
     evidence_hash: NotRequired[bytes]
     currency: NotRequired[str]
     outcome_expire_time: NotRequired[datetime | None]
+    result: NotRequired[Mapping[str, object] | None]
 
 
 class WorkFields(TypedDict):
@@ -95,6 +148,24 @@ class UsageEvent:
     """Tokens sent to models, cached ones included."""
     output_tokens: int = 0
     """Tokens that models produced, reasoning included."""
+    cached_input_tokens: int = 0
+    """Those of the input tokens that the provider had cached."""
+    reasoning_tokens: int = 0
+    """Those of the output tokens that are reasoning."""
+    inference_calls: int = 0
+    """Calls of models."""
+    tool_calls: int = 0
+    """Calls of tools."""
+    cpu_milliseconds: int = 0
+    """CPU time, in milliseconds."""
+    memory_megabyte_seconds: int = 0
+    """Memory held over time, in megabytes (10^6 bytes) times seconds."""
+    network_bytes: int = 0
+    """Bytes sent and received."""
+    meters: Mapping[str, int] | None = None
+    """Meters of your own, which your prices may count: up to 32 names of lowercase letters, digits, "_"."""
+    models: tuple[ModelUsage, ...] = ()
+    """Which models consumed it, when there were several; they add up to the quantities above."""
     tool: str = ""
     """The tool that was used, if any."""
     outcome: Outcome = "unknown"
@@ -123,15 +194,17 @@ class UsageEvent:
     outcome_expire_time: datetime | None = None
     """When a pending outcome falls to its default, with a time zone: within 90 days. When left out, as the
     price says."""
+    result: Mapping[str, object] | None = None
+    """What came of the work, as JSON of up to 16 KiB, for prices with conditions. No personal data."""
 
     def __post_init__(self) -> None:
         for name in ("customer", "agent", "workflow_id", "action"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name} is required, and a str")
-        for name in ("ordinal", "input_tokens", "output_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is an int, not {type(value).__name__}")
+        for name in ("ordinal", *QUANTITIES):
+            require_int(name, getattr(self, name))
+        for name, quantity in (self.meters or {}).items():
+            require_int(f"the meter {name}", quantity)
         if self.outcome not in get_args(Outcome):
             raise ValueError(f"outcome is one of {', '.join(get_args(Outcome))}, not {self.outcome!r}")
         for name in ("occur_time", "outcome_expire_time"):
@@ -155,12 +228,19 @@ class UnitPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeLine:
-    """The part of a charge that comes from one component of its price. Lines add up to the charge exactly."""
+    """The part of a charge that comes from one component of its price, or from what the price makes of their
+    sum. Lines add up to the charge exactly."""
 
     component: str
+    """The name of the component or of the discount; that of the price for other kinds."""
     quantity: int
     unit_price: UnitPrice
     amount: Money
+    """What it came to; negative for what is taken off."""
+    kind: LineKind = "component"
+    """What the line is for. An allowance is what is included: a quantity, no amount."""
+    tier: int = 0
+    """The tier that the units fall into, from 1; 0 where there are no tiers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,11 +313,21 @@ class Metered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a run is expected to consume. It is priced with the outcome that costs most."""
+    """What a run is expected to consume. It is priced with the outcome that costs most. Fields as in
+    UsageEvent."""
 
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    inference_calls: int = 0
+    tool_calls: int = 0
+    cpu_milliseconds: int = 0
+    memory_megabyte_seconds: int = 0
+    network_bytes: int = 0
+    meters: Mapping[str, int] | None = None
+    models: tuple[ModelUsage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

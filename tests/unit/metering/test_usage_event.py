@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from services.kit.errors import InvalidArgument
-from services.metering.domain.usage_event import EventKey, Outcome, Usage
-from services.metering.domain.usage_record import charge_id, outcome_id
-from services.metering.rpc.convert import event_from_proto, same_content, within
+from services.metering.domain.rating import Execution
+from services.metering.domain.usage_event import EventKey, ModelUsage, Outcome, Usage
+from services.metering.domain.usage_record import IntendedCharge, UsageRecord, charge_id, outcome_id
+from services.metering.rpc.convert import event_from_proto, execution_of, same_content, within
 from tallystick.metering.v1 import usage_pb2
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -197,3 +199,119 @@ def test_an_event_has_one_charge_and_one_outcome_for_ever() -> None:
     assert len(id_) == len("ch_") + 32
     assert outcome_id(id_) == "out_" + id_[3:]
     assert charge_id(EventKey("cus_1", "run-1", 1)) != id_
+
+
+def used(**fields: object) -> usage_pb2.UsageEvent:
+    message = report()
+    message.usage.CopyFrom(usage_pb2.Usage(**fields))  # type: ignore[arg-type]
+    return message
+
+
+def test_all_quantities_of_a_report_become_its_usage() -> None:
+    message = used(
+        input_tokens=10,
+        output_tokens=5,
+        cached_input_tokens=3,
+        reasoning_tokens=2,
+        inference_calls=4,
+        tool_calls=6,
+        cpu_milliseconds=7,
+        memory_megabyte_seconds=8,
+        network_bytes=10**15,
+        meters={"pages": 9},
+        models=[
+            usage_pb2.ModelUsage(model="one", input_tokens=10, cached_input_tokens=3, inference_calls=1),
+            usage_pb2.ModelUsage(model="two", output_tokens=5, reasoning_tokens=2, inference_calls=3),
+        ],
+    )
+    message.result.update({"resolved": True, "score": 4.5, "steps": [1, {"a": "b"}]})
+    event = event_from_proto(message, NOW)
+
+    assert event.usage == Usage(
+        "",
+        10,
+        5,
+        3,
+        2,
+        4,
+        6,
+        7,
+        8,
+        10**15,
+        {"pages": 9},
+        (ModelUsage("one", 10, 0, 3, 0, 1), ModelUsage("two", 0, 5, 0, 2, 3)),
+    )
+    assert event.result == {"resolved": True, "score": 4.5, "steps": [1, {"a": "b"}]}
+
+
+def test_what_a_recorded_event_was_rated_by_can_be_told_from_its_content() -> None:
+    message = used(input_tokens=10, meters={"pages": 9})
+    message.result.update({"score": 4})
+    message.agent_version, message.tool_name, message.outcome_candidate = "2.0", "search", "solved"
+    event = event_from_proto(message, NOW)
+    charge = IntendedCharge(event.key, "org_a", event.agent_id, NOW, "USD", 0, "pv_1", b"")
+
+    assert execution_of(UsageRecord(charge, event.content, "", ())) == Execution.of(event, NOW)
+
+
+@pytest.mark.parametrize(
+    ("usage", "fields"),
+    [
+        ({"cached_input_tokens": 1}, ["cached_input_tokens"]),
+        ({"output_tokens": 2, "reasoning_tokens": 3}, ["reasoning_tokens"]),
+        ({"tool_calls": -1}, ["tool_calls"]),
+        ({"inference_calls": 10**12 + 1}, ["inference_calls"]),
+        ({"network_bytes": 10**15 + 1, "cached_input_tokens": -1}, ["cached_input_tokens", "network_bytes"]),
+        ({"meters": {"Pages": 1}}, ["meters"]),
+        ({"meters": {"": 1}}, ["meters"]),
+        ({"meters": {"a" * 65: 1}}, ["meters"]),
+        ({"meters": {"tool_calls": 1, "text_output_tokens": 1}}, ["meters", "meters"]),
+        ({"meters": {"pages": -1}}, ["meters[pages]"]),
+        ({"meters": {"pages": 10**15 + 1}}, ["meters[pages]"]),
+        ({"meters": {f"m{number}": 1 for number in range(33)}}, ["meters"]),
+        ({"models": [{"model": "a"}], "model": "a"}, ["model"]),
+        ({"models": [{"model": ""}]}, ["models[0].model"]),
+        ({"models": [{"model": "a"}, {"model": "a"}]}, ["models[1].model"]),
+        ({"models": [{"model": f"m{number}"} for number in range(33)]}, ["models"]),
+        ({"models": [{"model": "a", "input_tokens": 2}], "input_tokens": 3}, ["input_tokens"]),
+        (
+            {"models": [{"model": "a", "reasoning_tokens": 1}]},
+            ["models[0].reasoning_tokens", "reasoning_tokens"],
+        ),
+    ],
+)
+def test_a_usage_that_cannot_be_is_refused(usage: dict[str, Any], fields: list[str]) -> None:
+    assert violated(used(**usage)) == [f"usage.{field}" for field in fields]
+
+
+def test_a_result_is_small_and_json() -> None:
+    large, strange = report(), report()
+    large.result.update({"text": "x" * 16 * 1024})
+    strange.result.update({"score": float("nan")})
+
+    assert violated(large) == ["result"]
+    assert violated(strange) == ["result"]
+
+
+def test_reports_of_one_event_may_differ_in_whether_they_say_its_models() -> None:
+    parts = [usage_pb2.ModelUsage(model="a", input_tokens=2), usage_pb2.ModelUsage(model="b")]
+    old, new = used(input_tokens=2), used(input_tokens=2, models=parts)
+    more, other = used(input_tokens=3), used(input_tokens=2, models=parts[:1])
+
+    assert same_content(old.SerializeToString(), new.SerializeToString())
+    assert same_content(new.SerializeToString(), old.SerializeToString())
+    assert not same_content(more.SerializeToString(), new.SerializeToString())
+    assert not same_content(other.SerializeToString(), new.SerializeToString())
+
+
+@pytest.mark.parametrize("field", ["meters", "result", "tool_calls"])
+def test_reports_of_one_event_say_the_same_of_everything_else(field: str) -> None:
+    one, other = report(), report()
+    if field == "result":
+        other.result.update({"score": 1})
+    elif field == "meters":
+        other.usage.meters["pages"] = 1
+    else:
+        other.usage.tool_calls = 1
+
+    assert not same_content(one.SerializeToString(), other.SerializeToString())

@@ -30,8 +30,9 @@ from tallystick import (
     UsageEvent,
 )
 from tallystick._channel import Caller, is_loopback
-from tallystick._convert import event_from_proto, event_to_proto, metered_from_proto
+from tallystick._convert import event_from_proto, event_to_proto, metered_from_proto, repeats
 from tallystick.metering.v1 import metering_service_pb2, reservation_pb2
+from tallystick.models import QUANTITIES, ModelUsage
 from tests.unit.sdk.support import EVENT, KEY, Servers, charged, metered, servers, usd, workflows
 
 PENDING = server.Unavailable("soon", reason="CHARGE_PENDING", retry_after=timedelta(0))
@@ -305,11 +306,17 @@ def test_an_event_survives_the_wire() -> None:
     sample: dict[str, Any] = {
         field.name: field.name for field in fields(UsageEvent) if field.type in (str, "str")
     }
+    quantities: dict[str, Any] = {name: 10 + number for number, name in enumerate(QUANTITIES)}
     full = UsageEvent(
         **sample,
         ordinal=3,
-        input_tokens=4,
-        output_tokens=5,
+        **quantities,
+        meters={"pages": 3, "rows": 0},
+        models=(
+            ModelUsage(model="one", input_tokens=4, cached_input_tokens=3, inference_calls=2),
+            ModelUsage(model="two", output_tokens=5, reasoning_tokens=1),
+        ),
+        result={"resolved": True, "score": 4.5, "steps": [{"name": "a", "count": 2}], "none": None},
         outcome="pending",
         occur_time=datetime(2030, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
         outcome_expire_time=datetime(2030, 2, 3, tzinfo=UTC),
@@ -318,7 +325,35 @@ def test_an_event_survives_the_wire() -> None:
     assert event_from_proto(event_to_proto(full)) == full
     # Every field of the message is one of the event's: none was forgotten.
     message = event_to_proto(full)
-    assert {field.name for field, _ in message.ListFields()} == set(message.DESCRIPTOR.fields_by_name)
+    for one in (message, message.usage):
+        assert {field.name for field, _ in one.ListFields()} == set(one.DESCRIPTOR.fields_by_name)
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"a": float("nan")}, ValueError),
+        ({"a": [float("inf")]}, ValueError),
+        ({"a": object()}, TypeError),
+        ({1: "a"}, TypeError),
+        ({"a": "x" * 16 * 1024}, ValueError),
+    ],
+)
+def test_a_result_that_is_not_json_is_refused_here(
+    fake: Servers, result: Any, expected: type[Exception]
+) -> None:
+    with fake.client() as client, pytest.raises(expected):
+        client.meter(**EVENT, result=result)
+
+
+def test_an_event_repeats_one_that_an_older_release_reported_without_its_models() -> None:
+    parts = (ModelUsage(model="one", input_tokens=4), ModelUsage(model="two"))
+    ours = event_to_proto(UsageEvent(**EVENT, input_tokens=4, models=parts))
+    theirs = event_to_proto(UsageEvent(**EVENT, input_tokens=4))
+
+    assert repeats(ours, theirs)
+    assert not repeats(ours, event_to_proto(UsageEvent(**EVENT, input_tokens=5)))
+    assert not repeats(ours, event_to_proto(UsageEvent(**EVENT, input_tokens=4, models=parts[:1])))
 
 
 def test_the_keyword_arguments_are_the_fields() -> None:

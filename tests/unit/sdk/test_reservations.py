@@ -28,7 +28,7 @@ from tallystick import (
     Usage,
     evidence_hash,
 )
-from tallystick._convert import metered_from_proto
+from tallystick._convert import metered_from_proto, result_to_proto
 from tallystick._status import from_item_error
 from tallystick.metering.v1 import metering_service_pb2, outcome_pb2, reservation_pb2, usage_pb2
 from tests.unit.sdk.support import (
@@ -241,7 +241,9 @@ def test_an_outcome_as_it_stands(fake: Servers, client: Client) -> None:
 
 def test_an_outcome_is_resolved(fake: Servers, client: Client) -> None:
     result = fake.begin(
-        lambda: client.resolve_outcome("out_1", "success", evidence={"stars": 5}, evidence_ref="s3://x")
+        lambda: client.resolve_outcome(
+            "out_1", "success", evidence={"stars": 5}, evidence_ref="s3://x", result={"stars": 5}
+        )
     )
     resolved = deferred(
         state=outcome_pb2.DEFERRED_OUTCOME_STATE_RESOLVED,
@@ -262,6 +264,7 @@ def test_an_outcome_is_resolved(fake: Servers, client: Client) -> None:
         outcome=usage_pb2.OUTCOME_SUCCESS,
         evidence_ref="s3://x",
         evidence_hash=evidence_hash({"stars": 5}),
+        result=result_to_proto({"stars": 5}),
     )
     assert (got.state, got.outcome, got.bonus, got.charge_id) == (
         "resolved",

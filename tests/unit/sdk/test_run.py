@@ -185,6 +185,83 @@ def test_several_models_and_tools_are_none(fake: Servers, client: Client) -> Non
     assert (event.usage.input_tokens, event.usage.output_tokens) == (2, 2)
 
 
+def test_several_models_are_reported_with_their_parts(fake: Servers, client: Client) -> None:
+    def work(run: Run) -> None:
+        run.tokens(input=100, output=20, model="two", cached=60, reasoning=5, calls=1)
+        run.tokens(input=10, output=2, model="one", calls=1)
+        run.tokens(input=50, output=3, model="two", calls=1)
+
+    done = begin(fake, client, work)
+    fake.answer("Authorize", authorized())
+    usage = fake.answer("Settle", settled()).event.usage
+    done.result()
+    assert usage == usage_pb2.Usage(
+        input_tokens=160,
+        output_tokens=25,
+        cached_input_tokens=60,
+        reasoning_tokens=5,
+        inference_calls=3,
+        models=[
+            usage_pb2.ModelUsage(model="one", input_tokens=10, output_tokens=2, inference_calls=1),
+            usage_pb2.ModelUsage(
+                model="two",
+                input_tokens=150,
+                output_tokens=23,
+                cached_input_tokens=60,
+                reasoning_tokens=5,
+                inference_calls=2,
+            ),
+        ],
+    )
+
+
+def test_tokens_of_a_model_without_a_name_leave_no_parts(fake: Servers, client: Client) -> None:
+    def work(run: Run) -> None:
+        for name in ("one", "two", ""):
+            run.tokens(input=1, model=name)
+
+    done = begin(fake, client, work)
+    fake.answer("Authorize", authorized())
+    usage = fake.answer("Settle", settled()).event.usage
+    done.result()
+    assert usage == usage_pb2.Usage(input_tokens=3)
+
+
+def test_other_quantities_are_counted(fake: Servers, client: Client) -> None:
+    def work(run: Run) -> None:
+        run.count(pages=2, cpu_milliseconds=1_500)
+        run.count(pages=1, memory_megabyte_seconds=7, network_bytes=10**6)
+        run.tool("search", calls=2)
+        run.tool("search")
+
+    done = begin(fake, client, work)
+    fake.answer("Authorize", authorized())
+    usage = fake.answer("Settle", settled()).event.usage
+    done.result()
+    assert usage == usage_pb2.Usage(
+        tool_calls=2,
+        cpu_milliseconds=1_500,
+        memory_megabyte_seconds=7,
+        network_bytes=10**6,
+        meters={"pages": 3},
+    )
+
+
+@pytest.mark.parametrize("said", ["succeed", "fail", "partial", "pending"])
+def test_the_result_is_reported_as_it_was_then(fake: Servers, client: Client, said: str) -> None:
+    result: dict[str, object] = {"resolved": True, "score": 4}
+
+    def work(run: Run) -> None:
+        getattr(run, said)(result=result)
+        result["score"] = 0
+
+    done = begin(fake, client, work)
+    fake.answer("Authorize", authorized())
+    event = fake.answer("Settle", settled()).event
+    done.result()
+    assert dict(event.result) == {"resolved": True, "score": 4}
+
+
 def test_threads_of_an_agent_share_a_run(fake: Servers, client: Client) -> None:
     def work(run: Run) -> None:
         with ThreadPoolExecutor(8) as pool:
@@ -673,7 +750,16 @@ def test_pending_as_long_as_the_price_says(fake: Servers, client: Client) -> Non
         (lambda run: run.tokens(input=True), TypeError),
         (lambda run: run.tokens(model="x" * 129), ValueError),
         (lambda run: run.tokens(model=None), TypeError),
+        (lambda run: run.tokens(input=1, cached=2), ValueError),
+        (lambda run: run.tokens(output=1, reasoning=2), ValueError),
+        (lambda run: run.tokens(calls=-1), ValueError),
         (lambda run: run.tool("a\nb"), ValueError),
+        (lambda run: run.tool("a", calls=1.0), TypeError),
+        (lambda run: run.count(pages=-1), ValueError),
+        (lambda run: run.count(pages="1"), TypeError),
+        (lambda run: run.count(input_tokens=1), ValueError),
+        (lambda run: run.succeed(result={"a": float("nan")}), ValueError),
+        (lambda run: run.succeed(result={"a": object()}), TypeError),
         (lambda run: run.succeed({"a": float("nan")}), ValueError),
         (lambda run: run.succeed({"a": object()}), TypeError),
         (lambda run: run.succeed(evidence_ref="x" * 1_025), ValueError),

@@ -1,9 +1,9 @@
 """Prefixed string ids.
 
 An id is `<prefix>_<suffix>`. The caller may choose the suffix where the resource is the caller's own
-(organizations, customers, agents, price books); otherwise the server makes one of 26 characters that sort by
-time (the layout of a ULID, in lower case), or derives one from a business key, so that the same event has the
-same id, always.
+(organizations, customers, agents, price books, contracts); otherwise the server makes one of 26 characters
+that sort by time (the layout of a ULID, in lower case), or derives one from a business key, so that the same
+event has the same id, always.
 """
 
 import hashlib
@@ -29,6 +29,8 @@ PRICE_VERSION = "pv"
 OUTCOME = "out"
 RESERVATION = "rsv"
 BUDGET = "bud"
+CONTRACT = "con"
+SUBSCRIPTION = "sub"
 PAYOUT = "po"
 PURCHASE = "pur"
 AUDIT = "aud"

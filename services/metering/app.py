@@ -29,8 +29,11 @@ from services.metering.rpc.budget_catalog import BudgetCatalog
 from services.metering.rpc.budget_gate import BudgetGate
 from services.metering.rpc.budgets import BudgetService
 from services.metering.rpc.confirmations import Confirmations
+from services.metering.rpc.contract_catalog import ContractCatalog
+from services.metering.rpc.contracts import ContractService
 from services.metering.rpc.credits import Credits
 from services.metering.rpc.durable_credits import DurableCredits
+from services.metering.rpc.explanations import Explanations
 from services.metering.rpc.leased_credits import LeasedCredits
 from services.metering.rpc.leases import Leases
 from services.metering.rpc.ledger import Ledger
@@ -53,6 +56,8 @@ from services.metering.valkey import Valkey, open_client
 from tallystick.metering.v1 import (
     budget_service_pb2,
     budget_service_pb2_grpc,
+    contract_service_pb2,
+    contract_service_pb2_grpc,
     metering_service_pb2,
     metering_service_pb2_grpc,
     pricing_service_pb2,
@@ -113,7 +118,8 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             Sequencer(writer).worker(config.sequence_interval),
             ShadowRater(writer).worker(_SHADOW_INTERVAL),
         ]
-        terms = TermsFinder(directory, catalog)
+        contracts = ContractCatalog(reader)
+        terms = TermsFinder(directory, catalog, contracts)
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
             writer=writer,
@@ -213,6 +219,17 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                 ),
                 ReservationService(pools=pools, reconciler=reconciler),
                 UsageFeedService(reader),
+                ContractService(
+                    writer=writer,
+                    reader=reader,
+                    ledger=ledger,
+                    directory=directory,
+                    catalog=contracts,
+                    explanations=Explanations(
+                        reader=reader, directory=directory, catalog=catalog, contracts=contracts
+                    ),
+                    clock=clock,
+                ),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             schema=SchemaHealth(reader, schema="metering", script_dir=SCRIPTS),
@@ -266,6 +283,7 @@ def _bindings(
     rating: RatingService,
     reservations: ReservationService,
     usage_feed: UsageFeedService,
+    contracts: ContractService,
 ) -> tuple[ServiceBinding, ...]:
     return (
         bind(
@@ -297,5 +315,10 @@ def _bindings(
             usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
             usage_feed_service_pb2_grpc.add_UsageFeedServiceServicer_to_server,
             usage_feed,
+        ),
+        bind(
+            contract_service_pb2.DESCRIPTOR.services_by_name["ContractService"],
+            contract_service_pb2_grpc.add_ContractServiceServicer_to_server,
+            contracts,
         ),
     )

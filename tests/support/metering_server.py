@@ -19,6 +19,7 @@ from services.metering.app import open_app
 from services.metering.config import MeteringConfig
 from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2, usage_pb2
 from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
+from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
 from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceStub
@@ -29,6 +30,7 @@ from tests.support.ledger_server import LedgerServer
 if TYPE_CHECKING:
     # Known to type checkers only.
     from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceAsyncStub
+    from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceAsyncStub
     from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
     from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceAsyncStub
@@ -48,6 +50,7 @@ class Caller:
     budgets: BudgetServiceAsyncStub
     reservations: ReservationServiceAsyncStub
     feed: UsageFeedServiceAsyncStub
+    contracts: ContractServiceAsyncStub
     rating: RatingServiceAsyncStub
 
 
@@ -70,6 +73,7 @@ class MeteringServer:
             BudgetServiceStub(channel),
             ReservationServiceStub(channel),
             UsageFeedServiceStub(channel),
+            ContractServiceStub(channel),
             RatingServiceStub(channel),
         )
 

@@ -276,6 +276,8 @@ class PriceBook:
     currency_code: str
     display_name: str
     create_time: datetime
+    # Whether it prices only what contracts name it for.
+    for_contracts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

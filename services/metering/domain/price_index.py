@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ class PublishedVersion(NamedTuple):
     currency_code: str
     effective_time: datetime
     price_version_id: str
+    price_book_id: str = ""
+    # Whether it is of a book that prices only what contracts name it for.
+    for_contracts: bool = False
 
 
 class PriceIndex:
@@ -26,12 +29,15 @@ class PriceIndex:
     def __init__(self, versions: Iterable[PublishedVersion] = ()) -> None:
         self._count = 0
         self._books: defaultdict[tuple[str, str], list[tuple[datetime, str]]] = defaultdict(list)
+        self._by_id: defaultdict[str, list[tuple[datetime, str]]] = defaultdict(list)
         self._currencies: defaultdict[str, set[str]] = defaultdict(set)
         for version in sorted(versions, key=lambda version: version.effective_time):
             self._count += 1
-            self._books[version.owner_id, version.currency_code].append(
-                (version.effective_time, version.price_version_id)
-            )
+            entry = (version.effective_time, version.price_version_id)
+            self._by_id[version.price_book_id].append(entry)
+            if version.for_contracts:
+                continue
+            self._books[version.owner_id, version.currency_code].append(entry)
             self._currencies[version.owner_id].add(version.currency_code)
 
     def __len__(self) -> int:
@@ -50,10 +56,21 @@ class PriceIndex:
 
         the one in force at that time in the organization's book, then the one in the platform's.
         """
-        found = []
-        for owner_id in (organization_id, PLATFORM_OWNER):
-            versions = self._books.get((owner_id, currency_code), [])
-            index = bisect_right(versions, at, key=lambda version: version[0])
-            if index:
-                found.append(versions[index - 1][1])
-        return found
+        return [
+            version
+            for owner_id in (organization_id, PLATFORM_OWNER)
+            if (version := self.in_force_of(owner_id, currency_code, at))
+        ]
+
+    def in_force_of(self, owner_id: str, currency_code: str, at: datetime) -> str:
+        """The version in force at that time in an owner's book, or ""."""
+        return _in_force(self._books.get((owner_id, currency_code), ()), at)
+
+    def in_force_in(self, price_book_id: str, at: datetime) -> str:
+        """The version in force at that time in a book, or ""."""
+        return _in_force(self._by_id.get(price_book_id, ()), at)
+
+
+def _in_force(versions: Sequence[tuple[datetime, str]], at: datetime) -> str:
+    index = bisect_right(versions, at, key=lambda version: version[0])
+    return versions[index - 1][1] if index else ""

@@ -146,6 +146,7 @@ def book_to_proto(book: PriceBook) -> price_book_pb2.PriceBook:
         currency_code=book.currency_code,
         display_name=book.display_name,
         create_time=time_to_proto(book.create_time),
+        for_contracts=book.for_contracts,
     )
 
 

@@ -66,6 +66,8 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
     ) -> pb.CreatePriceBookResponse:
         principal = current_principal()
         owner_id = await self._owner(request.organization_id, principal)
+        if request.for_contracts and not request.price_book_id:
+            raise InvalidArgument.of("price_book_id", "must be chosen for a book that only contracts use")
         book = PriceBook(
             price_book_id=(
                 _price_book_id(request.price_book_id)
@@ -78,6 +80,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
                 request.display_name, "display_name", shortest=0, longest=_MAX_DISPLAY_NAME
             ),
             create_time=self._clock.now(),
+            for_contracts=request.for_contracts,
         )
 
         async def create() -> PriceBook:
@@ -85,12 +88,10 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
                 await scope(connection, tenants_of(principal))
                 if await price_books.create_book(connection, book):
                     return book
-                same_id = await price_books.find_book(connection, book.price_book_id)
-                return _repeated(
-                    book,
-                    same_id or await price_books.find_book_of(connection, book.owner_id, book.currency_code),
-                    id_chosen=bool(request.price_book_id),
-                )
+                existing = await price_books.find_book(connection, book.price_book_id)
+                if existing is None and not book.for_contracts:
+                    existing = await price_books.find_book_of(connection, book.owner_id, book.currency_code)
+                return _repeated(book, existing, id_chosen=bool(request.price_book_id))
 
         created = await retry_transaction(create, idempotent=True)
         return pb.CreatePriceBookResponse(price_book=book_to_proto(created))
@@ -276,8 +277,8 @@ def _repeated(wanted: PriceBook, existing: PriceBook | None, *, id_chosen: bool)
     """The book that an equal request created before. Raises AlreadyExists if that was another one."""
     same = (
         existing is not None
-        and (existing.owner_id, existing.currency_code, existing.display_name)
-        == (wanted.owner_id, wanted.currency_code, wanted.display_name)
+        and (existing.owner_id, existing.currency_code, existing.display_name, existing.for_contracts)
+        == (wanted.owner_id, wanted.currency_code, wanted.display_name, wanted.for_contracts)
         and (not id_chosen or existing.price_book_id == wanted.price_book_id)
     )
     if existing is not None and same:

@@ -1,13 +1,28 @@
-"""What applies to a piece of work: who earns from it, and the price that it has."""
+"""What applies to a piece of work: who earns from it, its price, and the contract with its customer."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from enum import Enum
+from typing import Final, NamedTuple
 
 from services.kit.auth import Principal
 from services.kit.errors import NotFound, TallystickError
+from services.metering.domain.billing_period import MONTH_IN_UTC, BillingPeriod
+from services.metering.domain.contract import Contract, ContractIndex, ContractKey
+from services.metering.domain.price_book import PLATFORM_OWNER
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, select
+from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
+    NO_TERMS,
+    CompiledPrice,
+    CompiledTerms,
+    ContractTerms,
+    compile_terms,
+    select,
+)
+from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.parties import Directory, Parties
 from services.metering.rpc.price_catalog import PriceCatalog
 
@@ -28,6 +43,20 @@ class Work(NamedTuple):
     price_version_id: str = ""
 
 
+class AgreedTerms(NamedTuple):
+    """What a contract adds to prices, as it is recorded, and ready for rating."""
+
+    terms: ContractTerms
+    compiled: CompiledTerms
+
+    @classmethod
+    def of(cls, terms: ContractTerms) -> AgreedTerms:
+        return NOTHING_AGREED if terms == NO_TERMS else cls(terms, compile_terms(terms))
+
+
+NOTHING_AGREED: Final = AgreedTerms(NO_TERMS, NO_COMPILED_TERMS)
+
+
 class Terms(NamedTuple):
     """What applies to it."""
 
@@ -35,63 +64,166 @@ class Terms(NamedTuple):
     price_version_id: str
     currency_code: str
     price: CompiledPrice
+    agreed: AgreedTerms = NOTHING_AGREED
+    # How the customer's billing periods are cut.
+    billing_period: BillingPeriod = MONTH_IN_UTC
+    # The contract that says so, if there is one.
+    contract: Contract | None = None
+
+
+class Source(Enum):
+    """Where a price may come from, in the order in which prices are looked for."""
+
+    PINNED = "pinned"
+    ORGANIZATION_CONTRACT = "organization_contract"
+    CUSTOMER_CONTRACT = "customer_contract"
+    ORGANIZATION_BOOK = "organization_book"
+    PLATFORM_BOOK = "platform_book"
+
+
+class Candidate(NamedTuple):
+    """A place where a price may come from: the version there, "" for none, and the contract, if it is one."""
+
+    source: Source
+    price_version_id: str
+    contract: Contract | None = None
+
+
+class InForce(NamedTuple):
+    """The contracts of a customer that are in force: with an organization, and for all."""
+
+    with_organization: Contract | None
+    for_all: Contract | None
+
+    @property
+    def binding(self) -> Contract | None:
+        """The one whose terms apply."""
+        return self.with_organization or self.for_all
 
 
 class TermsFinder:
-    """Finds the terms of work, from the directory and the published prices."""
+    """Finds the terms of work, from the directory, the published prices and the contracts."""
 
-    def __init__(self, directory: Directory, catalog: PriceCatalog) -> None:
+    def __init__(self, directory: Directory, catalog: PriceCatalog, contracts: ContractCatalog) -> None:
         self._directory = directory
         self._catalog = catalog
+        self._contracts = contracts
 
     async def find(self, works: Sequence[Work], now: datetime) -> list[Terms | TallystickError]:
         """The terms of each piece of work, or what is missing: its customer, agent, version or price."""
         parties = await self._directory.find(
             {work.customer_id for work in works}, {(work.agent_id, work.agent_version) for work in works}
         )
-        index = await self._catalog.index()
-        versions = [_versions(work, parties, index, now) for work in works]
-        compiled = await self._catalog.compiled({version for some in versions for version in some})
+        index, contracts = await self._catalog.index(), await self._contracts.index()
+        circumstances = [_circumstances(work, parties, index, contracts, now) for work in works]
+        compiled = await self._catalog.compiled(
+            {version for one in circumstances for version in one.versions}
+        )
         found: list[Terms | TallystickError] = []
-        for work, candidates in zip(works, versions, strict=True):
+        for work, one in zip(works, circumstances, strict=True):
             try:
-                found.append(_terms(work, parties, index, candidates, compiled))
+                found.append(_terms(work, parties, index, one, compiled))
             except TallystickError as error:
                 found.append(error)
         return found
 
 
-def _versions(work: Work, parties: Parties, index: PriceIndex, now: datetime) -> Sequence[str]:
-    """The versions that may price the work, the first that does before the next."""
-    if work.price_version_id:
-        return [work.price_version_id]
+class _Circumstances(NamedTuple):
+    """The versions that may price a piece of work, in the order that decides, and what was agreed."""
+
+    versions: Sequence[str]
+    contract: Contract | None
+
+
+def contracts_in_force(contracts: ContractIndex, key: ContractKey, at: datetime) -> InForce:
+    """The customer's contracts about the work of an organization in a currency, in force at that time."""
+    return InForce(contracts.in_force(key, at), contracts.in_force(key._replace(organization_id=""), at))
+
+
+def candidates(
+    index: PriceIndex, key: ContractKey, contracts: InForce, at: datetime, price_version_id: str = ""
+) -> Iterator[Candidate]:
+    """Every place where the price of such work may come from, in the order that decides."""
+    yield Candidate(Source.PINNED, price_version_id)
+    for source, contract in (
+        (Source.ORGANIZATION_CONTRACT, contracts.with_organization),
+        (Source.CUSTOMER_CONTRACT, contracts.for_all),
+    ):
+        version = "" if contract is None else _version_of(contract, index, at)
+        yield Candidate(source, version, contract)
+    for source, owner_id in (
+        (Source.ORGANIZATION_BOOK, key.organization_id),
+        (Source.PLATFORM_BOOK, PLATFORM_OWNER),
+    ):
+        yield Candidate(source, index.in_force_of(owner_id, key.currency_code, at))
+
+
+def billing_period_of(contract: Contract | None) -> BillingPeriod:
+    """How a customer's billing periods are cut: as the contract says, or else in calendar months of UTC."""
+    if contract is None or contract.billing_period is None:
+        return MONTH_IN_UTC
+    return contract.billing_period
+
+
+def work_time(time: datetime | None, now: datetime) -> datetime:
+    """When work was done. A host's clock may be a little ahead; nothing is priced by the future."""
+    return now if time is None else min(time, now)
+
+
+def _agreed(contract: Contract) -> AgreedTerms:
+    return AgreedTerms(contract.terms, contract.compiled_terms)
+
+
+def _version_of(contract: Contract, index: PriceIndex, at: datetime) -> str:
+    content = contract.content
+    if content.price_version_id:
+        return content.price_version_id
+    return index.in_force_in(content.price_book_id, at) if content.price_book_id else ""
+
+
+def _circumstances(
+    work: Work, parties: Parties, index: PriceIndex, contracts: ContractIndex, now: datetime
+) -> _Circumstances:
+    at = work_time(work.time, now)
     agent = parties.agents.get(work.agent_id)
     if agent is None:
-        return []
-    # A host's clock may be a little ahead; nothing is priced by the future.
-    at = now if work.time is None else min(work.time, now)
-    return index.in_force(agent.organization_id, _currency(index, agent.organization_id, work), at)
+        return _Circumstances([work.price_version_id] if work.price_version_id else [], None)
+    currency_code = _currency(index, agent.organization_id, work)
+    key = ContractKey(work.customer_id, agent.organization_id, currency_code)
+    known = contracts_in_force(contracts, key, at)
+    if work.price_version_id:
+        return _Circumstances([work.price_version_id], known.binding)
+    if known.binding is None:
+        # Most customers have none.
+        return _Circumstances(index.in_force(agent.organization_id, currency_code, at), None)
+    versions = [one.price_version_id for one in candidates(index, key, known, at) if one.price_version_id]
+    return _Circumstances(versions, known.binding)
 
 
 def _terms(
     work: Work,
     parties: Parties,
     index: PriceIndex,
-    versions: Sequence[str],
+    circumstances: _Circumstances,
     compiled: Mapping[str, Sequence[CompiledPrice]],
 ) -> Terms:
     if work.customer_id not in parties.customers or not work.principal.may_use_customer(work.customer_id):
-        raise NotFound(
-            f"customer {work.customer_id} does not exist",
-            reason="CUSTOMER_NOT_FOUND",
-            metadata={"customer_id": work.customer_id},
-        )
-    organization_id = _organization(work, parties)
+        raise customer_not_found(work.customer_id)
+    organization_id = organization_of(work.agent_id, work.agent_version, parties, work.principal)
     currency_code = _currency(index, organization_id, work)
-    for version in versions:
+    for version in circumstances.versions:
         price = select(compiled.get(version, ()), work.action_type, work.agent_id)
         if price is not None:
-            return Terms(organization_id, version, currency_code, price)
+            contract = circumstances.contract
+            return Terms(
+                organization_id,
+                version,
+                currency_code,
+                price,
+                NOTHING_AGREED if contract is None else _agreed(contract),
+                billing_period_of(contract),
+                contract,
+            )
     raise NotFound(
         f"no price in {currency_code} applies to {work.action_type} of agent {work.agent_id}",
         reason="PRICE_NOT_FOUND",
@@ -104,27 +236,34 @@ def _terms(
     )
 
 
-def _organization(work: Work, parties: Parties) -> str:
-    """Who earns from the work, if this caller may report it."""
-    agent = parties.agents.get(work.agent_id)
+def organization_of(agent_id: str, agent_version: str, parties: Parties, principal: Principal) -> str:
+    """Who earns from the work of an agent, if this caller may ask for it; raises NotFound otherwise."""
+    agent = parties.agents.get(agent_id)
     if (
         agent is None
         # Another organization's agent answers as one that does not exist.
-        or work.principal.organization_id not in (None, agent.organization_id)
-        or not work.principal.may_use_agent(work.agent_id)
+        or principal.organization_id not in (None, agent.organization_id)
+        or not principal.may_use_agent(agent_id)
     ):
         raise NotFound(
-            f"agent {work.agent_id} does not exist",
-            reason="AGENT_NOT_FOUND",
-            metadata={"agent_id": work.agent_id},
+            f"agent {agent_id} does not exist", reason="AGENT_NOT_FOUND", metadata={"agent_id": agent_id}
         )
-    if not agent.has_version(work.agent_version):
+    if not agent.has_version(agent_version):
         raise NotFound(
-            f"agent {work.agent_id} has no version {work.agent_version}",
+            f"agent {agent_id} has no version {agent_version}",
             reason="AGENT_VERSION_NOT_FOUND",
-            metadata={"agent_id": work.agent_id, "agent_version": work.agent_version},
+            metadata={"agent_id": agent_id, "agent_version": agent_version},
         )
     return agent.organization_id
+
+
+def customer_not_found(customer_id: str) -> NotFound:
+    """What a caller is told of a customer that is not there for it."""
+    return NotFound(
+        f"customer {customer_id} does not exist",
+        reason="CUSTOMER_NOT_FOUND",
+        metadata={"customer_id": customer_id},
+    )
 
 
 def _currency(index: PriceIndex, organization_id: str, work: Work) -> str:

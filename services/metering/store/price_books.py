@@ -26,6 +26,7 @@ async def create_book(connection: AsyncConnection, book: PriceBook) -> bool:
             currency_code=book.currency_code,
             display_name=book.display_name,
             create_time=book.create_time,
+            for_contracts=book.for_contracts,
         )
         .on_conflict_do_nothing()
         .returning(price_book.c.price_book_id)
@@ -39,9 +40,12 @@ async def find_book(connection: AsyncConnection, price_book_id: str) -> PriceBoo
 
 
 async def find_book_of(connection: AsyncConnection, owner_id: str, currency_code: str) -> PriceBook | None:
-    """The book of an owner in a currency, if the connection's tenants may see it."""
+    """The book of an owner in a currency that is not for contracts, if the tenants may see it."""
     return await _book(
-        connection, (price_book.c.owner_id == owner_id) & (price_book.c.currency_code == currency_code)
+        connection,
+        (price_book.c.owner_id == owner_id)
+        & (price_book.c.currency_code == currency_code)
+        & ~price_book.c.for_contracts,
     )
 
 
@@ -157,12 +161,18 @@ async def count_published(connection: AsyncConnection) -> int:
 
 async def list_published(connection: AsyncConnection) -> list[PublishedVersion]:
     """Every published version, without its prices."""
-    query = select(
-        price_version.c.owner_id,
-        price_version.c.currency_code,
-        price_version.c.effective_time,
-        price_version.c.price_version_id,
-    ).where(price_version.c.publish_time.is_not(None))
+    query = (
+        select(
+            price_version.c.owner_id,
+            price_version.c.currency_code,
+            price_version.c.effective_time,
+            price_version.c.price_version_id,
+            price_version.c.price_book_id,
+            price_book.c.for_contracts,
+        )
+        .join(price_book, price_book.c.price_book_id == price_version.c.price_book_id)
+        .where(price_version.c.publish_time.is_not(None))
+    )
     return [PublishedVersion(*row) for row in await connection.execute(query)]
 
 
@@ -209,6 +219,7 @@ def _to_book(row: Row[Any]) -> PriceBook:
         currency_code=row.currency_code,
         display_name=row.display_name,
         create_time=row.create_time,
+        for_contracts=row.for_contracts,
     )
 
 

@@ -14,6 +14,7 @@ price_book = Table(
     Column("display_name", Text, nullable=False),
     Column("version_count", Integer, nullable=False),
     Column("create_time", DateTime(timezone=True), nullable=False),
+    Column("for_contracts", Boolean, nullable=False),
 )
 
 price_version = Table(

@@ -223,6 +223,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Metadata: `shadow_id`."""
     ERROR_REASON_RATING_BUSY: _ErrorReason.ValueType  # 76
     """RESOURCE_EXHAUSTED. As many simulations, re-ratings or shadows run as may run at once. Metadata: `kind`, `limit`."""
+    ERROR_REASON_CONTRACT_NOT_FOUND: _ErrorReason.ValueType  # 66
+    """NOT_FOUND. Metadata: `contract_id`."""
+    ERROR_REASON_AGREEMENT_STATE_CONFLICT: _ErrorReason.ValueType  # 67
+    """FAILED_PRECONDITION. The contract or subscription is in a state in which this cannot be done to it, or somebody
+    changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -433,6 +439,12 @@ ERROR_REASON_SHADOW_NOT_FOUND: ErrorReason.ValueType  # 74
 """NOT_FOUND. Metadata: `shadow_id`."""
 ERROR_REASON_RATING_BUSY: ErrorReason.ValueType  # 76
 """RESOURCE_EXHAUSTED. As many simulations, re-ratings or shadows run as may run at once. Metadata: `kind`, `limit`."""
+ERROR_REASON_CONTRACT_NOT_FOUND: ErrorReason.ValueType  # 66
+"""NOT_FOUND. Metadata: `contract_id`."""
+ERROR_REASON_AGREEMENT_STATE_CONFLICT: ErrorReason.ValueType  # 67
+"""FAILED_PRECONDITION. The contract or subscription is in a state in which this cannot be done to it, or somebody
+changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

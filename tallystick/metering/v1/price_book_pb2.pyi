@@ -177,7 +177,8 @@ Global___PeriodUnit: _TypeAlias = PeriodUnit  # noqa: Y015
 @_typing.final
 class PriceBook(_message.Message):
     """PriceBook is a series of price versions of one owner in one currency. An owner has at most one book per
-    currency. An event is priced by the book of the agent's organization, or else by the platform's.
+    currency, and any number of those that only contracts use. An event is priced by the customer's contract, or else
+    by the book of the agent's organization, or else by the platform's.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -187,6 +188,7 @@ class PriceBook(_message.Message):
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    FOR_CONTRACTS_FIELD_NUMBER: _builtins.int
     price_book_id: _builtins.str
     """"pb_…"."""
     organization_id: _builtins.str
@@ -195,6 +197,8 @@ class PriceBook(_message.Message):
     """ISO 4217 code of all its prices."""
     display_name: _builtins.str
     """Name for people."""
+    for_contracts: _builtins.bool
+    """Whether it prices only what contracts name it for."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -207,10 +211,11 @@ class PriceBook(_message.Message):
         currency_code: _builtins.str = ...,
         display_name: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        for_contracts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "currency_code", b"currency_code", "display_name", b"display_name", "organization_id", b"organization_id", "price_book_id", b"price_book_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "currency_code", b"currency_code", "display_name", b"display_name", "for_contracts", b"for_contracts", "organization_id", b"organization_id", "price_book_id", b"price_book_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from tallystick.common.v1 import access_pb2 as tallystick_dot_common_dot_v1_dot_
 from tallystick.metering.v1 import price_book_pb2 as tallystick_dot_metering_dot_v1_dot_price__book__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tallystick/metering/v1/pricing_service.proto\x12\x16tallystick.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a\'tallystick/metering/v1/price_book.proto\"u\n\x16\x43reatePriceBookRequest\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\"P\n\x17\x43reatePriceBookResponse\x12\x35\n\nprice_book\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.PriceBook\",\n\x13GetPriceBookRequest\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\"M\n\x14GetPriceBookResponse\x12\x35\n\nprice_book\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.PriceBook\">\n\x15ListPriceBooksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x16ListPriceBooksResponse\x12\x36\n\x0bprice_books\x18\x01 \x03(\x0b\x32!.tallystick.metering.v1.PriceBook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdd\x01\n\x19\x43reatePriceVersionRequest\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12-\n\x06prices\x18\x02 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x34\n\x06meters\x18\x04 \x03(\x0b\x32$.tallystick.metering.v1.MeterFormula\x12+\n\x05plans\x18\x05 \x03(\x0b\x32\x1c.tallystick.metering.v1.Plan\"Y\n\x1a\x43reatePriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"\xc7\x01\n\x19UpdatePriceVersionRequest\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12-\n\x06prices\x18\x02 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12\x34\n\x06meters\x18\x03 \x03(\x0b\x32$.tallystick.metering.v1.MeterFormula\x12+\n\x05plans\x18\x04 \x03(\x0b\x32\x1c.tallystick.metering.v1.Plan\"Y\n\x1aUpdatePriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"j\n\x1aPublishPriceVersionRequest\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x1bPublishPriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"2\n\x16GetPriceVersionRequest\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\"V\n\x17GetPriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"X\n\x18ListPriceVersionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rprice_book_id\x18\x03 \x01(\t\"r\n\x19ListPriceVersionsResponse\x12<\n\x0eprice_versions\x18\x01 \x03(\x0b\x32$.tallystick.metering.v1.PriceVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa8\x08\n\x0ePricingService\x12|\n\x0f\x43reatePriceBook\x12..tallystick.metering.v1.CreatePriceBookRequest\x1a/.tallystick.metering.v1.CreatePriceBookResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12v\n\x0cGetPriceBook\x12+.tallystick.metering.v1.GetPriceBookRequest\x1a,.tallystick.metering.v1.GetPriceBookResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x12|\n\x0eListPriceBooks\x12-.tallystick.metering.v1.ListPriceBooksRequest\x1a..tallystick.metering.v1.ListPriceBooksResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x12\x85\x01\n\x12\x43reatePriceVersion\x12\x31.tallystick.metering.v1.CreatePriceVersionRequest\x1a\x32.tallystick.metering.v1.CreatePriceVersionResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12\x85\x01\n\x12UpdatePriceVersion\x12\x31.tallystick.metering.v1.UpdatePriceVersionRequest\x1a\x32.tallystick.metering.v1.UpdatePriceVersionResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12\x88\x01\n\x13PublishPriceVersion\x12\x32.tallystick.metering.v1.PublishPriceVersionRequest\x1a\x33.tallystick.metering.v1.PublishPriceVersionResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12\x7f\n\x0fGetPriceVersion\x12..tallystick.metering.v1.GetPriceVersionRequest\x1a/.tallystick.metering.v1.GetPriceVersionResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x12\x85\x01\n\x11ListPriceVersions\x12\x30.tallystick.metering.v1.ListPriceVersionsRequest\x1a\x31.tallystick.metering.v1.ListPriceVersionsResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,tallystick/metering/v1/pricing_service.proto\x12\x16tallystick.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a\'tallystick/metering/v1/price_book.proto\"\x8c\x01\n\x16\x43reatePriceBookRequest\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x15\n\rfor_contracts\x18\x05 \x01(\x08\"P\n\x17\x43reatePriceBookResponse\x12\x35\n\nprice_book\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.PriceBook\",\n\x13GetPriceBookRequest\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\"M\n\x14GetPriceBookResponse\x12\x35\n\nprice_book\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.PriceBook\">\n\x15ListPriceBooksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x16ListPriceBooksResponse\x12\x36\n\x0bprice_books\x18\x01 \x03(\x0b\x32!.tallystick.metering.v1.PriceBook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdd\x01\n\x19\x43reatePriceVersionRequest\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12-\n\x06prices\x18\x02 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x34\n\x06meters\x18\x04 \x03(\x0b\x32$.tallystick.metering.v1.MeterFormula\x12+\n\x05plans\x18\x05 \x03(\x0b\x32\x1c.tallystick.metering.v1.Plan\"Y\n\x1a\x43reatePriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"\xc7\x01\n\x19UpdatePriceVersionRequest\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12-\n\x06prices\x18\x02 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12\x34\n\x06meters\x18\x03 \x03(\x0b\x32$.tallystick.metering.v1.MeterFormula\x12+\n\x05plans\x18\x04 \x03(\x0b\x32\x1c.tallystick.metering.v1.Plan\"Y\n\x1aUpdatePriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"j\n\x1aPublishPriceVersionRequest\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x1bPublishPriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"2\n\x16GetPriceVersionRequest\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\"V\n\x17GetPriceVersionResponse\x12;\n\rprice_version\x18\x01 \x01(\x0b\x32$.tallystick.metering.v1.PriceVersion\"X\n\x18ListPriceVersionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rprice_book_id\x18\x03 \x01(\t\"r\n\x19ListPriceVersionsResponse\x12<\n\x0eprice_versions\x18\x01 \x03(\x0b\x32$.tallystick.metering.v1.PriceVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa8\x08\n\x0ePricingService\x12|\n\x0f\x43reatePriceBook\x12..tallystick.metering.v1.CreatePriceBookRequest\x1a/.tallystick.metering.v1.CreatePriceBookResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12v\n\x0cGetPriceBook\x12+.tallystick.metering.v1.GetPriceBookRequest\x1a,.tallystick.metering.v1.GetPriceBookResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x12|\n\x0eListPriceBooks\x12-.tallystick.metering.v1.ListPriceBooksRequest\x1a..tallystick.metering.v1.ListPriceBooksResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x12\x85\x01\n\x12\x43reatePriceVersion\x12\x31.tallystick.metering.v1.CreatePriceVersionRequest\x1a\x32.tallystick.metering.v1.CreatePriceVersionResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12\x85\x01\n\x12UpdatePriceVersion\x12\x31.tallystick.metering.v1.UpdatePriceVersionRequest\x1a\x32.tallystick.metering.v1.UpdatePriceVersionResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12\x88\x01\n\x13PublishPriceVersion\x12\x32.tallystick.metering.v1.PublishPriceVersionRequest\x1a\x33.tallystick.metering.v1.PublishPriceVersionResponse\"\x08\xea\xe0\x18\x04\n\x02\x03\x06\x12\x7f\n\x0fGetPriceVersion\x12..tallystick.metering.v1.GetPriceVersionRequest\x1a/.tallystick.metering.v1.GetPriceVersionResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x12\x85\x01\n\x11ListPriceVersions\x12\x30.tallystick.metering.v1.ListPriceVersionsRequest\x1a\x31.tallystick.metering.v1.ListPriceVersionsResponse\"\x0b\xea\xe0\x18\x07\n\x05\x03\x04\x05\x06\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,38 +50,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICINGSERVICE'].methods_by_name['GetPriceVersion']._serialized_options = b'\352\340\030\007\n\005\003\004\005\006\007'
   _globals['_PRICINGSERVICE'].methods_by_name['ListPriceVersions']._loaded_options = None
   _globals['_PRICINGSERVICE'].methods_by_name['ListPriceVersions']._serialized_options = b'\352\340\030\007\n\005\003\004\005\006\007'
-  _globals['_CREATEPRICEBOOKREQUEST']._serialized_start=181
-  _globals['_CREATEPRICEBOOKREQUEST']._serialized_end=298
-  _globals['_CREATEPRICEBOOKRESPONSE']._serialized_start=300
-  _globals['_CREATEPRICEBOOKRESPONSE']._serialized_end=380
-  _globals['_GETPRICEBOOKREQUEST']._serialized_start=382
-  _globals['_GETPRICEBOOKREQUEST']._serialized_end=426
-  _globals['_GETPRICEBOOKRESPONSE']._serialized_start=428
-  _globals['_GETPRICEBOOKRESPONSE']._serialized_end=505
-  _globals['_LISTPRICEBOOKSREQUEST']._serialized_start=507
-  _globals['_LISTPRICEBOOKSREQUEST']._serialized_end=569
-  _globals['_LISTPRICEBOOKSRESPONSE']._serialized_start=571
-  _globals['_LISTPRICEBOOKSRESPONSE']._serialized_end=676
-  _globals['_CREATEPRICEVERSIONREQUEST']._serialized_start=679
-  _globals['_CREATEPRICEVERSIONREQUEST']._serialized_end=900
-  _globals['_CREATEPRICEVERSIONRESPONSE']._serialized_start=902
-  _globals['_CREATEPRICEVERSIONRESPONSE']._serialized_end=991
-  _globals['_UPDATEPRICEVERSIONREQUEST']._serialized_start=994
-  _globals['_UPDATEPRICEVERSIONREQUEST']._serialized_end=1193
-  _globals['_UPDATEPRICEVERSIONRESPONSE']._serialized_start=1195
-  _globals['_UPDATEPRICEVERSIONRESPONSE']._serialized_end=1284
-  _globals['_PUBLISHPRICEVERSIONREQUEST']._serialized_start=1286
-  _globals['_PUBLISHPRICEVERSIONREQUEST']._serialized_end=1392
-  _globals['_PUBLISHPRICEVERSIONRESPONSE']._serialized_start=1394
-  _globals['_PUBLISHPRICEVERSIONRESPONSE']._serialized_end=1484
-  _globals['_GETPRICEVERSIONREQUEST']._serialized_start=1486
-  _globals['_GETPRICEVERSIONREQUEST']._serialized_end=1536
-  _globals['_GETPRICEVERSIONRESPONSE']._serialized_start=1538
-  _globals['_GETPRICEVERSIONRESPONSE']._serialized_end=1624
-  _globals['_LISTPRICEVERSIONSREQUEST']._serialized_start=1626
-  _globals['_LISTPRICEVERSIONSREQUEST']._serialized_end=1714
-  _globals['_LISTPRICEVERSIONSRESPONSE']._serialized_start=1716
-  _globals['_LISTPRICEVERSIONSRESPONSE']._serialized_end=1830
-  _globals['_PRICINGSERVICE']._serialized_start=1833
-  _globals['_PRICINGSERVICE']._serialized_end=2897
+  _globals['_CREATEPRICEBOOKREQUEST']._serialized_start=182
+  _globals['_CREATEPRICEBOOKREQUEST']._serialized_end=322
+  _globals['_CREATEPRICEBOOKRESPONSE']._serialized_start=324
+  _globals['_CREATEPRICEBOOKRESPONSE']._serialized_end=404
+  _globals['_GETPRICEBOOKREQUEST']._serialized_start=406
+  _globals['_GETPRICEBOOKREQUEST']._serialized_end=450
+  _globals['_GETPRICEBOOKRESPONSE']._serialized_start=452
+  _globals['_GETPRICEBOOKRESPONSE']._serialized_end=529
+  _globals['_LISTPRICEBOOKSREQUEST']._serialized_start=531
+  _globals['_LISTPRICEBOOKSREQUEST']._serialized_end=593
+  _globals['_LISTPRICEBOOKSRESPONSE']._serialized_start=595
+  _globals['_LISTPRICEBOOKSRESPONSE']._serialized_end=700
+  _globals['_CREATEPRICEVERSIONREQUEST']._serialized_start=703
+  _globals['_CREATEPRICEVERSIONREQUEST']._serialized_end=924
+  _globals['_CREATEPRICEVERSIONRESPONSE']._serialized_start=926
+  _globals['_CREATEPRICEVERSIONRESPONSE']._serialized_end=1015
+  _globals['_UPDATEPRICEVERSIONREQUEST']._serialized_start=1018
+  _globals['_UPDATEPRICEVERSIONREQUEST']._serialized_end=1217
+  _globals['_UPDATEPRICEVERSIONRESPONSE']._serialized_start=1219
+  _globals['_UPDATEPRICEVERSIONRESPONSE']._serialized_end=1308
+  _globals['_PUBLISHPRICEVERSIONREQUEST']._serialized_start=1310
+  _globals['_PUBLISHPRICEVERSIONREQUEST']._serialized_end=1416
+  _globals['_PUBLISHPRICEVERSIONRESPONSE']._serialized_start=1418
+  _globals['_PUBLISHPRICEVERSIONRESPONSE']._serialized_end=1508
+  _globals['_GETPRICEVERSIONREQUEST']._serialized_start=1510
+  _globals['_GETPRICEVERSIONREQUEST']._serialized_end=1560
+  _globals['_GETPRICEVERSIONRESPONSE']._serialized_start=1562
+  _globals['_GETPRICEVERSIONRESPONSE']._serialized_end=1648
+  _globals['_LISTPRICEVERSIONSREQUEST']._serialized_start=1650
+  _globals['_LISTPRICEVERSIONSREQUEST']._serialized_end=1738
+  _globals['_LISTPRICEVERSIONSRESPONSE']._serialized_start=1740
+  _globals['_LISTPRICEVERSIONSRESPONSE']._serialized_end=1854
+  _globals['_PRICINGSERVICE']._serialized_start=1857
+  _globals['_PRICINGSERVICE']._serialized_end=2921
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,7 @@ class CreatePriceBookRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    FOR_CONTRACTS_FIELD_NUMBER: _builtins.int
     price_book_id: _builtins.str
     """"pb_…" as chosen by the caller, or empty to have one made."""
     organization_id: _builtins.str
@@ -38,6 +39,10 @@ class CreatePriceBookRequest(_message.Message):
     """ISO 4217 code of all its prices."""
     display_name: _builtins.str
     """Name for people, up to 200 characters."""
+    for_contracts: _builtins.bool
+    """Whether it is to price only what contracts name it for. An owner may have any number of such books, so
+    `price_book_id` must be chosen.
+    """
     def __init__(
         self,
         *,
@@ -45,10 +50,11 @@ class CreatePriceBookRequest(_message.Message):
         organization_id: _builtins.str = ...,
         currency_code: _builtins.str = ...,
         display_name: _builtins.str = ...,
+        for_contracts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "display_name", b"display_name", "organization_id", b"organization_id", "price_book_id", b"price_book_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "display_name", b"display_name", "for_contracts", b"for_contracts", "organization_id", b"organization_id", "price_book_id", b"price_book_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

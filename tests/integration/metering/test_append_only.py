@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 
+from tests.integration.metering.test_contracts import a_contract, create
 from tests.integration.metering.world import World, run
 from tests.support.append_only import count_rows, nobody_changes
 from tests.support.waiting import eventually
@@ -18,13 +19,15 @@ TABLES = (
     ("ledger", "revenue_share_agreement"),
     ("metering", "usage_event"),
     ("metering", "usage_position"),
+    ("metering", "contract_version"),
 )
 
 
 @pytest.fixture
 async def database(world: World) -> AsyncIterator[psycopg.AsyncConnection]:
-    """The database of a platform that has metered and posted something."""
+    """The database of a platform that has metered and posted something, and has a contract."""
     await world.meter(run("run-1"))
+    await create(world.server.operator, a_contract())
     async with await psycopg.AsyncConnection.connect(
         world.server.ledger.database_url, autocommit=True
     ) as connection:

@@ -20,6 +20,7 @@ from services.metering.domain.claim import Claim
 from services.metering.domain.usage_event import UsageEvent
 from services.metering.rpc.budget_catalog import BudgetCatalog
 from services.metering.rpc.confirmations import Confirmations
+from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.convert import event_from_proto, money_to_proto, time_to_proto
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.parties import Directory
@@ -105,7 +106,7 @@ async def settling(world: World, ledger: LedgerServer) -> AsyncIterator[Settling
         yield Settling(
             pipeline=Pipeline(
                 writer=writer,
-                terms=TermsFinder(Directory(client), PriceCatalog(reader)),
+                terms=TermsFinder(Directory(client), PriceCatalog(reader), ContractCatalog(reader)),
                 budgets=BudgetCatalog(reader),
                 ledger=client,
                 confirmations=confirmations,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tallystick.metering.v1 import budget_pb2, usage_pb2
 from tallystick.metering.v1 import budget_service_pb2 as budgets
+from tallystick.metering.v1 import contract_service_pb2 as contracts
 from tallystick.metering.v1 import metering_service_pb2 as metering
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import rating_service_pb2 as rating
@@ -11,6 +12,7 @@ from tallystick.metering.v1 import reservation_service_pb2 as reservations
 from tallystick.metering.v1 import usage_feed_service_pb2 as usage_feed
 from tests.integration.security.case import (
     BUDGETS,
+    CONTRACTS,
     DENIED,
     HOSTS_OF_ALPHA_FOR_ANY_CUSTOMER,
     HOSTS_OF_ANY_AGENT,
@@ -31,6 +33,7 @@ from tests.integration.security.case import (
 from tests.integration.security.requests import (
     authorize_request,
     book_request,
+    contract_request,
     publish_request,
     rerate_request,
     reservation_request,
@@ -258,6 +261,51 @@ def _(world: World) -> Iterator[Case]:
 # UsageFeedService
 
 one(USAGE_FEED, "ReadUsage", lambda w: usage_feed.ReadUsageRequest())
+
+
+# ContractService
+
+
+@case_of(CONTRACTS, "CreateContract")
+def _(world: World) -> Iterator[Case]:
+    alpha, bravo = world.alpha, world.bravo
+    yield Case(contract_request(bravo, bravo.contract))
+    taken = contract_request(alpha, bravo.contract)
+    yield Case(taken, reach=frozenset(), refusals=TAKEN)
+    for_all = contract_request(bravo, f"{bravo.contract}_all")
+    for_all.contract.organization_id = ""
+    yield Case(for_all, refusals=DENIED)
+
+
+one(
+    CONTRACTS,
+    "UpdateContract",
+    lambda w: contracts.UpdateContractRequest(contract_id=f"{w.bravo.contract}_2", replaced_version_number=1),
+)
+one(CONTRACTS, "EndContract", lambda w: contracts.EndContractRequest(contract_id=f"{w.bravo.contract}_3"))
+one(CONTRACTS, "GetContract", lambda w: contracts.GetContractRequest(contract_id=w.bravo.contract))
+
+
+@case_of(CONTRACTS, "ListContracts")
+def _(world: World) -> Iterator[Case]:
+    yield Case(contracts.ListContractsRequest(), refusals=LISTED)
+    yield Case(contracts.ListContractsRequest(customer_id=world.bravo.customer), refusals=LISTED)
+
+
+one(
+    CONTRACTS,
+    "ListContractVersions",
+    lambda w: contracts.ListContractVersionsRequest(contract_id=f"{w.bravo.contract}_2"),
+)
+
+
+@case_of(CONTRACTS, "ExplainPrice")
+def _(world: World) -> Iterator[Case]:
+    yield Case(
+        contracts.ExplainPriceRequest(
+            customer_id=world.bravo.customer, agent_id=world.bravo.agent, action_type="run"
+        )
+    )
 
 
 # RatingService

@@ -19,12 +19,13 @@ from tallystick.ledger.v1 import (
     ledger_service_pb2,
     write_off_pb2,
 )
-from tallystick.metering.v1 import metering_service_pb2, pricing_service_pb2, usage_pb2
+from tallystick.metering.v1 import contract_service_pb2, metering_service_pb2, pricing_service_pb2, usage_pb2
 from tests.integration.security.requests import (
     adjust_request,
     book_request,
     budget_request,
     charge_intent,
+    contract_request,
     correct_request,
     debit_request,
     grant_request,
@@ -131,6 +132,13 @@ async def _populate_tenant(world: World, things: Things) -> None:
         await world.metering.caller(secret).budgets.CreateBudget(budget_request(things, budget_id))
     secret, things.host_key = await _create_key(
         world, access_pb2.ROLE_HOST, f"host-{things.tenant}-0", organization_id=things.organization
+    )
+    for contract_id in (things.contract, f"{things.contract}_2", f"{things.contract}_3"):
+        await world.metering.operator.contracts.CreateContract(contract_request(things, contract_id))
+    await world.metering.operator.contracts.UpdateContract(
+        contract_service_pb2.UpdateContractRequest(
+            contract_id=f"{things.contract}_2", replaced_version_number=1
+        )
     )
     await _run(world, things, secret)
     await _earn_in_another_currency(world, things)

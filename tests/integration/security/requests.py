@@ -17,6 +17,8 @@ from tallystick.ledger.v1 import (
 from tallystick.metering.v1 import (
     budget_pb2,
     budget_service_pb2,
+    contract_pb2,
+    contract_service_pb2,
     metering_service_pb2,
     pricing_service_pb2,
     rating_service_pb2,
@@ -128,6 +130,20 @@ def budget_request(things: Things, budget_id: str) -> budget_service_pb2.CreateB
             period=budget_pb2.BUDGET_PERIOD_TOTAL,
             limit=usd(BRAVO_LIMIT if things.tenant == "bravo" else 1_000_000),
             alert_thresholds=[1],
+        )
+    )
+
+
+def contract_request(things: Things, contract_id: str) -> contract_service_pb2.CreateContractRequest:
+    """A tenant's customer with its own organization. It changes no price."""
+    return contract_service_pb2.CreateContractRequest(
+        contract=contract_pb2.Contract(
+            contract_id=contract_id,
+            customer_id=things.customer,
+            organization_id=things.organization,
+            # No two about the same.
+            currency_code={"_2": "EUR", "_3": "JPY"}.get(contract_id.removeprefix(things.contract), "USD"),
+            content=contract_pb2.ContractContent(recorded_terms={"sla": f"secret-of-{things.tenant}"}),
         )
     )
 

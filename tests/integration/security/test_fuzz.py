@@ -40,6 +40,7 @@ def _known_ids(world: World) -> list[str]:
             things.outcome,
             things.reservation,
             things.budget,
+            things.contract,
             things.token,
         ]
         found += [f"1-{things.tenant}"]
@@ -79,6 +80,8 @@ def _stored(world: World) -> list[tuple[object, ...]]:
         "metering.deferred_outcome",
         "metering.budget",
         "metering.budget_reservation",
+        "metering.contract",
+        "metering.contract_version",
     )
     # By name: PostgreSQL may count several tables at once, and answers whichever is done first.
     counts = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)

@@ -22,6 +22,7 @@ INTEGER_KEYS = {
     "tallystick.ledger.v1.LedgerService.ListCorrections",
     "tallystick.ledger.v1.LedgerService.ListEntries",
     "tallystick.metering.v1.PricingService.ListPriceVersions",
+    "tallystick.metering.v1.ContractService.ListContractVersions",
 }
 
 

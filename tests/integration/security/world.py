@@ -29,6 +29,7 @@ from tallystick.ledger.v1 import (
 )
 from tallystick.metering.v1 import (
     budget_service_pb2,
+    contract_service_pb2,
     metering_service_pb2,
     pricing_service_pb2,
     rating_service_pb2,
@@ -52,6 +53,7 @@ METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     metering_service_pb2.DESCRIPTOR.services_by_name["MeteringService"],
     pricing_service_pb2.DESCRIPTOR.services_by_name["PricingService"],
     budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+    contract_service_pb2.DESCRIPTOR.services_by_name["ContractService"],
     reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
     rating_service_pb2.DESCRIPTOR.services_by_name["RatingService"],
@@ -180,6 +182,10 @@ class Things:
     @property
     def member(self) -> str:
         return f"mem_{self.tenant}"
+
+    @property
+    def contract(self) -> str:
+        return f"con_{self.tenant}"
 
     @property
     def budget(self) -> str:

@@ -116,9 +116,9 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         workers: list[Worker] = [
             recovery.worker(config.recovery_interval),
             Sequencer(writer).worker(config.sequence_interval),
-            ShadowRater(writer).worker(_SHADOW_INTERVAL),
         ]
         contracts = ContractCatalog(reader)
+        workers.append(ShadowRater(writer, contracts).worker(_SHADOW_INTERVAL))
         terms = TermsFinder(directory, catalog, contracts)
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(

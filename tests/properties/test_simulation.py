@@ -414,6 +414,7 @@ def test_a_shadow_of_what_is_charged_sees_no_difference(
             run.execution()._replace(occur_time=run.occur_time),
             run.amount_micros,
             False,
+            START,
         )
         for run in runs
     ]

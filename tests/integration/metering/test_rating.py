@@ -5,7 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tallystick.common.v1 import access_pb2, money_pb2
-from tallystick.metering.v1 import metering_service_pb2, price_book_pb2, usage_pb2
+from tallystick.metering.v1 import (
+    contract_pb2,
+    contract_service_pb2,
+    metering_service_pb2,
+    price_book_pb2,
+    usage_pb2,
+)
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import rating_service_pb2 as pb
 from tests.integration.metering.world import RUN_MICROS, World, refused, run
@@ -272,3 +278,21 @@ async def test_an_owner_re_rates_its_own_agents_only(world: World) -> None:
     assert not [one for one in found if one.HasField("mismatch")]
     stranger = rerate(owner, organization_id="org_a")
     assert (await refused(stranger)).reason == "ORGANIZATION_NOT_FOUND"
+
+
+async def test_the_terms_of_a_contract_go_with_the_customer(world: World, customer: Caller) -> None:
+    discount = price_book_pb2.Discount(name="loyal", basis_points=1_000)
+    contract = contract_pb2.Contract(
+        contract_id="con_1",
+        customer_id="cus_1",
+        organization_id="org_a",
+        currency_code="USD",
+        content=contract_pb2.ContractContent(discounts=[discount]),
+    )
+    await world.server.operator.contracts.CreateContract(
+        contract_service_pb2.CreateContractRequest(contract=contract)
+    )
+    quoted = await customer.rating.Quote(quote_of(customer_id="cus_1"))
+    assert quoted.total == usd(RUN_MICROS * 9 // 10)
+    assert [line.component_name for line in quoted.lines][-1] == "loyal"
+    assert (await world.server.operator.rating.Quote(quote_of())).total == usd(RUN_MICROS)

@@ -123,9 +123,9 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         workers: list[Worker] = [
             recovery.worker(config.recovery_interval),
             Sequencer(writer).worker(config.sequence_interval),
-            ShadowRater(writer).worker(_SHADOW_INTERVAL),
         ]
         contracts = ContractCatalog(reader)
+        workers.append(ShadowRater(writer, contracts).worker(_SHADOW_INTERVAL))
         subscriptions = SubscriptionCatalog(reader)
         terms = TermsFinder(directory, catalog, contracts, subscriptions)
         fees = SubscriptionFees(writer=writer, ledger=ledger, clock=clock, delay=config.recovery_delay)

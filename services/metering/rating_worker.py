@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from typing import Any, BinaryIO, Final
 
 from services.kit.errors import TallystickError
@@ -66,4 +67,12 @@ def _end_with(file: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = 1
+    try:
+        status = main()
+    except Exception:  # noqa: BLE001 - whatever it is, the parent logs it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        # At once: a thread still waits for the end of the input, and Python would wait for it, or abort.
+        os._exit(status)

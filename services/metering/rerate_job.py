@@ -17,15 +17,18 @@ from services.metering.domain.rerating import (
     PostedOutcome,
     PostedRun,
     Rerating,
+    nothing_agreed,
 )
 from services.metering.domain.usage_event import Outcome
 from services.metering.domain.usage_record import ChargeKey
+from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.convert import (
     LINE_KINDS_TO_PROTO,
     execution_from_proto,
     result_from_proto,
 )
 from services.metering.rpc.prices import price_list_from_proto
+from services.metering.rpc.terms import agreed_with
 from services.metering.store import outcome_format, posted_runs, price_books
 from services.metering.store.posted_runs import Row, Selection
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
@@ -59,7 +62,15 @@ async def run_rerate(job: Mapping[str, Any], content: bytes, answer: Answer) -> 
             await posted_runs.begin(connection, selection)
             versions = await posted_runs.applied_versions(connection, selection)
             applied = await _load(database, versions)
-            rerating = Rerating(applied, other, _parse_lines, other_version_id=job["price_version_id"])
+            contracts = await ContractCatalog(database).index()
+            rerating = Rerating(
+                applied,
+                other,
+                _parse_lines,
+                other_version_id=job["price_version_id"],
+                # Most customers have none, and most platforms few.
+                agreed=partial(agreed_with, contracts) if contracts.has_any else nothing_agreed,
+            )
             teller = _Teller(answer)
             rows = posted_runs.read(connection, selection, in_order=rerating.needs_order)
             async for some in rows:

@@ -32,6 +32,8 @@ from services.metering.domain.price_book import (
 )
 from services.metering.domain.price_checks import check_price_list
 from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
+    NO_TERMS,
     ContractTerms,
     Execution,
     close_period,
@@ -41,7 +43,7 @@ from services.metering.domain.rating import (
     rate,
     rate_outcome,
 )
-from services.metering.domain.rerating import PostedOutcome, PostedRun, Rerating
+from services.metering.domain.rerating import PostedOutcome, PostedRun, Rerating, nothing_agreed
 from services.metering.domain.shadow import Happened, Shadowing
 from services.metering.domain.simulation import Book, Spread, Work, periods, simulate, spread
 from services.metering.domain.usage_event import EventKey, Outcome, Usage
@@ -170,7 +172,7 @@ def distributions(draw_: st.DrawFn) -> tuple[Distribution, ...]:
 
 workloads = st.builds(
     Workload,
-    run_count=st.integers(1, 60),
+    run_count=st.integers(1, 30),
     start_time=st.just(START),
     end_time=st.sampled_from([START + timedelta(days=2), START + timedelta(days=45)]),
     recorded=st.sampled_from(["agent_runs", "chat_requests", "code_requests"]),
@@ -189,7 +191,7 @@ def check(price: Price) -> PriceList:
     return listed
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, plans, workloads, works)
 def test_a_simulation_is_the_sum_of_its_runs(
     price: Price, plan: Plan | None, workload: Workload, work: Work
@@ -292,27 +294,35 @@ reports = st.lists(
         st.integers(0, 10),
     ),
     min_size=1,
-    max_size=25,
+    max_size=12,
+)
+agreements = st.sampled_from(
+    [
+        NO_TERMS,
+        ContractTerms(discounts=(Discount("loyal", basis_points=1_000),)),
+        ContractTerms(allowances={"input_tokens": 20_000, "pages": 5}, period_maximum_micros=900_000),
+    ]
 )
 Report = tuple[Usage, Outcome, Outcome | None, str, int]
 
 
-def posted(price: Price, reported: Sequence[Report]) -> list[PostedRun]:
+def posted(price: Price, reported: Sequence[Report], terms: ContractTerms = NO_TERMS) -> list[PostedRun]:
     """What is charged for these runs, one after the other."""
     (compiled,) = compile_price_list(PriceList((price,)), "pb_1")
-    counted = bool(counter_names(compiled))
+    agreed = NO_COMPILED_TERMS if terms is NO_TERMS else compile_terms(terms)
+    counted = bool(counter_names(compiled, agreed))
     counters: defaultdict[str, dict[str, int]] = defaultdict(dict)
     found = []
     for number, (usage, outcome, later, customer_id, day) in enumerate(reported):
         moment = START + timedelta(days=day) if day < 10 else START
         execution = Execution(usage, outcome, moment, {"resolved": True}, "run", "agt_a")
         opening = dict(counters[customer_id])
-        rated = rate(compiled, execution, opening=opening)
+        rated = rate(compiled, execution, agreed, opening)
         counters[customer_id].update(rated.closing)
         decided = None
         if outcome is Outcome.PENDING and later is not None:
             final = execution._replace(outcome=later)
-            bonus = rate_outcome(compiled, final, opening=opening)
+            bonus = rate_outcome(compiled, final, agreed, opening)
             decided = PostedOutcome(final, bonus.total_micros, lines_to_json(bonus.lines))
             counters[customer_id].update(bonus.closing)
         found.append(
@@ -336,16 +346,22 @@ def posted(price: Price, reported: Sequence[Report]) -> list[PostedRun]:
 
 
 def rerated(
-    runs: Sequence[PostedRun], applied: Price, other: Price | None, other_version_id: str = "pv_2"
+    runs: Sequence[PostedRun],
+    applied: Price,
+    other: Price | None,
+    other_version_id: str = "pv_2",
+    terms: ContractTerms = NO_TERMS,
 ) -> Rerating:
     def compiled(price: Price) -> Mapping[str, object]:
         return {"pv_1": compile_price_list(PriceList((price,)), "pb_1")}
 
+    agreed = compile_terms(terms)
     rerating = Rerating(
         compiled(applied),  # type: ignore[arg-type]
         None if other is None else compile_price_list(PriceList((other,)), "pb_1"),
         lambda text: to_lines(json.loads(text)),
         other_version_id=other_version_id,
+        agreed=nothing_agreed if terms is NO_TERMS else lambda *about: (agreed, START),
     )
     for run in runs:
         rerating.add(run)
@@ -353,12 +369,14 @@ def rerated(
     return rerating
 
 
-@settings(deadline=None, max_examples=80)
-@given(prices, reports)
-def test_the_applied_version_reproduces_every_charge(price: Price, reported: list[Report]) -> None:
+@settings(deadline=None, max_examples=40)
+@given(prices, reports, agreements)
+def test_the_applied_version_reproduces_every_charge(
+    price: Price, reported: list[Report], terms: ContractTerms
+) -> None:
     check(price)
-    runs = posted(price, reported)
-    rerating = rerated(runs, price, price, "pv_1")
+    runs = posted(price, reported, terms)
+    rerating = rerated(runs, price, price, "pv_1", terms)
     charges = len(runs) + sum(run.outcome is not None for run in runs)
     assert rerating.mismatched_charge_count == 0
     assert rerating.reproduced_charge_count == charges
@@ -368,7 +386,7 @@ def test_the_applied_version_reproduces_every_charge(price: Price, reported: lis
         assert charged == by_other
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, prices, reports)
 def test_differences_are_exact_by_customer_and_by_line(
     price: Price, other: Price, reported: list[Report]
@@ -390,7 +408,7 @@ def test_differences_are_exact_by_customer_and_by_line(
         )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, reports, st.integers(1, 100))
 def test_one_wrong_micro_is_found(price: Price, reported: list[Report], picked: int) -> None:
     runs = posted(price, reported)
@@ -399,7 +417,7 @@ def test_one_wrong_micro_is_found(price: Price, reported: list[Report], picked: 
     assert rerated(runs, price, None).mismatched_charge_count == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(prices, reports, st.integers(1, 7))
 def test_a_shadow_of_what_is_charged_sees_no_difference(
     price: Price, reported: list[Report], slice_length: int
@@ -414,6 +432,7 @@ def test_a_shadow_of_what_is_charged_sees_no_difference(
             run.execution()._replace(occur_time=run.occur_time),
             run.amount_micros,
             False,
+            START,
         )
         for run in runs
     ]

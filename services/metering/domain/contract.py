@@ -93,6 +93,11 @@ class ContractIndex:
             # Of two that became effective at once, the later one counts.
             insort(self._contracts[version.key].setdefault(version.contract_id, []), version, key=_order)
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there are contracts at all."""
+        return bool(self._contracts)
+
     def in_force(self, key: ContractKey, at: datetime) -> Contract | None:
         """The contract about this at that time, in its version of then."""
         contracts = self._contracts.get(key)

@@ -9,13 +9,15 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from services.kit.errors import InvalidArgument
+from services.metering.domain.billing_period import MONTH_IN_UTC
 from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
     CompiledPrice,
+    CompiledTerms,
     Counters,
     Execution,
     LineKind,
@@ -32,6 +34,18 @@ from services.metering.domain.usage_record import Component
 # Kinds of runs that are remembered: far more than there are of what repeats, far less than memory holds.
 _MAX_KINDS: Final = 200_000
 _NO_COUNTERS: Final[Counters] = {}
+
+
+# What was agreed with a customer about the work of an organization in a currency at a time, and when the
+# billing period began that this falls into.
+Agreed = Callable[[str, str, str, datetime], tuple[CompiledTerms, datetime]]
+
+
+def nothing_agreed(
+    customer_id: str, organization_id: str, currency_code: str, at: datetime
+) -> tuple[CompiledTerms, datetime]:
+    """What holds without contracts: the prices as they are, in calendar months of UTC."""
+    return NO_COMPILED_TERMS, MONTH_IN_UTC.period_containing(at).start
 
 
 class PostedOutcome(NamedTuple):
@@ -96,6 +110,15 @@ class LineName(NamedTuple):
     kind: LineKind
 
 
+class _Period(NamedTuple):
+    """Whose counters, and of which billing period."""
+
+    customer_id: str
+    organization_id: str
+    currency_code: str
+    start: datetime
+
+
 @dataclass(slots=True)
 class _Kind:
     """Runs that are alike: what the prices make of one, and how many there are.
@@ -123,15 +146,19 @@ class Rerating:
         parse_lines: Callable[[str], Sequence[RatedLine]],
         *,
         other_version_id: str = "",
+        agreed: Agreed = nothing_agreed,
     ) -> None:
         self._applied = applied
         self._other = other
         self._other_version_id = other_version_id
         self._parse_lines = parse_lines
+        self._agreed = agreed
+        self._has_contracts = agreed is not nothing_agreed
         # When discounts begin and end: before and after, runs are not alike.
         self._cuts = _cuts([*applied.values(), other or ()])
         self._kinds: dict[Hashable, _Kind | None] = {}
-        self._counters: defaultdict[tuple[str, str, str, datetime], dict[str, int]] = defaultdict(dict)
+        self._counters: defaultdict[_Period, dict[str, int]] = defaultdict(dict)
+        self._terms: dict[_Period, CompiledTerms] = {}
         self._lines: defaultdict[LineName, list[int]] = defaultdict(lambda: [0, 0])
         self.customers: defaultdict[tuple[str, str], Difference] = defaultdict(Difference)
         self.reproduced_charge_count = 0
@@ -140,14 +167,16 @@ class Rerating:
     @property
     def needs_order(self) -> bool:
         """Whether runs must come in the order in which they were reported."""
-        return any(counter_names(price) for price in self._other or ())
+        return self._has_contracts or any(counter_names(price) for price in self._other or ())
 
     def add(self, run: PostedRun) -> Sequence[Mismatch]:
         """Rate a run again; the charges of it that the applied prices do not reproduce.
 
         If the other prices have counters, runs must come in the order in which they were reported.
         """
-        if run.outcome is not None:
+        if run.outcome is not None or (
+            self._has_contracts and self._agreed_on(run)[0] is not NO_COMPILED_TERMS
+        ):
             return self._add_apart(run)
         key = (
             run.kind,
@@ -195,11 +224,12 @@ class Rerating:
 
     def close(self) -> None:
         """Close the billing periods of the other prices."""
-        for (customer_id, _, currency_code, _), counters in self._counters.items():
+        for period, counters in self._counters.items():
             for price in self._other or ():
                 if counter_names(price):
-                    closed = close_period(price, NO_COMPILED_TERMS, counters)
-                    self.customers[customer_id, currency_code].closing_micros += closed.total_micros
+                    closed = close_period(price, self._terms[period], counters)
+                    customer = self.customers[period.customer_id, period.currency_code]
+                    customer.closing_micros += closed.total_micros
 
     def _learn(self, key: Hashable, run: PostedRun) -> _Kind | None:
         """What the prices make of runs of a new kind; None if they are not alike after all."""
@@ -211,7 +241,7 @@ class Rerating:
             prices.append(select(self._other, execution.action_type, execution.agent_id))
         kind = None
         if not any(price is not None and counter_names(price) for price in prices):
-            rated = [_rate(price, execution, _NO_COUNTERS) for price in prices]
+            rated = [_rate(price, execution, NO_COMPILED_TERMS, _NO_COUNTERS) for price in prices]
             kind = _Kind(run.currency_code, rated[0], rated[1] if self._other is not None else None)
         self._kinds[key] = kind
         return kind
@@ -228,12 +258,13 @@ class Rerating:
         self._kinds.clear()
 
     def _add_apart(self, run: PostedRun) -> Sequence[Mismatch]:
-        """A run that is like no other: its outcome was decided later, or counters matter."""
+        """A run that is like no other: its outcome was decided later, or counters or a contract matter."""
+        terms, period_start = self._agreed_on(run)
         execution, outcome = run.execution(), run.outcome
         applied = self._price(run, execution)
         opening = _NO_COUNTERS if run.opening is None else run.opening
         mismatches = self._prove(
-            run, Component.BASE, _rate(applied, execution, opening), run.amount_micros, run.lines
+            run, Component.BASE, _rate(applied, execution, terms, opening), run.amount_micros, run.lines
         )
         charged, texts = run.amount_micros, [run.lines]
         if outcome is not None:
@@ -241,7 +272,7 @@ class Rerating:
             mismatches += self._prove(
                 run,
                 Component.OUTCOME,
-                _rate(applied, outcome.execution, decided, rate_outcome),
+                _rate(applied, outcome.execution, terms, decided, rate_outcome),
                 outcome.amount_micros,
                 outcome.lines,
             )
@@ -250,7 +281,9 @@ class Rerating:
         customer = self.customers[run.customer_id, run.currency_code]
         rerated = None
         if self._other is not None:
-            rerated = self._rate_by_other(run, execution, outcome)
+            period = _Period(run.customer_id, run.organization_id, run.currency_code, period_start)
+            self._terms[period] = terms
+            rerated = self._rate_by_other(run, execution, outcome, period)
             if rerated is None:
                 customer.unpriced_run_count += 1
                 return mismatches
@@ -264,26 +297,28 @@ class Rerating:
         return mismatches
 
     def _rate_by_other(
-        self, run: PostedRun, execution: Execution, outcome: PostedOutcome | None
+        self, run: PostedRun, execution: Execution, outcome: PostedOutcome | None, period: _Period
     ) -> list[Rated] | None:
         """What the other prices make of a run: of what was known when it ended, and of its outcome."""
         other = select(self._other or (), execution.action_type, execution.agent_id)
         if other is None:
             return None
-        period = run.occur_time.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        counters = self._counters[run.customer_id, run.organization_id, run.currency_code, period]
+        counters, terms = self._counters[period], self._terms[period]
         is_same = run.price_version_id == self._other_version_id
         # A run that this very version was applied to keeps the counters that it had.
         opening = run.opening if is_same and run.opening is not None else dict(counters)
-        rated = [_rate(other, execution, opening)]
+        rated = [_rate(other, execution, terms, opening)]
         if outcome is not None:
             if is_same and outcome.opening is not None:
                 opening = outcome.opening
-            rated.append(_rate(other, outcome.execution, opening, rate_outcome))
+            rated.append(_rate(other, outcome.execution, terms, opening, rate_outcome))
         found = [one for one in rated if one is not None]
         for one in found:
             counters.update(one.closing)
         return found if len(found) == len(rated) else None
+
+    def _agreed_on(self, run: PostedRun) -> tuple[CompiledTerms, datetime]:
+        return self._agreed(run.customer_id, run.organization_id, run.currency_code, run.occur_time)
 
     def _price(self, run: PostedRun, execution: Execution) -> CompiledPrice | None:
         prices = self._applied.get(run.price_version_id, ())
@@ -316,6 +351,7 @@ class Rerating:
 def _rate(
     price: CompiledPrice | None,
     execution: Execution,
+    terms: CompiledTerms,
     opening: Counters,
     by: Callable[..., Rated] = rate,
 ) -> Rated | None:
@@ -323,7 +359,7 @@ def _rate(
     if price is None:
         return None
     try:
-        return by(price, execution, NO_COMPILED_TERMS, opening)
+        return by(price, execution, terms, opening)
     except InvalidArgument:
         return None
 

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 from services.kit.errors import InvalidArgument
@@ -11,6 +11,7 @@ from services.metering.domain.price_book import PriceList
 from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
     CompiledPrice,
+    CompiledTerms,
     Counters,
     Execution,
     counter_names,
@@ -77,7 +78,8 @@ class CounterKey(NamedTuple):
 
 class Happened(NamedTuple):
     """What stands at a position of the feed: an event that was recorded, or, with `is_decision`, an outcome
-    that was decided. `charged_micros` is what that charged.
+    that was decided. `charged_micros` is what that charged; `terms` and `period_start` are what was
+    agreed with the customer then, and when the billing period began.
     """
 
     key: EventKey
@@ -85,13 +87,12 @@ class Happened(NamedTuple):
     execution: Execution
     charged_micros: int
     is_decision: bool
+    period_start: datetime
+    terms: CompiledTerms = NO_COMPILED_TERMS
 
     @property
     def counters(self) -> CounterKey:
-        # Calendar months: what the candidate would count over, unless a contract says otherwise.
-        moment = self.execution.occur_time.astimezone(UTC)
-        start = moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        return CounterKey(self.key.customer_id, self.organization_id, start)
+        return CounterKey(self.key.customer_id, self.organization_id, self.period_start)
 
 
 class Shadowing:
@@ -135,23 +136,25 @@ class Shadowing:
         found.shadowed_micros += shadowed
 
     def _rate(self, price: CompiledPrice, one: Happened) -> int | None:
-        counters = self.counters.setdefault(one.counters, {}) if counter_names(price) else {}
+        is_counted = bool(counter_names(price, one.terms))
+        counters = self.counters.setdefault(one.counters, {}) if is_counted else {}
         try:
             if one.is_decision:
                 opening = self.openings.pop(one.key, counters)
                 self.closed.add(one.key)
-                rated = rate_outcome(price, one.execution, NO_COMPILED_TERMS, opening)
+                rated = rate_outcome(price, one.execution, one.terms, opening)
             else:
-                if one.execution.outcome is Outcome.PENDING and counter_names(price):
+                if one.execution.outcome is Outcome.PENDING and is_counted:
                     self.openings[one.key] = self.opened[one.key] = dict(counters)
-                rated = rate(price, one.execution, NO_COMPILED_TERMS, counters)
+                rated = rate(price, one.execution, one.terms, counters)
         except InvalidArgument:
             # More than an amount may be: it would have been refused.
             return None
         if rated.closing:
             if one.is_decision:
                 # Absolute values, of where the event stood: what the decision adds moves what stands now.
-                base = rate(price, one.execution._replace(outcome=Outcome.PENDING), opening=opening)
+                pending = one.execution._replace(outcome=Outcome.PENDING)
+                base = rate(price, pending, one.terms, opening)
                 for name, value in rated.closing.items():
                     before = base.closing.get(name, opening.get(name, 0))
                     counters[name] = counters.get(name, 0) + value - before

@@ -8,7 +8,7 @@ runs, and to change one thing leaves the others as they were.
 
 import json
 import random
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -131,37 +131,29 @@ def check_workload(workload: Workload) -> None:
 
 def draw(workload: Workload) -> Drawn:
     """The runs of a workload that was checked."""
-    pool, recorded_outcomes = _pool(workload)
+    size, usage_of, recorded_outcome_of = _pool(workload)
     count = workload.run_count
+    picked = _stream(workload, "runs").choices(range(size), k=count)
+    if workload.outcome_rates is None:
+        ended = [recorded_outcome_of(index) for index in picked]
+    else:
+        cumulated = list(accumulate(workload.outcome_rates.weights))
+        ended = _stream(workload, "outcomes").choices(OUTCOMES, cum_weights=cumulated, k=count)
     # An execution may be in the pool several times: it then has one profile and several chances.
     numbers: dict[Hashable, int] = {}
-    drawn: list[Profile] = []
-
-    def number(usage: Usage, outcome: Outcome) -> int:
-        found = numbers.setdefault((_identity(usage), outcome), len(drawn))
-        if found == len(drawn):
-            drawn.append(Profile(usage, outcome))
-        return found
-
-    picked = _stream(workload, "runs").choices(range(len(pool)), k=count)
-    if workload.outcome_rates is None:
-        profiles = [number(usage, outcome) for usage, outcome in zip(pool, recorded_outcomes, strict=True)]
-        runs = [profiles[index] for index in picked]
-    else:
-        weights = workload.outcome_rates.weights
-        outcomes = _stream(workload, "outcomes").choices(
-            range(len(OUTCOMES)), cum_weights=list(accumulate(weights)), k=count
-        )
-        table = [
-            [number(usage, outcome) if weight else -1 for usage in pool]
-            for outcome, weight in zip(OUTCOMES, weights, strict=True)
-        ]
-        runs = [table[outcome][index] for outcome, index in zip(outcomes, picked, strict=True)]
+    profiles: list[Profile] = []
+    drawn: dict[tuple[int, Outcome], int] = {}
+    for index, outcome in dict.fromkeys(zip(picked, ended, strict=True)):
+        usage = usage_of(index)
+        number = numbers.setdefault((_identity(usage), outcome), len(profiles))
+        if number == len(profiles):
+            profiles.append(Profile(usage, outcome))
+        drawn[index, outcome] = number
     shares = list(accumulate(_shares(workload.customer_count, workload.customer_skew)))
     customers = _stream(workload, "customers").choices(
         range(workload.customer_count), cum_weights=shares, k=count
     )
-    return Drawn(drawn, runs, customers)
+    return Drawn(profiles, [drawn[pair] for pair in zip(picked, ended, strict=True)], customers)
 
 
 def _stream(workload: Workload, name: str) -> random.Random:
@@ -174,15 +166,19 @@ def _shares(count: int, skew: int) -> list[int]:
     return [max(1, round(_SHARE_SCALE / number ** (skew / 1_000))) for number in range(1, count + 1)]
 
 
-def _pool(workload: Workload) -> tuple[list[Usage], list[Outcome]]:
-    """Executions of which each is as likely as the other, and how they ended."""
+def _pool(workload: Workload) -> tuple[int, Callable[[int], Usage], Callable[[int], Outcome]]:
+    """Executions of which each is as likely as the other: how many, each by its number, and how it ended."""
     if not workload.distributions:
         columns, rows = _recorded()[workload.recorded]
-        known = [dict(zip(columns, row, strict=True)) for row in rows]
-        outcomes = [Outcome(row.pop("outcome", "success")) for row in known]
-        if workload.model:
-            known = [row | {"model": workload.model} for row in known]
-        return [Usage(**row) for row in known], outcomes
+
+        def recorded(index: int) -> Usage:
+            row = dict(zip(columns, rows[index], strict=True))
+            row.pop("outcome", None)
+            return Usage(**row | {"model": workload.model} if workload.model else row)
+
+        place = columns.index("outcome") if "outcome" in columns else None
+        outcomes = [Outcome.SUCCESS if place is None else Outcome(row[place]) for row in rows]
+        return len(rows), recorded, outcomes.__getitem__
     drawn: dict[str, list[int]] = {}
     for distribution in workload.distributions:
         values = distribution.values()
@@ -193,12 +189,11 @@ def _pool(workload: Workload) -> tuple[list[Usage], list[Outcome]]:
         if part in drawn:
             wholes = drawn.get(whole, [0] * _POOL)
             drawn[part] = [min(pair) for pair in zip(drawn[part], wholes, strict=True)]
-    names = list(drawn)
-    usages = [
-        _usage(workload.model, dict(zip(names, row, strict=True)))
-        for row in zip(*drawn.values(), strict=True)
-    ]
-    return usages, [Outcome.SUCCESS] * len(usages)
+
+    def of_distributions(index: int) -> Usage:
+        return _usage(workload.model, {meter: values[index] for meter, values in drawn.items()})
+
+    return _POOL, of_distributions, lambda _: Outcome.SUCCESS
 
 
 def _usage(model: str, quantities: Mapping[str, int]) -> Usage:

@@ -18,7 +18,9 @@ from services.kit.times import optional_time_from_proto, time_from_proto
 from services.metering.domain.price_book import PLATFORM_OWNER
 from services.metering.domain.price_checks import check_price_list
 from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
     CompiledPrice,
+    CompiledTerms,
     Execution,
     Rated,
     compile_price_list,
@@ -58,6 +60,8 @@ class _Priced(NamedTuple):
     price: CompiledPrice
     price_version_id: str
     currency_code: str
+    # What was agreed with the customer who would pay.
+    terms: CompiledTerms = NO_COMPILED_TERMS
 
 
 class _Listed(NamedTuple):
@@ -98,8 +102,8 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
         _check_customer(request.customer_id, principal)
         given = _opening(request)
         priced = await self._priced(request, execution, principal, now)
-        opening = {name: given.get(name, 0) for name in counter_names(priced.price)}
-        rated = rate(priced.price, execution, opening=opening)
+        opening = {name: given.get(name, 0) for name in counter_names(priced.price, priced.terms)}
+        rated = rate(priced.price, execution, priced.terms, opening)
         return _quoted(priced, rated, opening)
 
     async def Simulate(self, request: pb.SimulateRequest, context: Context) -> pb.SimulateResponse:
@@ -268,7 +272,7 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
             (terms,) = await self._terms.find([work], now)
             if isinstance(terms, Exception):
                 raise terms
-            return _Priced(terms.price, terms.price_version_id, terms.currency_code)
+            return _Priced(terms.price, terms.price_version_id, terms.currency_code, terms.agreed.compiled)
         # For nobody in particular: by what the books say.
         agent = (await self._directory.find((), {(agent_id, "")})).agents.get(agent_id)
         if agent is None or principal.organization_id not in (None, agent.organization_id):

@@ -190,6 +190,17 @@ def billing_period_of(contract: Contract | None, subscribed: Subscribed | None) 
     return MONTH_IN_UTC if subscribed is None else subscribed.billing_period
 
 
+def agreed_with(
+    contracts: ContractIndex, customer_id: str, organization_id: str, currency_code: str, at: datetime
+) -> tuple[CompiledTerms, datetime]:
+    """What was agreed with a customer about such work at that time, and when its billing period began."""
+    contract = contracts_in_force(
+        contracts, ContractKey(customer_id, organization_id, currency_code), at
+    ).binding
+    agreed = NOTHING_AGREED if contract is None else _agreed(contract)
+    return agreed.compiled, billing_period_of(contract).period_containing(at).start
+
+
 def work_time(time: datetime | None, now: datetime) -> datetime:
     """When work was done. A host's clock may be a little ahead; nothing is priced by the future."""
     return now if time is None else min(time, now)

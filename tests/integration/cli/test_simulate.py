@@ -133,4 +133,4 @@ def test_misuse_is_said(run: Run, book: Path, tmp_path: Path) -> None:
         assert said in ran.err
     ran = run("customer", "simulate", str(book))
     assert ran.status == 1
-    assert "PERMISSION_DENIED" in ran.err
+    assert "ROLE_NOT_ALLOWED" in ran.err

@@ -5,13 +5,21 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tallystick.common.v1 import access_pb2, money_pb2
-from tallystick.metering.v1 import metering_service_pb2, price_book_pb2, usage_pb2
+from tallystick.metering.v1 import (
+    contract_pb2,
+    contract_service_pb2,
+    metering_service_pb2,
+    price_book_pb2,
+    usage_pb2,
+)
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import rating_service_pb2 as pb
 from tests.integration.metering.world import RUN_MICROS, World, refused, run
 from tests.support.metering_server import AGENT_RUN, Caller, bonus, fee, price, tokens
 
 CHEAPER = price(fee("0.001"), tokens(price_book_pb2.TOKEN_KIND_INPUT, "0.60", "input"), bonus("0.10"))
+# Long work may take long where a machine has much else to do.
+PATIENCE = 120.0
 USAGE = usage_pb2.Usage(model="gpt-4o", input_tokens=1_000, output_tokens=500)
 
 
@@ -56,7 +64,7 @@ async def rerate(caller: Caller, **fields: object) -> list[pb.RerateResponse]:
         request.start_time.FromDatetime(datetime(2000, 1, 1, tzinfo=UTC))
     if not request.HasField("end_time"):
         request.end_time.FromDatetime(datetime.now(UTC) + timedelta(days=1))
-    return [response async for response in caller.rating.Rerate(request)]
+    return [response async for response in caller.rating.Rerate(request, timeout=PATIENCE)]
 
 
 @pytest.fixture
@@ -144,7 +152,7 @@ async def test_simulations_compare_books_on_the_same_runs(world: World) -> None:
         pb.SimulatedBook(price_version_id=version_id),
         model="gpt-4o",
     )
-    answer = await owner.rating.Simulate(request)
+    answer = await owner.rating.Simulate(request, timeout=PATIENCE)
     now, cheaper = answer.books
     assert (now.label, cheaper.label) == ("now", "book 2")
     assert (now.price_version_id, cheaper.price_version_id) == ("", version_id)
@@ -159,15 +167,15 @@ async def test_simulations_compare_books_on_the_same_runs(world: World) -> None:
     assert lines["fee"].amount == usd(2_000 * 1_000)
     assert lines["bonus"].amount == usd(wins * 100_000)
     assert lines["input"].quantity == drawn.quantities["input_tokens"]
-    again = await owner.rating.Simulate(request)
+    again = await owner.rating.Simulate(request, timeout=PATIENCE)
     assert again == answer
     request.workload.seed = 8
-    assert await owner.rating.Simulate(request) != answer
+    assert await owner.rating.Simulate(request, timeout=PATIENCE) != answer
 
 
 async def test_unknown_model_costs_are_said(world: World) -> None:
     request = simulation(pb.SimulatedBook(price_list=price_list(AGENT_RUN)), model="nobody/knows-this-one")
-    answer = await world.server.operator.rating.Simulate(request)
+    answer = await world.server.operator.rating.Simulate(request, timeout=PATIENCE)
     assert answer.workload.unpriced_run_count == 2_000
     assert not answer.workload.HasField("model_cost")
     assert not answer.books[0].HasField("margin")
@@ -192,7 +200,7 @@ async def test_wrong_simulations_are_refused(world: World) -> None:
             "workload.outcome_rates",
         ),
     ):
-        error = await refused(operator.rating.Simulate(request))
+        error = await refused(operator.rating.Simulate(request, timeout=PATIENCE))
         assert [one.field for one in error.field_violations] == [field], request
 
 
@@ -272,3 +280,21 @@ async def test_an_owner_re_rates_its_own_agents_only(world: World) -> None:
     assert not [one for one in found if one.HasField("mismatch")]
     stranger = rerate(owner, organization_id="org_a")
     assert (await refused(stranger)).reason == "ORGANIZATION_NOT_FOUND"
+
+
+async def test_the_terms_of_a_contract_go_with_the_customer(world: World, customer: Caller) -> None:
+    discount = price_book_pb2.Discount(name="loyal", basis_points=1_000)
+    contract = contract_pb2.Contract(
+        contract_id="con_1",
+        customer_id="cus_1",
+        organization_id="org_a",
+        currency_code="USD",
+        content=contract_pb2.ContractContent(discounts=[discount]),
+    )
+    await world.server.operator.contracts.CreateContract(
+        contract_service_pb2.CreateContractRequest(contract=contract)
+    )
+    quoted = await customer.rating.Quote(quote_of(customer_id="cus_1"))
+    assert quoted.total == usd(RUN_MICROS * 9 // 10)
+    assert [line.component_name for line in quoted.lines][-1] == "loyal"
+    assert (await world.server.operator.rating.Quote(quote_of())).total == usd(RUN_MICROS)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tallystick.metering.v1 import price_book_pb2 as pb
+from tallystick.prices import lines
+from tallystick.prices.file import read
+from tallystick.prices.text import to_yaml
 from tests.integration.cli.conftest import Run
+
+EXAMPLES = Path(__file__).parents[3] / "examples/prices"
 
 # An owner has one book per currency.
 _CURRENCIES = iter(["AED", "ARS", "AUD", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "EUR", "GBP", "HKD"])
@@ -242,3 +248,26 @@ def test_versions_and_files_are_compared(run: Run, book: tuple[str, Path]) -> No
         ("pb_none", "does not exist"),
     ):
         assert why in run("owner", "prices", "diff", name, wrong).err
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_service_takes_every_example_as_it_stands(run: Run, tmp_path: Path, file: Path) -> None:
+    told = run("owner", "prices", "apply", str(file), "--dry-run", "--json").data
+    assert (told["state"], told["price_book_id"]) == ("previewed", read(file).price_book_id)
+    paths = [one["path"] for one in told["differences"]]
+    assert paths == list(lines(read(file).document))
+
+
+def test_all_that_a_file_can_say_is_stored_and_shown_again(run: Run, book: tuple[str, Path]) -> None:
+    name, file = book
+    head = file.read_text().split("\nprices:")[0]
+    for example in sorted(EXAMPLES.glob("*.yaml")):
+        said = read(example)
+        own = pb.PriceBook(price_book_id=name)
+        version = pb.PriceVersion(prices=said.prices, meters=said.meters, plans=said.plans)
+        file.write_text(head + to_yaml(own, version).removeprefix(f"book: {name}\n"))
+        applied = run("owner", "prices", "apply", str(file), "--yes")
+        assert applied.status == 0, applied.err
+        exported = run("owner", "prices", "show", name, "--yaml")
+        assert exported.out == file.read_text()
+        assert run("owner", "prices", "apply", str(file), "--json").data["state"] == "unchanged"

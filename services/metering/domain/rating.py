@@ -15,6 +15,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from math import lcm
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self
 
@@ -62,6 +63,9 @@ Counters = Mapping[str, int]
 _EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 _NO_PRICE: Final = UnitPrice("0")
 _ALL: Final = 10_000
+_OUTCOME_NAMES: Final = {outcome: outcome.value for outcome in Outcome}
+# Makes a named tuple of a tuple, in a third of the time that its own constructor takes.
+_new: Final = tuple.__new__
 # The counter of what a contract's maximum counts.
 _CONTRACT_CHARGED: Final = "contract:charged"
 
@@ -79,6 +83,9 @@ class LineKind(StrEnum):
     MAXIMUM = "maximum"
     SUBSCRIPTION = "subscription"
     PRORATION = "proration"
+
+
+_COMPONENT: Final = LineKind.COMPONENT
 
 
 class Execution(NamedTuple):
@@ -197,9 +204,15 @@ class CompiledComponent(NamedTuple):
         return self.is_bonus or self.condition is not None
 
 
+# What rating does for a component: its name, the price of a unit, how to count units (None counts one), the
+# parts that a unit costs; and the component itself if there is more to it.
+_CompiledStep = tuple[str, UnitPrice, Measure | None, int, CompiledComponent | None]
+
+
 class CompiledPrice(NamedTuple):
     """A price, ready for integer arithmetic: `denominator` parts make one micro.
 
+    `steps` are its components as rating goes through them, `variables` what their conditions ask for.
     `factors` has the basis points that each outcome owes, the pending one too; None if all owe everything.
     """
 
@@ -209,8 +222,11 @@ class CompiledPrice(NamedTuple):
     deferral: OutcomeDeferral
     name: str
     key: str
+    steps: tuple[_CompiledStep, ...]
+    # The same where an allowance may cover some of the units of a meter.
+    covered_steps: tuple[_CompiledStep, ...]
+    variables: tuple[tuple[str, Callable[[Execution], Any]], ...]
     meters: Mapping[str, Measure]
-    formulas: Mapping[str, Measure]
     factors: Mapping[Outcome, int] | None
     volume_discounts: tuple[CompiledDiscount, ...]
     discounts: tuple[CompiledDiscount, ...]
@@ -253,32 +269,10 @@ class Rated(NamedTuple):
     closing: Counters = _EMPTY
 
 
-class _Charged(NamedTuple):
-    """Units of a component that have one price, and the parts that they cost."""
-
-    component: CompiledComponent
-    quantity: int
-    unit_price: UnitPrice
-    tier: int
-    parts: int
-
-
-class _Step(NamedTuple):
-    """What follows the components: the lines of it, and what is left to pay."""
-
-    lines: list[RatedLine]
-    net_micros: int
-
-
-class _Whole(NamedTuple):
-    """An execution, rated: what its components came to, and what followed."""
-
-    charged: list[_Charged]
-    components_micros: int
-    allowed: list[RatedLine]
-    following: list[RatedLine]
-    total_micros: int
-    closing: dict[str, int]
+# Units of a component that have one price: its name, how many, their price, their tier, the parts that they
+# cost, and whether a pending outcome leaves them out. Plain tuples: naming their parts would take longer than
+# to rate by them.
+_Charged = tuple[str, int, UnitPrice, int, int, bool]
 
 
 NO_TERMS: Final = ContractTerms()
@@ -336,9 +330,7 @@ def rate(
     is pending it is what is owed in any case: no bonus, no component with a condition, the smallest part that
     an outcome owes. Raises InvalidArgument naming `usage` if the components exceed MAX_AMOUNT_MICROS.
     """
-    whole = _rate(price, execution, terms, opening, execution.outcome is Outcome.PENDING)
-    lines = _lines(whole.charged, whole.components_micros, price.denominator)
-    return Rated((*lines, *whole.allowed, *whole.following), whole.total_micros, whole.closing)
+    return _rate(price, execution, terms, opening, execution.outcome is Outcome.PENDING)[0]
 
 
 def rate_outcome(
@@ -354,15 +346,12 @@ def rate_outcome(
     the components that the pending one did not have, and what changes in what follows them. `closing` is of
     the whole execution. Raises InvalidArgument as `rate` does.
     """
-    whole = _rate(price, execution, terms, opening, False)
-    base = _rate(price, execution, terms, opening, True)
-    earned = [one for one in whole.charged if one.component.is_deferred]
-    lines = _lines(earned, whole.components_micros - base.components_micros, price.denominator)
-    return Rated(
-        (*lines, *_changes(base.following, whole.following)),
-        whole.total_micros - base.total_micros,
-        whole.closing,
-    )
+    whole, charged, final = _rate(price, execution, terms, opening, False)
+    base, _, certain = _rate(price, execution, terms, opening, True)
+    earned = [one for one in charged if one[5]]
+    lines = _lines(earned, final - certain, price.denominator)
+    changes = _changes(base.lines, whole.lines)
+    return Rated((*lines, *changes), whole.total_micros - base.total_micros, whole.closing)
 
 
 def highest(
@@ -373,7 +362,7 @@ def highest(
 ) -> int:
     """The most micros that the execution costs, with any outcome and any result."""
     return max(
-        _rate(price, execution._replace(outcome=outcome), terms, opening, False, True).total_micros
+        _rate(price, execution._replace(outcome=outcome), terms, opening, False, True)[0].total_micros
         for outcome in FINAL_OUTCOMES
     )
 
@@ -386,24 +375,21 @@ def close_period(price: CompiledPrice, terms: CompiledTerms, counters: Counters)
     without executions, in which no counter moved.
     """
     charged: list[_Charged] = []
-    exact = 0
     for component in price.components:
         if component.close is not None and (quantity := counters.get(component.counter, 0)):
-            for piece in component.close(0, quantity):
-                charged.append(_Charged(component, *piece))
-                exact += piece.parts
-    gross = _bounded(round_half_even(exact, price.denominator))
+            for units, unit_price, tier, parts in component.close(0, quantity):
+                charged.append((component.name, units, unit_price, tier, parts, False))
+    lines, net = _rounded(charged, price.denominator)
     closing: dict[str, int] = {}
-    step = _discounted(price, terms, gross, None, counters, closing)
+    net = _discounted(price, terms, net, None, counters, closing, lines)
     minimum = price.period_minimum
     if minimum is not None and price.charged_counter in counters:
-        missing = minimum.micros - counters[price.charged_counter] - step.net_micros
+        missing = minimum.micros - counters[price.charged_counter] - net
         if missing > 0:
-            step.lines.append(_line(price.name, minimum, missing, LineKind.MINIMUM))
-            step = step._replace(net_micros=step.net_micros + missing)
-    step = _limited(price, terms, step, counters, closing)
-    lines = _lines(charged, gross, price.denominator)
-    return Rated((*lines, *step.lines), step.net_micros, closing)
+            lines.append(_line(price.name, minimum, missing, LineKind.MINIMUM))
+            net += missing
+    net = _limited(price, terms, net, counters, closing, lines)
+    return Rated(tuple(lines), net, closing)
 
 
 def _rate(
@@ -413,87 +399,96 @@ def _rate(
     opening: Counters,
     pending: bool,
     assume: bool = False,
-) -> _Whole:
-    """The execution, with its outcome or as if that was pending; `assume` takes conditions for true."""
-    usage, outcome = execution.usage, execution.outcome
+) -> tuple[Rated, list[_Charged], int]:
+    """The execution, with its outcome or as if that was pending; `assume` takes conditions for true. Besides,
+    what its components are made of, and what they come to in micros.
+    """
     closing: dict[str, int] = {}
-    covered = _cover(price, terms, usage, opening, closing) if terms.allowances else _EMPTY
-    charged: list[_Charged] = []
-    allowed: list[RatedLine] = []
-    exact = bonus = 0
-    values: dict[str, Any] | None = None
-    for component in price.components:
-        if component.is_bonus:
-            if pending or component.outcome not in (None, outcome):
-                continue
-            quantity = 1
-        else:
-            quantity = component.measure(usage)
-        if not quantity:
-            continue
-        if component.condition is not None:
-            if pending:
-                continue
-            if not assume:
-                if values is None:
-                    values = _values(price, execution)
-                if not component.condition.holds(values):
-                    continue
-        if covered and (units := covered.get(component.meter, 0)):
-            models_measure = component.models_measure
-            rest = quantity - units if models_measure is None else models_measure(usage, units)
-            if rest < quantity:
-                allowed.append(RatedLine(component.name, quantity - rest, _NO_PRICE, 0, LineKind.ALLOWANCE))
-                quantity = rest
-                if not quantity:
-                    continue
-        if component.charge is None:
-            parts = quantity * component.rate
-            charged.append(_Charged(component, quantity, component.unit_price, 0, parts))
-        else:
-            position = 0
-            if component.counter:
-                position = opening.get(component.counter, 0)
-                closing[component.counter] = position + quantity
-            if component.close is not None:
-                continue
-            parts = 0
-            for piece in component.charge(position, position + quantity):
-                parts += piece.parts
-                charged.append(_Charged(component, *piece))
-        exact += parts
-        if component.is_bonus:
-            bonus += parts
+    found = _charge(price, execution, terms, opening, closing, pending, assume)
+    charged, allowed, bonus = found
     denominator = price.denominator
-    components = _bounded(round_half_even(exact, denominator))
+    lines, components = _rounded(charged, denominator)
+    if components > MAX_AMOUNT_MICROS:
+        raise InvalidArgument.of("usage", f"costs {components} micros, more than {MAX_AMOUNT_MICROS}")
+    if allowed:
+        lines += allowed
     if not price.is_adjusted and terms is NO_COMPILED_TERMS:
-        return _Whole(charged, components, allowed, [], components, closing)
-    lines: list[RatedLine] = []
-    gross = components
+        return _new(Rated, (tuple(lines), components, closing)), charged, components
+    net = components
     if price.factors is not None:
-        factor = price.factors[Outcome.PENDING if pending else outcome]
+        factor = price.factors[Outcome.PENDING if pending else execution.outcome]
         if factor != _ALL:
-            owed = (exact - bonus) * factor + bonus * _ALL
-            gross = round_half_even(owed, denominator * _ALL)
-            if gross != components:
-                lines.append(RatedLine(price.name, 1, _NO_PRICE, gross - components, LineKind.OUTCOME_FACTOR))
-    step = _discounted(price, terms, gross, execution.occur_time, opening, closing)
-    lines += step.lines
-    net = step.net_micros
+            exact = sum(one[4] for one in charged)
+            net = round_half_even((exact - bonus) * factor + bonus * _ALL, denominator * _ALL)
+            if net != components:
+                lines.append(RatedLine(price.name, 1, _NO_PRICE, net - components, LineKind.OUTCOME_FACTOR))
+    net = _discounted(price, terms, net, execution.occur_time, opening, closing, lines)
     if price.minimum is not None and net < price.minimum.micros:
         lines.append(_line(price.name, price.minimum, price.minimum.micros - net, LineKind.MINIMUM))
         net = price.minimum.micros
     if price.maximum is not None and net > price.maximum.micros:
         lines.append(_line(price.name, price.maximum, price.maximum.micros - net, LineKind.MAXIMUM))
         net = price.maximum.micros
-    step = _limited(price, terms, _Step(lines, net), opening, closing)
-    return _Whole(charged, components, allowed, step.lines, step.net_micros, closing)
+    net = _limited(price, terms, net, opening, closing, lines)
+    return Rated(tuple(lines), net, closing), charged, components
 
 
-def _bounded(amount_micros: int) -> int:
-    if amount_micros > MAX_AMOUNT_MICROS:
-        raise InvalidArgument.of("usage", f"costs {amount_micros} micros, more than {MAX_AMOUNT_MICROS}")
-    return amount_micros
+def _charge(
+    price: CompiledPrice,
+    execution: Execution,
+    terms: CompiledTerms,
+    opening: Counters,
+    closing: dict[str, int],
+    pending: bool,
+    assume: bool,
+) -> tuple[list[_Charged], list[RatedLine] | None, int]:
+    """What the components of a price charge, what allowances cover of them, and the parts of bonuses."""
+    usage, outcome = execution.usage, execution.outcome
+    covered = _cover(price, terms, usage, opening, closing) if terms.allowances else None
+    charged: list[_Charged] = []
+    allowed: list[RatedLine] | None = None
+    bonus = 0
+    values: dict[str, Any] | None = None
+    for name, unit_price, measure, unit_rate, special in price.covered_steps if covered else price.steps:
+        quantity = 1 if measure is None else measure(usage)
+        if not quantity:
+            continue
+        if special is None:
+            charged.append((name, quantity, unit_price, 0, quantity * unit_rate, False))
+            continue
+        if special.is_deferred:
+            if pending or special.outcome not in (None, outcome):
+                continue
+            if special.condition is not None and not assume:
+                if values is None:
+                    values = {name: value(execution) for name, value in price.variables}
+                if not special.condition.holds(values):
+                    continue
+        if covered and (units := covered.get(special.meter, 0)):
+            count = special.models_measure
+            rest = quantity - units if count is None else count(usage, units)
+            if rest < quantity:
+                allowed = [] if allowed is None else allowed
+                allowed.append(RatedLine(name, quantity - rest, _NO_PRICE, 0, LineKind.ALLOWANCE))
+                quantity = rest
+                if not quantity:
+                    continue
+        charge = special.charge
+        if charge is None:
+            parts = quantity * unit_rate
+            charged.append((name, quantity, unit_price, 0, parts, special.is_deferred))
+            if special.is_bonus:
+                bonus += parts
+            continue
+        position = 0
+        if special.counter:
+            position = opening.get(special.counter, 0)
+            closing[special.counter] = position + quantity
+            if special.close is not None:
+                continue
+        for units, tier_price, tier, parts in charge(position, position + quantity):
+            charged.append((name, units, tier_price, tier, parts, special.is_deferred))
+    return charged, allowed, bonus
 
 
 def _cover(
@@ -514,21 +509,6 @@ def _cover(
     return covered
 
 
-def _values(price: CompiledPrice, execution: Execution) -> dict[str, Any]:
-    """What conditions may ask for, as far as one of this price does."""
-    wanted = {name for one in price.components if one.condition for name in one.condition.variables}
-    values: dict[str, Any] = {}
-    for name in wanted:
-        match name:
-            case "outcome":
-                values[name] = execution.outcome.value
-            case "usage":
-                values[name] = quantities(execution.usage, price.formulas)
-            case _:
-                values[name] = getattr(execution, name)
-    return values
-
-
 def _discounted(
     price: CompiledPrice,
     terms: CompiledTerms,
@@ -536,12 +516,12 @@ def _discounted(
     moment: datetime | None,
     opening: Counters,
     closing: dict[str, int],
-) -> _Step:
+    lines: list[RatedLine],
+) -> int:
     """What discounts leave of an amount: those by volume first, since they count what is spent without
     discounts; then the others, one after the other, the contract's last. Without a moment it is what a closed
     period costs: there only those apply that always do, and none of so much for each execution.
     """
-    lines: list[RatedLine] = []
     net = gross
     volumes = price.volume_discounts + terms.volume_discounts
     if volumes:
@@ -566,7 +546,7 @@ def _discounted(
             left = max(0, net - discount.amount_micros)
         _take(lines, discount, left - net)
         net = left
-    return _Step(lines, net)
+    return net
 
 
 def _applies(discount: CompiledDiscount, moment: datetime | None) -> bool:
@@ -581,10 +561,14 @@ def _take(lines: list[RatedLine], discount: CompiledDiscount, amount_micros: int
 
 
 def _limited(
-    price: CompiledPrice, terms: CompiledTerms, step: _Step, opening: Counters, closing: dict[str, int]
-) -> _Step:
+    price: CompiledPrice,
+    terms: CompiledTerms,
+    net: int,
+    opening: Counters,
+    closing: dict[str, int],
+    lines: list[RatedLine],
+) -> int:
     """At most what the maximums of the billing period leave; counts what is charged."""
-    lines, net = step
     counts = price.period_minimum is not None or price.period_maximum is not None
     charged = opening.get(price.charged_counter, 0) if counts else 0
     if price.period_maximum is not None:
@@ -603,7 +587,7 @@ def _limited(
     if counts:
         # Even if that is nothing: the counter tells that there was an execution.
         closing[price.charged_counter] = charged + net
-    return _Step(lines, net)
+    return net
 
 
 def _line(name: str, limit: Limit, amount_micros: int, kind: LineKind) -> RatedLine:
@@ -611,10 +595,12 @@ def _line(name: str, limit: Limit, amount_micros: int, kind: LineKind) -> RatedL
 
 
 def _changes(before: Sequence[RatedLine], after: Sequence[RatedLine]) -> list[RatedLine]:
-    """What the lines that follow the components of a final outcome differ in from those of a pending one."""
+    """What differs in what follows the components of a final outcome and of a pending one."""
     amounts: dict[tuple[LineKind, str, UnitPrice], int] = {}
     for sign, lines in ((1, after), (-1, before)):
         for line in lines:
+            if line.kind is _COMPONENT:
+                continue
             key = (line.kind, line.component_name, line.unit_price)
             amounts[key] = amounts.get(key, 0) + sign * line.amount_micros
     return [
@@ -624,27 +610,60 @@ def _changes(before: Sequence[RatedLine], after: Sequence[RatedLine]) -> list[Ra
     ]
 
 
-def _lines(charged: Sequence[_Charged], total: int, denominator: int) -> tuple[RatedLine, ...]:
-    """A line for each piece, rounded so that they add up to `total`."""
-    shares: list[int] = []
+def _rounded(charged: Sequence[_Charged], denominator: int) -> tuple[list[RatedLine], int]:
+    """A line for each piece, and what they add up to: the exact sum, rounded once, half to even.
+
+    Lines are rounded by largest remainder, ties to the earlier one.
+    """
+    lines: list[RatedLine] = []
     remainders: list[int] = []
-    for one in charged:
-        share, remainder = divmod(one.parts, denominator)
-        shares.append(share)
+    total = 0
+    for name, quantity, unit_price, tier, parts, _ in charged:
+        share, remainder = divmod(parts, denominator)
+        total += share
         remainders.append(remainder)
-    left = total - sum(shares)
+        lines.append(_new(RatedLine, (name, quantity, unit_price, share, _COMPONENT, tier)))
+    left, remainder = divmod(sum(remainders), denominator)
+    # Nothing above half, and half only if the total would be odd without.
+    if 2 * remainder > denominator or (2 * remainder == denominator and (total + left) % 2):
+        left += 1
+    if left:
+        _raise_lines(lines, remainders, left)
+    return lines, total + left
+
+
+def _raise_lines(lines: list[RatedLine], remainders: list[int], left: int) -> None:
+    """Give a micro to each of the `left` lines with the largest remainders."""
+    if left == 1:
+        raised = [remainders.index(max(remainders))]
+    else:
+        # sorted() is stable, so ties stay in the order of the lines.
+        raised = sorted(range(len(lines)), key=lambda index: -remainders[index])[:left]
+    for index in raised:
+        name, quantity, unit_price, share, kind, tier = lines[index]
+        lines[index] = _new(RatedLine, (name, quantity, unit_price, share + 1, kind, tier))
+
+
+def _lines(charged: Sequence[_Charged], total: int, denominator: int) -> list[RatedLine]:
+    """A line for each piece that an outcome adds, rounded so that they add up to `total`.
+
+    It may differ from their exact sum by a micro, by what they are added to being rounded.
+    """
+    lines: list[RatedLine] = []
+    remainders: list[int] = []
+    left = total
+    for name, quantity, unit_price, tier, parts, _ in charged:
+        share, remainder = divmod(parts, denominator)
+        left -= share
+        remainders.append(remainder)
+        lines.append(RatedLine(name, quantity, unit_price, share, _COMPONENT, tier))
     if left > 0:
-        # sorted() is stable, so ties stay in the order of the lines. `left` counts at most the lines, and
-        # for a whole price at most those that have a remainder, since each is below one micro.
-        for index in sorted(range(len(shares)), key=lambda index: -remainders[index])[:left]:
-            shares[index] += 1
+        _raise_lines(lines, remainders, left)
     elif left < 0:
         # Only a bonus of whole micros can come to one less, by what it is added to being rounded to even.
-        shares[shares.index(max(shares))] -= 1
-    return tuple(
-        RatedLine(one.component.name, one.quantity, one.unit_price, share, LineKind.COMPONENT, one.tier)
-        for one, share in zip(charged, shares, strict=True)
-    )
+        greatest = max(range(len(lines)), key=lambda index: lines[index].amount_micros)
+        lines[greatest] = lines[greatest]._replace(amount_micros=lines[greatest].amount_micros - 1)
+    return lines
 
 
 def _compile_price(price: Price, formulas: Mapping[str, Measure], price_book_id: str) -> CompiledPrice:
@@ -674,7 +693,9 @@ def _compile_price(price: Price, formulas: Mapping[str, Measure], price_book_id:
         name=price.name,
         key=key,
         meters={one.meter: measure_of(one.meter, formulas) for one in components if one.meter},
-        formulas=formulas,
+        steps=tuple(_step(one, is_covered=False) for one in components),
+        covered_steps=tuple(_step(one, is_covered=True) for one in components),
+        variables=_variables(components, formulas),
         factors=factors,
         volume_discounts=volumes,
         discounts=others,
@@ -687,6 +708,24 @@ def _compile_price(price: Price, formulas: Mapping[str, Measure], price_book_id:
         ),
         counters=tuple(counters),
     )
+
+
+def _step(component: CompiledComponent, *, is_covered: bool) -> _CompiledStep:
+    is_plain = not (component.is_deferred or component.charge or (component.meter and is_covered))
+    measure = None if component.measure is _one else component.measure
+    return component.name, component.unit_price, measure, component.rate, None if is_plain else component
+
+
+def _variables(
+    components: Sequence[CompiledComponent], formulas: Mapping[str, Measure]
+) -> tuple[tuple[str, Callable[[Execution], Any]], ...]:
+    """What the conditions of a price ask for, and how to tell it."""
+    wanted = {name for one in components if one.condition for name in one.condition.variables}
+    special: dict[str, Callable[[Execution], Any]] = {
+        "outcome": lambda execution: _OUTCOME_NAMES[execution.outcome],
+        "usage": lambda execution: quantities(execution.usage, formulas),
+    }
+    return tuple((name, special.get(name) or attrgetter(name)) for name in sorted(wanted))
 
 
 def _compile_component(

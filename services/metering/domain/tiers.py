@@ -8,17 +8,12 @@ from typing import NamedTuple
 from services.kit.money import MICROS_PER_UNIT, round_half_even
 from services.metering.domain.price_book import MeterRate, TierMode, UnitPrice
 
+# Units that have one price: how many, at which, in which tier (0 for none), and the parts that they cost.
+# A plain tuple: this is the hot path of rating.
+Piece = tuple[int, UnitPrice, int, int]
 
-class Piece(NamedTuple):
-    """Units that have one price: how many, at which, in which tier (0 for none), and what they cost."""
-
-    quantity: int
-    unit_price: UnitPrice
-    tier: int
-    parts: int
-
-
-# What the units behind one position up to another cost. Within an execution the first position is 0.
+# What the units behind one position up to another cost, of which there is at least one. Within an execution
+# the first position is 0.
 Charge = Callable[[int, int], Sequence[Piece]]
 
 
@@ -72,10 +67,10 @@ def charge_period(rate: MeterRate, denominator: int) -> Charge:
         at = cost_until(start)
         rounded = round_half_even(at, denominator)
         pieces = []
-        for piece in exact(start, end):
-            at += piece.parts
+        for quantity, unit_price, tier, parts in exact(start, end):
+            at += parts
             until = round_half_even(at, denominator)
-            pieces.append(piece._replace(parts=(until - rounded) * denominator))
+            pieces.append((quantity, unit_price, tier, (until - rounded) * denominator))
             rounded = until
         return pieces
 
@@ -93,9 +88,9 @@ def volume(tiers: Sequence[_Tier], quantity: int) -> Sequence[Piece]:
     for tier in tiers:
         if tier.end is None or quantity <= tier.end:
             break
-    pieces = [Piece(quantity, tier.price, tier.number, quantity * tier.rate)]
+    pieces = [(quantity, tier.price, tier.number, quantity * tier.rate)]
     if tier.fee_price is not None:
-        pieces.append(Piece(1, tier.fee_price, tier.number, tier.fee))
+        pieces.append((1, tier.fee_price, tier.number, tier.fee))
     return pieces
 
 
@@ -103,17 +98,17 @@ def _graduated(tiers: Sequence[_Tier]) -> Charge:
     """Each unit at the price of its tier; a tier's fee once its first unit is used."""
 
     def charge(start: int, end: int) -> Sequence[Piece]:
-        pieces = []
+        pieces: list[Piece] = []
         for number, tier_start, tier_end, price, rate, fee_price, fee, _ in tiers:
-            if end <= tier_start:
-                break
             if tier_end is not None and start >= tier_end:
                 continue
             first = start if start > tier_start else tier_start
-            last = end if tier_end is None or end < tier_end else tier_end
             if fee_price is not None and first == tier_start:
-                pieces.append(Piece(1, fee_price, number, fee))
-            pieces.append(Piece(last - first, price, number, (last - first) * rate))
+                pieces.append((1, fee_price, number, fee))
+            if tier_end is None or end <= tier_end:
+                pieces.append((end - first, price, number, (end - first) * rate))
+                break
+            pieces.append((tier_end - first, price, number, (tier_end - first) * rate))
         return pieces
 
     return charge
@@ -138,12 +133,12 @@ def _packages(tier: _Tier) -> Charge:
     size = tier.price.per_units
 
     def charge(start: int, end: int) -> Sequence[Piece]:
-        pieces = []
+        pieces: list[Piece] = []
         begun = -(-end // size) + start // -size
         if tier.fee_price is not None and start == 0:
-            pieces.append(Piece(1, tier.fee_price, tier.number, tier.fee))
+            pieces.append((1, tier.fee_price, tier.number, tier.fee))
         if begun:
-            pieces.append(Piece(begun * size, tier.price, tier.number, begun * tier.rate))
+            pieces.append((begun * size, tier.price, tier.number, begun * tier.rate))
         return pieces
 
     return charge

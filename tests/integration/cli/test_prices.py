@@ -260,14 +260,21 @@ def test_the_service_takes_every_example_as_it_stands(run: Run, tmp_path: Path, 
 
 def test_all_that_a_file_can_say_is_stored_and_shown_again(run: Run, book: tuple[str, Path]) -> None:
     name, file = book
-    head = file.read_text().split("\nprices:")[0]
+    version = pb.PriceVersion()
     for example in sorted(EXAMPLES.glob("*.yaml")):
         said = read(example)
-        own = pb.PriceBook(price_book_id=name)
-        version = pb.PriceVersion(prices=said.prices, meters=said.meters, plans=said.plans)
-        file.write_text(head + to_yaml(own, version).removeprefix(f"book: {name}\n"))
-        applied = run("owner", "prices", "apply", str(file), "--yes")
-        assert applied.status == 0, applied.err
-        exported = run("owner", "prices", "show", name, "--yaml")
-        assert exported.out == file.read_text()
-        assert run("owner", "prices", "apply", str(file), "--json").data["state"] == "unchanged"
+        for price in said.prices:
+            price.name = f"{example.stem}-{price.name}"
+        version.prices.extend(said.prices)
+        version.plans.extend(said.plans)
+        # Compute units are the same in all.
+        version.meters.extend(one for one in said.meters if one not in version.meters)
+    currency = file.read_text().splitlines()[2].removeprefix("currency: ")
+    owner = pb.PriceBook(
+        price_book_id=name, organization_id="org_lark", currency_code=currency, display_name="Lark"
+    )
+    file.write_text(to_yaml(owner, version))
+    applied = run("owner", "prices", "apply", str(file), "--yes")
+    assert applied.status == 0, applied.err
+    assert run("owner", "prices", "show", name, "--yaml").out == file.read_text()
+    assert run("owner", "prices", "apply", str(file), "--json").data["state"] == "unchanged"

@@ -189,6 +189,10 @@ def test_what_the_service_refuses_is_told_where_it_stands(run: Run, book: tuple[
     assert told.status == 1
     assert told.err == f"{file}:8:14: 'no action' is not an action type\n"
     change(file, '[ticket.resolve, "no action"]', "[ticket.resolve]")
+    change(file, "currency: ", "currency: XAX # ")
+    told = run("owner", "prices", "apply", str(file), "--dry-run")
+    assert told.err == f"{file}:3:11: 'XAX' is not an active ISO 4217 currency code\n"
+    change(file, "currency: XAX # ", "currency: ")
     change(file, "organization: org_lark", "organization: org_other")
     assert "ORGANIZATION_NOT_FOUND" in run("owner", "prices", "apply", str(file), "--yes").err
     change(file, "organization: org_other", "organization: org_lark")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tallystick.cli.failures import Misuse
+from tallystick.cli.session import Session
 from tallystick.metering.v1 import price_book_pb2 as pb
+from tallystick.metering.v1 import pricing_service_pb2
 from tallystick.prices import lines
 from tallystick.prices.file import read
 from tallystick.prices.text import to_yaml
@@ -124,6 +128,27 @@ def test_it_asks_before_it_publishes(
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
     agreed = run("owner", "prices", "apply", str(file))
     assert agreed.status == 0, agreed.err
+    assert versions(run, name) == [1]
+
+
+def test_what_was_interrupted_is_finished_by_applying_again(
+    run: Run, book: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, file = book
+    call = Session.call
+
+    def interrupted(session: Session, method: Any, request: Any) -> Any:
+        if isinstance(request, pricing_service_pb2.PublishPriceVersionRequest):
+            raise Misuse("the line is cut")
+        return call(session, method, request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "call", interrupted)
+        assert "the line is cut" in run("owner", "prices", "apply", str(file), "--yes").err
+    drafted = run("owner", "prices", "list", name, "--json").data["versions"]
+    assert [one["state"] for one in drafted] == ["draft"]
+    published = run("owner", "prices", "apply", str(file), "--yes", "--json").data["version"]
+    assert published["price_version_id"] == drafted[0]["price_version_id"]
     assert versions(run, name) == [1]
 
 

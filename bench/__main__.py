@@ -31,6 +31,7 @@ from bench.payouts import (
     payouts_contestants,
     settings,
 )
+from bench.rating import rating_benchmarks
 from bench.replicas import open_twins, twin_of, twins_contestants
 from bench.reports import (
     MAX_EXPORT_ROWS,
@@ -49,6 +50,7 @@ from bench.results import (
     NAMES,
     PAYOUT_RUN,
     PAYOUTS_GROUPS,
+    RATING,
     REPORTS_GROUPS,
     TWINS_GROUPS,
     Comparison,
@@ -289,12 +291,27 @@ async def _conditions(arguments: argparse.Namespace, world: Suite, folder: Path)
     }
 
 
+def _pure_conditions(arguments: argparse.Namespace) -> dict[str, object]:
+    """Those of what needs no suite."""
+    return {
+        **machine.description(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "rounds": arguments.rounds,
+        "seconds_per_round": arguments.seconds,
+    }
+
+
 def _measure_all(arguments: argparse.Namespace, console: Console) -> list[Result]:
     """Each part on stores of its own, and with no other services than it needs: they would take CPU from what
     is measured.
     """
     chosen = set(arguments.names or NAMES)
     results: list[Result] = []
+    if chosen & set(RATING):
+        results += rating_benchmarks(
+            tuple(chosen & set(RATING)), arguments.rounds, arguments.seconds, _pure_conditions(arguments)
+        )
     if chosen & set(names_of(GROUPS)):
         with (
             tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder,

@@ -84,6 +84,10 @@ TWINS_GROUPS: Final[Sequence[Sequence[Comparison]]] = (
 )
 FEED_CATCHUP: Final = "feed_catchup"
 EXPORT: Final = "export"
+# Without any service.
+RATE_PURE: Final = "rate_pure"
+RATE_CEL: Final = "rate_cel"
+RATING: Final = (RATE_PURE, RATE_CEL)
 
 
 def names_of(groups: Sequence[Sequence[Comparison]]) -> tuple[str, ...]:
@@ -101,6 +105,7 @@ NAMES: Final = (
     FEED_CATCHUP,
     *names_of(REPORTS_GROUPS),
     EXPORT,
+    *RATING,
 )
 
 

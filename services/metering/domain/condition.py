@@ -26,7 +26,9 @@ VARIABLES: Final = {
 _ENVIRONMENT: Final = cel.NewEnv(variables=VARIABLES)
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # How the library begins each of its findings.
-_FINDING: Final = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+_FINDING: Final = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
+# What it frames a message with.
+_FRAME: Final = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
 
 
 class ConditionError(Exception):
@@ -76,7 +78,9 @@ def _found(message: str) -> ConditionError:
     """The first finding in a message of the library."""
     finding = _FINDING.search(message)
     if finding is None:
-        return ConditionError(message.splitlines()[0], 1, 1)
+        return ConditionError(_FRAME.sub("", message.splitlines()[0]), 1, 1)
     line, column, description = finding.groups()
-    # The container that names are looked up in is of no use to the reader: there is none.
-    return ConditionError(description.removesuffix(" (in container '')"), int(line), int(column))
+    # The container that names are looked up in is of no use to the reader: there is none. What is wrong with
+    # the whole expression has no place.
+    description = description.removesuffix(" (in container '')")
+    return ConditionError(description, max(1, int(line)), max(1, int(column)))

@@ -25,6 +25,8 @@ MAX_DISCOUNTS = 20
 # Of a version.
 MAX_METERS = 100
 MAX_PLANS = 100
+# Conditions of a version: each takes a fraction of a millisecond to compile.
+MAX_CONDITIONS = 1_000
 # Components, tiers, and entries of selectors and the like of a whole version: what a version may weigh.
 MAX_ENTRIES = 10_000
 MAX_PER_UNITS = 10**12

@@ -13,6 +13,7 @@ from services.metering.domain.meters import MODEL_METERS
 from services.metering.domain.price_book import (
     MAX_ALLOWANCES,
     MAX_COMPONENTS,
+    MAX_CONDITIONS,
     MAX_DISCOUNTS,
     MAX_METERS,
     MAX_MODELS,
@@ -85,6 +86,9 @@ def price_list_violations(price_list: PriceList) -> Violations:
     formulas = frozenset(formula.meter for formula in price_list.meters)
     if not 1 <= len(prices) <= MAX_PRICES:
         yield FieldViolation("prices", f"must be 1 to {MAX_PRICES}")
+        return
+    if sum(bool(named.condition) for price in prices for named in price.components) > MAX_CONDITIONS:
+        yield FieldViolation("prices", f"must have at most {MAX_CONDITIONS} conditions in all")
         return
     yield from _name_violations("prices", (price.name for price in prices))
     for index, price in enumerate(prices):

@@ -197,16 +197,16 @@ class CompiledComponent(NamedTuple):
     counter: str
     meter: str
     models_measure: Callable[[Usage, int], int] | None
-
-    @property
-    def is_deferred(self) -> bool:
-        """Whether it is not charged as long as the outcome is pending."""
-        return self.is_bonus or self.condition is not None
+    # Whether it is not charged as long as the outcome is pending.
+    is_deferred: bool
 
 
 # What rating does for a component: its name, the price of a unit, how to count units (None counts one), the
-# parts that a unit costs; and the component itself if there is more to it.
-_CompiledStep = tuple[str, UnitPrice, Measure | None, int, CompiledComponent | None]
+# parts that a unit costs; in which way it is charged, and what that way needs.
+_CompiledStep = tuple[str, UnitPrice, Measure | None, int, int, Any]
+# All units at one price; in tiers of the execution, which are needed; once if the outcome is the one that is
+# needed; and whatever else the component, which is needed, says.
+_PLAIN, _TIERS, _BONUS, _SPECIAL = range(4)
 
 
 class CompiledPrice(NamedTuple):
@@ -449,13 +449,23 @@ def _charge(
     allowed: list[RatedLine] | None = None
     bonus = 0
     values: dict[str, Any] | None = None
-    for name, unit_price, measure, unit_rate, special in price.covered_steps if covered else price.steps:
+    for name, unit_price, measure, unit_rate, way, what in price.covered_steps if covered else price.steps:
         quantity = 1 if measure is None else measure(usage)
         if not quantity:
             continue
-        if special is None:
+        if way == _PLAIN:
             charged.append((name, quantity, unit_price, 0, quantity * unit_rate, False))
             continue
+        if way == _TIERS:
+            for units, tier_price, tier, parts in what(0, quantity):
+                charged.append((name, units, tier_price, tier, parts, False))
+            continue
+        if way == _BONUS:
+            if what is outcome and not pending:
+                charged.append((name, quantity, unit_price, 0, unit_rate, True))
+                bonus += unit_rate
+            continue
+        special: CompiledComponent = what
         if special.is_deferred:
             if pending or special.outcome not in (None, outcome):
                 continue
@@ -711,9 +721,17 @@ def _compile_price(price: Price, formulas: Mapping[str, Measure], price_book_id:
 
 
 def _step(component: CompiledComponent, *, is_covered: bool) -> _CompiledStep:
-    is_plain = not (component.is_deferred or component.charge or (component.meter and is_covered))
+    way: int = _SPECIAL
+    what: Any = component
+    if component.condition is None and not component.counter and not (component.meter and is_covered):
+        if component.is_bonus:
+            way, what = _BONUS, component.outcome
+        elif component.charge is not None:
+            way, what = _TIERS, component.charge
+        else:
+            way, what = _PLAIN, None
     measure = None if component.measure is _one else component.measure
-    return component.name, component.unit_price, measure, component.rate, None if is_plain else component
+    return component.name, component.unit_price, measure, component.rate, way, what
 
 
 def _variables(
@@ -768,6 +786,7 @@ def _compile_component(
         counter=counter if is_counted else "",
         meter=meter,
         models_measure=models_measure,
+        is_deferred=isinstance(component, OutcomeBonus) or bool(named.condition),
     )
 
 

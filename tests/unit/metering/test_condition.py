@@ -18,6 +18,8 @@ from services.metering.domain.condition import ConditionError, compile_condition
         ("result.resolved", 1, 1, "dyn, not bool"),
         ("1 + 1", 1, 1, "int, not bool"),
         ("now() > 1", 1, 4, "undeclared reference to 'now'"),
+        ("(" * 200 + "true" + ")" * 200, 1, 1, "Expression recursion limit exceeded"),
+        ("1" + " + 1" * 200 + " == 1", 1, 1, "Exceeded max recursion depth"),
         ("true" + " " * 997, 1, 1_001, "longer than 1000"),
     ],
 )

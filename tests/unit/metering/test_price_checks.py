@@ -352,6 +352,14 @@ def test_what_is_of_no_kind_is_refused_when_it_comes(change: Any, field: str) ->
     assert [violation.field for violation in refused.value.field_violations] == [field]
 
 
+def test_a_version_has_only_so_many_conditions() -> None:
+    named = tuple(PriceComponent(f"part-{number}", BaseFee(ONE), "true") for number in range(100))
+    prices = tuple(Price(f"price-{number}", PriceSelector(), named) for number in range(11))
+
+    check_price_list(PriceList(prices[:10]))
+    assert violated(PriceList(prices)) == ["prices"]
+
+
 def test_an_outcome_that_this_release_does_not_know_owes_no_part() -> None:
     message = version_to_proto(a_version(listed()))
     message.prices[0].outcome_factors.add(outcome=99, basis_points=1)

@@ -195,6 +195,7 @@ def _preview(
         meters=wanted.meters,
         plans=wanted.plans,
         effective_time=timestamp_of(from_when) if from_when is not None else None,
+        currency_code=wanted.currency_code if is_new else "",
     )
     try:
         answer: pb.PreviewPriceVersionResponse = session.call(stub.PreviewPriceVersion, request)

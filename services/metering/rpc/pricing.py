@@ -230,6 +230,10 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
         base_id = _price_version_id(request.base_price_version_id) if request.base_price_version_id else ""
         if base_id and not book_id:
             raise InvalidArgument.of("base_price_version_id", "must be empty without a book")
+        if request.currency_code:
+            check_currency(request.currency_code)
+            if book_id:
+                raise InvalidArgument.of("currency_code", "must be empty: the book has one")
         wanted = _effective_time(request)
         _checked(price_list_from_proto(request))
         base, previous = await self._compared_with(book_id, base_id) if book_id else (None, None)

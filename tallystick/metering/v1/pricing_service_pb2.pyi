@@ -388,11 +388,16 @@ class PreviewPriceVersionRequest(_message.Message):
     PLANS_FIELD_NUMBER: _builtins.int
     BASE_PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     price_book_id: _builtins.str
     """The book. Empty for one that is yet to be created: then everything is new."""
     base_price_version_id: _builtins.str
     """The version of this book to compare with. When empty, the one that a new version would follow: the last that was
     published, in force already or not.
+    """
+    currency_code: _builtins.str
+    """ISO 4217 code of a book that is yet to be created, checked as CreatePriceBook does; not checked when empty. Must be
+    empty with a book.
     """
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[_price_book_pb2.Price]:
@@ -419,10 +424,11 @@ class PreviewPriceVersionRequest(_message.Message):
         plans: _abc.Iterable[_price_book_pb2.Plan] | None = ...,
         base_price_version_id: _builtins.str = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
+        currency_code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_price_version_id", b"base_price_version_id", "effective_time", b"effective_time", "meters", b"meters", "plans", b"plans", "price_book_id", b"price_book_id", "prices", b"prices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_price_version_id", b"base_price_version_id", "currency_code", b"currency_code", "effective_time", b"effective_time", "meters", b"meters", "plans", b"plans", "price_book_id", b"price_book_id", "prices", b"prices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,8 @@ from tests.integration.cli.conftest import Run
 from tests.integration.cli.world import World
 from tests.support.ledger_seal import KEY
 
-PAGE = (Path(__file__).parents[3] / "docs/cli.md").read_text()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs/cli.md").read_text()
 EXAMPLES = re.findall(
     r"^```sh\ntallystick ([^\n]*)\n```\n\n```text\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL
 )
@@ -46,7 +47,7 @@ def test_every_command_has_its_examples() -> None:
     shown = {command.split()[0] for command, _ in EXAMPLES}
     assert shown == {
         *("balance", "usage", "earnings", "payouts", "charge", "keys", "doctor"),
-        *("proof", "verify", "checkpoint", "audit", "journal"),
+        *("proof", "verify", "checkpoint", "audit", "journal", "prices"),
     }
 
 
@@ -55,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the examples write and read their files."""
     made = tmp_path_factory.mktemp("examples")
     (made / "ledger.vkey").write_text(f"{KEY.verifier}\n")
+    (made / "flat-fee.yaml").write_text((ROOT / "examples/prices/flat-fee.yaml").read_text())
     return made
 
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tallystick.cli.failures import Misuse
+from tallystick.cli.session import Session
+from tallystick.metering.v1 import price_book_pb2 as pb
+from tallystick.metering.v1 import pricing_service_pb2
+from tallystick.prices import lines
+from tallystick.prices.file import read
+from tallystick.prices.text import to_yaml
 from tests.integration.cli.conftest import Run
+
+EXAMPLES = Path(__file__).parents[3] / "examples/prices"
 
 # An owner has one book per currency.
 _CURRENCIES = iter(["AED", "ARS", "AUD", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "EUR", "GBP", "HKD"])
@@ -121,6 +131,27 @@ def test_it_asks_before_it_publishes(
     assert versions(run, name) == [1]
 
 
+def test_what_was_interrupted_is_finished_by_applying_again(
+    run: Run, book: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, file = book
+    call = Session.call
+
+    def interrupted(session: Session, method: Any, request: Any) -> Any:
+        if isinstance(request, pricing_service_pb2.PublishPriceVersionRequest):
+            raise Misuse("the line is cut")
+        return call(session, method, request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "call", interrupted)
+        assert "the line is cut" in run("owner", "prices", "apply", str(file), "--yes").err
+    drafted = run("owner", "prices", "list", name, "--json").data["versions"]
+    assert [one["state"] for one in drafted] == ["draft"]
+    published = run("owner", "prices", "apply", str(file), "--yes", "--json").data["version"]
+    assert published["price_version_id"] == drafted[0]["price_version_id"]
+    assert versions(run, name) == [1]
+
+
 def test_a_version_is_announced(run: Run, book: tuple[str, Path]) -> None:
     name, file = book
     assert run("owner", "prices", "apply", str(file), "--yes").status == 0
@@ -183,6 +214,10 @@ def test_what_the_service_refuses_is_told_where_it_stands(run: Run, book: tuple[
     assert told.status == 1
     assert told.err == f"{file}:8:14: 'no action' is not an action type\n"
     change(file, '[ticket.resolve, "no action"]', "[ticket.resolve]")
+    change(file, "currency: ", "currency: XAX # ")
+    told = run("owner", "prices", "apply", str(file), "--dry-run")
+    assert told.err == f"{file}:3:11: 'XAX' is not an active ISO 4217 currency code\n"
+    change(file, "currency: XAX # ", "currency: ")
     change(file, "organization: org_lark", "organization: org_other")
     assert "ORGANIZATION_NOT_FOUND" in run("owner", "prices", "apply", str(file), "--yes").err
     change(file, "organization: org_other", "organization: org_lark")
@@ -242,3 +277,33 @@ def test_versions_and_files_are_compared(run: Run, book: tuple[str, Path]) -> No
         ("pb_none", "does not exist"),
     ):
         assert why in run("owner", "prices", "diff", name, wrong).err
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_service_takes_every_example_as_it_stands(run: Run, tmp_path: Path, file: Path) -> None:
+    told = run("owner", "prices", "apply", str(file), "--dry-run", "--json").data
+    assert (told["state"], told["price_book_id"]) == ("previewed", read(file).price_book_id)
+    paths = [one["path"] for one in told["differences"]]
+    assert paths == list(lines(read(file).document))
+
+
+def test_all_that_a_file_can_say_is_stored_and_shown_again(run: Run, book: tuple[str, Path]) -> None:
+    name, file = book
+    version = pb.PriceVersion()
+    for example in sorted(EXAMPLES.glob("*.yaml")):
+        said = read(example)
+        for price in said.prices:
+            price.name = f"{example.stem}-{price.name}"
+        version.prices.extend(said.prices)
+        version.plans.extend(said.plans)
+        # Compute units are the same in all.
+        version.meters.extend(one for one in said.meters if one not in version.meters)
+    currency = file.read_text().splitlines()[2].removeprefix("currency: ")
+    owner = pb.PriceBook(
+        price_book_id=name, organization_id="org_lark", currency_code=currency, display_name="Lark"
+    )
+    file.write_text(to_yaml(owner, version))
+    applied = run("owner", "prices", "apply", str(file), "--yes")
+    assert applied.status == 0, applied.err
+    assert run("owner", "prices", "show", name, "--yaml").out == file.read_text()
+    assert run("owner", "prices", "apply", str(file), "--json").data["state"] == "unchanged"

@@ -518,6 +518,9 @@ class TestPreviews:
         ]
         assert fields_of(await refused(self.preview(operator))) == ["prices"]
         assert (await refused(self.preview(other, price(fee("1"))))).reason == "PRICE_BOOK_NOT_FOUND"
+        for book, currency in (("", "XAX"), ("pb_a", "USD")):
+            answer = await refused(self.preview(operator, price(fee("1")), book=book, currency_code=currency))
+            assert fields_of(answer) == ["currency_code"]
         named = {"base_price_version_id": version.price_version_id}
         for book in ("pb_a", ""):
             answer = await refused(self.preview(operator, price(fee("1")), book=book, **named))

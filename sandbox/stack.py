@@ -409,6 +409,16 @@ def first_call(stack: Stack) -> str:
     )
 
 
+def address_exports(stack: Stack) -> str:
+    """Lines that tell `tallystick` where the services are; none for those where it looks by itself."""
+    usual = Ports()
+    return "\n".join(
+        f"export TALLYSTICK_{name.upper()}_ADDRESS={getattr(stack.endpoints, name)}"
+        for name in SERVICES
+        if getattr(stack.endpoints, name) != f"127.0.0.1:{getattr(usual, name)}"
+    )
+
+
 def audit_command(stack: Stack) -> str:
     """A line that checks the ledger's balances against its journal, from the top folder of the checkout."""
     database = shlex.quote(stack.endpoints.database_url)
@@ -468,6 +478,9 @@ def _print_summary(stack: Stack) -> None:
     # Wide enough for the longest line, so that nothing is cut or folded and all of it can be copied.
     width = 10 + max(map(len, rows)) + max(map(len, rows.values()))
     Console(width=max(width, Console().width)).print(table)
+    if exports := address_exports(stack):
+        lines = exports.replace("\n", "\n  ")
+        print(f"Not the usual ports: so that `tallystick`, and the doctor below, find them:\n\n  {lines}\n")
     print(f"A first call:\n\n  {first_call(stack)}\n")
     print(f"The same figures in a browser: http://{stack.endpoints.reporting_web}, with the operator key.\n")
     print(f"Whether all is well:\n\n  {doctor_command(stack)}\n")

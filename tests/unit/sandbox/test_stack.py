@@ -25,6 +25,8 @@ from sandbox.stack import (
     ROOT,
     SERVICES,
     Stack,
+    _print_summary,
+    address_exports,
     audit_command,
     crash_command,
     database_identity,
@@ -35,6 +37,7 @@ from sandbox.stand_in import StandIn
 from sandbox.stripe.client import StripeControl
 from sandbox.stripe.server import DEFAULT_KEY
 from scripts.grpc_health import serving
+from tallystick.cli.session import DEFAULT_ADDRESSES, address_variable
 
 STAND_IN = """
 import json, os, signal, sys
@@ -504,6 +507,30 @@ def test_free_ports_are_distinct_and_given_ones_stay() -> None:
     assert len(set(vars(ports).values())) == len(vars(Ports()))
     assert 0 not in vars(ports).values()
     assert 0 not in vars(FREE_PORTS.with_free()).values()
+
+
+def test_other_ports_are_told_to_the_command_line_in_lines_that_a_shell_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports = replace(Ports(), metering=0, reporting=0).with_free()
+    stack = Stack(tmp_path, ELSEWHERE, ports=ports)
+    exports = address_exports(stack)
+    shown = "; ".join(f"echo ${address_variable(service)}" for service in SERVICES)
+    output = subprocess.check_output(["/bin/sh", "-c", f"{exports}\n{shown}"], text=True, env={})
+    assert output.splitlines() == ["", stack.endpoints.metering, "", stack.endpoints.reporting]
+    _print_summary(stack)
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in printed if line.startswith("export ")] == exports.splitlines()
+
+
+def test_the_usual_ports_are_those_that_the_command_line_asks_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = Stack(tmp_path, ELSEWHERE, ports=Ports())
+    assert address_exports(stack) == ""
+    assert {name: getattr(stack.endpoints, name) for name in SERVICES} == DEFAULT_ADDRESSES
+    _print_summary(stack)
+    assert "export " not in capsys.readouterr().out
 
 
 def test_the_printed_call_is_one_shell_line_that_sends_the_key(

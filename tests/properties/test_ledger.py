@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from services.kit.db import Database
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
@@ -29,18 +30,38 @@ def running(database_url: str) -> Iterator[Running]:
         # Time passes when the machine says so, and debts wait for what collects them by itself.
         never = timedelta(hours=1)
         context = running_ledger(database_url, reap_interval=never, collect_interval=never)
-        server = runner.run(context.__aenter__())
+        running = Running(runner, runner.run(context.__aenter__()))
         try:
-            yield Running(runner, server)
+            yield running
         finally:
+            running.invariants.close()
             runner.run(context.__aexit__(None, None, None))
 
 
+class AuditedMachine(WriteOffMachine):
+    """Whose books are sound after every step, too."""
+
+    @invariant()
+    def the_books_are_sound(self) -> None:
+        if hasattr(self, "oracle"):
+            assert self.running.invariants.broken() == []
+
+
 def test_every_answer_and_balance_is_the_oracles(running: Running) -> None:
-    machine = type("Machine", (WriteOffMachine,), {"running": running})
+    machine = type("Machine", (AuditedMachine,), {"running": running})
     run_state_machine_as_test(
         machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None)
     )
+
+
+def test_what_runs_after_every_step_finds_what_somebody_changed(running: Running) -> None:
+    assert running.invariants.broken() == []
+    with psycopg.connect(running.server.database_url, autocommit=True) as superuser:
+        superuser.execute(
+            "INSERT INTO ledger.balance_delta (owner_id, kind, currency_code, credits, debits)"
+            " VALUES ('org_x', 'platform_fees', 'USD', 1, 0)"
+        )
+    assert "accounts_match_entries" in running.invariants.broken()
 
 
 def _client(number: int, address: str, database_url: str, keys: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from services.kit import ids
+from services.kit.money import MAX_AMOUNT_MICROS
 from tallystick.ledger.v1 import funding_service_pb2 as pb
 from tallystick.ledger.v1 import write_off_pb2
 from tests.support.ledger_credits import usd
@@ -73,4 +74,5 @@ class WriteOffMachine(FundingMachine):
 
 
 def _share(owed: int, quarters: int | None) -> int | None:
-    return None if quarters is None else max(1, owed * quarters // 4)
+    # No request may name more, whatever is owed.
+    return None if quarters is None else min(max(1, owed * quarters // 4), MAX_AMOUNT_MICROS)

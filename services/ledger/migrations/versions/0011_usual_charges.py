@@ -1,12 +1,10 @@
 """The functions that move money, with a short way for the usual batch of charges.
 
+They are functions only, and those the newest migration makes.
+
 Revision ID: 0011
 Revises: 0010
 """
-
-from alembic import op
-
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0011"
 down_revision = "0010"
@@ -15,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    replace_functions(op)
+    pass
 
 
 def downgrade() -> None:

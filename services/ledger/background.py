@@ -48,17 +48,18 @@ def workers(config: LedgerConfig, writer: Database, reader: Database) -> list[Pe
 
     async def fold() -> bool:
         async def attempt() -> int:
-            async with writer.hot() as connection:
+            async with writer.call() as connection:
                 return await background.fold(connection, _FOLD_LIMIT)
 
-        return await retry_transaction(attempt) == _FOLD_LIMIT
+        # Here and below idempotent in that a second run goes on where the first one ended.
+        return await retry_transaction(attempt, idempotent=True) == _FOLD_LIMIT
 
     async def sequence() -> bool:
         async def attempt() -> int:
-            async with writer.hot() as connection:
+            async with writer.call() as connection:
                 return await background.sequence(connection, _SEQUENCE_LIMIT)
 
-        sequenced = await retry_transaction(attempt)
+        sequenced = await retry_transaction(attempt, idempotent=True)
         if sequenced == background.OTHER_CLUSTER:
             await _begin_log(writer, reader)
         return sequenced == _SEQUENCE_LIMIT

@@ -61,7 +61,7 @@ async def _step(
     """One bounded transaction of a step. What it did is not done again by a second attempt."""
 
     async def attempt() -> Done:
-        async with writer.hot() as connection:
+        async with writer.call() as connection:
             return await step(connection, limit)
 
     return await retry_transaction(attempt, idempotent=True)

@@ -93,21 +93,21 @@ class Sealer:
 
     async def _step(self) -> bool:
         async def hash_leaves() -> int:
-            async with self._writer.hot() as connection:
+            async with self._writer.call() as connection:
                 return await seal.hash_leaves(connection, _LIMIT)
 
-        hashed = await retry_transaction(hash_leaves)
+        # A second run goes on where the first one ended.
+        hashed = await retry_transaction(hash_leaves, idempotent=True)
         async with self._reader.hot() as connection:
             await scope_hot(connection, PLATFORM)
             newest = await seal.newest_log(connection)
+            # Before what waits is sealed: the longest that it waits, and in the same transaction.
+            _LAG.set(await seal.lag_seconds(connection, newest))
         if not await self._is_continued(newest):
             await self._begin_log(newest)
             return True
         if newest.hashed_position > newest.sealed_size:
             newest = await self._seal(newest)
-        async with self._reader.hot() as connection:
-            await scope_hot(connection, PLATFORM)
-            _LAG.set(await seal.lag_seconds(connection, newest))
         _SIZE.set(newest.sealed_size)
         return hashed == _LIMIT or newest.hashed_position > newest.sealed_size
 
@@ -204,13 +204,14 @@ class Sealer:
         stored = seal.StoredCheckpoint(size, checkpoint.root, checkpoint.origin, note)
 
         async def store() -> bool:
-            async with self._writer.hot() as connection:
+            async with self._writer.call() as connection:
                 return await seal.store_checkpoint(
                     connection, newest.log_id, newest.sealed_size, stored, made
                 )
 
-        if not await retry_transaction(store):
-            # Another replica sealed meanwhile. Its checkpoint and this one are of the same leaves.
+        if not await retry_transaction(store, idempotent=True):
+            # Another replica sealed meanwhile, or an attempt of ours did and its answer was lost. That
+            # checkpoint and this one are of the same leaves.
             self._tree = None
             return newest
         self._tree = (newest.log_id, tree)
@@ -218,6 +219,9 @@ class Sealer:
         return replace(newest, sealed_size=size)
 
     async def _checkpoint(self, newest: seal.Log, size: int, root: bytes) -> Checkpoint:
+        if self._anchor is not None and self._anchor.log_id == newest.log_id and self._is_at(newest):
+            # This process stored the one before.
+            return Checkpoint(self._anchor.origin, size, root)
         async with self._reader.hot() as connection:
             await scope_hot(connection, PLATFORM)
             before = await seal.checkpoint(connection, newest.log_id)

@@ -1,4 +1,4 @@
-"""The statements of the background workers. Each call is its own short transaction."""
+"""The statements of the background workers. Each call is a short transaction by itself."""
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow

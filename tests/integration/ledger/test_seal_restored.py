@@ -367,10 +367,17 @@ async def test_an_anchor_that_is_missing_is_told(
     remove(anchor)
 
     async with sealing_ledger(database_url, checkpoint_file=anchor) as server:
-        await asyncio.sleep(0.2)
-        assert capsys.readouterr().out.count("seal.anchor_missing") == 1
+        said = ""
+
+        async def told() -> bool:
+            nonlocal said
+            said += capsys.readouterr().out
+            return "seal.anchor_missing" in said
+
+        await eventually(told)
         await post_many(server, 1, "next")
         assert (await sealed(server, 4)).log_id == before.log_id
+    assert (said + capsys.readouterr().out).count("seal.anchor_missing") == 1
     assert read(anchor).size == 4
 
 

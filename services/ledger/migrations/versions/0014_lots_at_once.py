@@ -1,0 +1,22 @@
+"""The functions that move money: the usual entries of all customers are allocated to lots at once.
+
+Revision ID: 0014
+Revises: 0011
+"""
+
+from alembic import op
+
+from services.ledger.migrations.functions import replace_functions
+
+revision = "0014"
+down_revision = "0011"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    replace_functions(op)
+
+
+def downgrade() -> None:
+    raise RuntimeError("functions only ever go forward: install the version before, which brings its own")

@@ -20,8 +20,9 @@ from bench.traffic import CURRENCY, CUSTOMERS, ORGANIZATIONS
 from bench.world import Suite, World
 from services.kit.db import connection_parameters
 from services.kit.tenancy import PLATFORM, scope_hot
-from services.ledger.store.feed import FeedFilter, read_journal
-from tallystick.ledger.v1.ledger_service_pb2 import ReadJournalRequest
+from services.ledger.store.feed import FeedFilter
+from services.ledger.store.feed_columns import read_journal_columns
+from tallystick.ledger.v1.ledger_service_pb2 import JOURNAL_FORM_COLUMNS, ReadJournalRequest
 
 ENTRIES_PER_CHARGE: Final = 4
 _CHARGES_PER_CALL: Final = 10_000
@@ -164,7 +165,7 @@ def _ratio(records: Mapping[str, Record]) -> float:
 async def feed(
     world: World, rounds: int, conditions: Mapping[str, object], say: Callable[[str], None]
 ) -> Result:
-    """ReadJournal from the beginning on, against the statements that it sends from a bare connection."""
+    """ReadJournal as columns, from the beginning on, against its statements from a bare connection."""
     bare = await _reader(world)
     values, floors = [], []
     used: list[CpuClock] = []
@@ -175,8 +176,8 @@ async def feed(
         values.append(count / (time.perf_counter() - started))
         used.append(world.processes.cpu().since(before))
         read += count
-        floors.append(await _read_rows(bare))
-        say(f"round {number + 1}: transactions/s: {FEED} {values[-1]:,.0f}, bare_rows {floors[-1]:,.0f}")
+        floors.append(await _read_bare(bare))
+        say(f"round {number + 1}: transactions/s: {FEED} {values[-1]:,.0f}, bare_columns {floors[-1]:,.0f}")
     return Result(
         FEED,
         rounded(median(values)),
@@ -186,7 +187,7 @@ async def feed(
         None,
         None,
         {
-            "floor_name": "bare_rows",
+            "floor_name": "bare_columns",
             "batch_size": _FEED_BATCH,
             "value_by_round": [rounded(one) for one in values],
             "floor_by_round": [rounded(one) for one in floors],
@@ -202,10 +203,10 @@ async def feed(
 
 async def _read_journal(world: World) -> int:
     """The first positions of the journal, as readers of the feed get them; how many transactions that is."""
-    call = world.ledger.ReadJournal(ReadJournalRequest(batch_size=_FEED_BATCH))
+    call = world.ledger.ReadJournal(ReadJournalRequest(batch_size=_FEED_BATCH, form=JOURNAL_FORM_COLUMNS))
     count = 0
     async for response in call:
-        count += len(response.transactions)
+        count += len(response.columns.positions)
         if response.last_position >= _FEED_POSITIONS:
             break
     call.cancel()
@@ -216,13 +217,13 @@ async def _read_journal(world: World) -> int:
     return count
 
 
-async def _read_rows(connection: psycopg.AsyncConnection[TupleRow]) -> float:
-    """The same positions as rows, of which nothing is made; how many in a second."""
+async def _read_bare(connection: psycopg.AsyncConnection[TupleRow]) -> float:
+    """The same positions as PostgreSQL sends them, of which nothing is made; how many in a second."""
     started, position = time.perf_counter(), 0
     while position < _FEED_POSITIONS:
         async with connection.transaction():
             await scope_hot(connection, PLATFORM)
-            found = await read_journal(
+            found = await read_journal_columns(
                 connection, "", position, _FEED_BATCH, FeedFilter(), include_charges=False
             )
         position = found.last_position

@@ -8,20 +8,33 @@ whoever wants all amounts, or all of an account, takes the columns as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import repeat
-from typing import Any, TypeVar
+from itertools import islice, repeat
+from typing import Any, Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick.common.v1.money_pb2 import Money
+from tallystick.ledger.v1.account_pb2 import AccountRef
 from tallystick.ledger.v1.charge_pb2 import Charge
 from tallystick.ledger.v1.journal_columns_pb2 import ChargeColumns, EntryColumns, JournalColumns
 from tallystick.ledger.v1.ledger_service_pb2 import ReadJournalResponse, SequencedTransaction
-from tallystick.ledger.v1.transaction_pb2 import TRANSACTION_TYPE_CHARGE, Entry
+from tallystick.ledger.v1.transaction_pb2 import Entry, Transaction
 
-__all__ = ["transactions"]
+__all__ = ["filled", "transactions"]
 
 T = TypeVar("T")
+
+# Of a transaction: the field, and the column that may have been left out.
+_TEXTS: Final = {
+    "transaction_id": "transaction_ids",
+    "partition_id": "partition_ids",
+    "charge_id": "charge_ids",
+    "correction_id": "correction_ids",
+    "payout_id": "payout_ids",
+    "external_id": "external_ids",
+    "reason": "reasons",
+    "actor_api_key_id": "actor_api_key_ids",
+}
 
 
 def transactions(batch: ReadJournalResponse) -> Iterator[SequencedTransaction]:
@@ -30,66 +43,70 @@ def transactions(batch: ReadJournalResponse) -> Iterator[SequencedTransaction]:
     yield from _from_columns(batch.columns)
 
 
+def filled(column: Sequence[T], size: int, empty: T) -> Sequence[T] | repeat[T]:
+    """A column with an element for each of so many: one of nothing but empty elements has been left out."""
+    return column or repeat(empty, size)
+
+
 def _from_columns(columns: JournalColumns) -> Iterator[SequencedTransaction]:
     size = len(columns.positions)
     entries = _entries(columns.entries)
-    charges = _charges(columns.charges)
+    charges = dict(zip(columns.charges.transaction_indexes, _charges(columns.charges), strict=True))
     corrections = {one.transaction_id: one for one in columns.corrections}
-    for position, id, type, partition_id, charge_id, correction_id, payout_id, external_id, *rest in zip(
-        columns.positions,
-        columns.transaction_ids,
-        columns.types,
-        _all(columns.partition_ids, size, ""),
-        _all(columns.charge_ids, size, ""),
-        _all(columns.correction_ids, size, ""),
-        _all(columns.payout_ids, size, ""),
-        _all(columns.external_ids, size, ""),
-        columns.occur_times_micros,
-        columns.create_times_micros,
-        _all(columns.reasons, size, ""),
-        _all(columns.actor_api_key_ids, size, ""),
-        _all(columns.entry_counts, size, 0),
-        strict=True,
+    texts = zip(*(filled(getattr(columns, column), size, "") for column in _TEXTS.values()), strict=True)
+    for index, (position, type, occur_time, create_time, entry_count, values) in enumerate(
+        zip(
+            columns.positions,
+            columns.types,
+            columns.occur_times_micros,
+            columns.create_times_micros,
+            filled(columns.entry_counts, size, 0),
+            texts,
+            strict=True,
+        )
     ):
-        occur_time, create_time, reason, actor_api_key_id, entry_count = rest
-        sequenced = SequencedTransaction(position=position, correction=corrections.get(id))
-        transaction = sequenced.transaction
-        transaction.transaction_id = id
-        transaction.type = type
-        transaction.partition_id = partition_id
-        transaction.charge_id = charge_id
-        transaction.correction_id = correction_id
-        transaction.payout_id = payout_id
-        transaction.external_id = external_id
-        _set_micros(transaction.occur_time, occur_time)
-        _set_micros(transaction.create_time, create_time)
-        transaction.reason = reason
-        transaction.actor_api_key_id = actor_api_key_id
-        for number in range(1, entry_count + 1):
-            entry = next(entries)
+        transaction = Transaction(
+            type=type,
+            occur_time=_timestamp(occur_time),
+            create_time=_timestamp(create_time),
+            entries=islice(entries, entry_count),
+        )
+        for field, value in zip(_TEXTS, values, strict=True):
+            setattr(transaction, field, value)
+        for number, entry in enumerate(transaction.entries, 1):
             entry.entry_number = number
-            transaction.entries.append(entry)
-        if type == TRANSACTION_TYPE_CHARGE and columns.HasField("charges"):
-            charge = next(charges)
-            charge.charge_id = charge_id
-            charge.transaction_id = id
+        charge = charges.get(index)
+        if charge is not None:
+            # What a charge has in common with its transaction is said there.
+            charge.charge_id = transaction.charge_id
+            charge.transaction_id = transaction.transaction_id
             charge.occur_time.CopyFrom(transaction.occur_time)
             charge.create_time.CopyFrom(transaction.create_time)
-            sequenced.charge.CopyFrom(charge)
-        yield sequenced
+        yield SequencedTransaction(
+            position=position,
+            transaction=transaction,
+            charge=charge,
+            correction=corrections.get(transaction.transaction_id),
+        )
 
 
 def _entries(columns: EntryColumns) -> Iterator[Entry]:
     """The entries of all transactions, without their numbers."""
+    accounts = [
+        AccountRef(owner_id=owner_id, kind=kind, currency_code=currency_code)
+        for owner_id, kind, currency_code in zip(
+            columns.owner_ids, columns.kinds, columns.currency_codes, strict=True
+        )
+    ]
     size = len(columns.account_indexes)
     for account_index, amount, bucket_number, account_version in zip(
         columns.account_indexes,
         columns.amounts_micros,
-        _all(columns.bucket_numbers, size, 0),
-        _all(columns.account_versions, size, 0),
+        filled(columns.bucket_numbers, size, 0),
+        filled(columns.account_versions, size, 0),
         strict=True,
     ):
-        account = columns.accounts[account_index]
+        account = accounts[account_index]
         yield Entry(
             account=account,
             amount=Money(currency_code=account.currency_code, amount_micros=amount),
@@ -106,12 +123,12 @@ def _charges(columns: ChargeColumns) -> Iterator[Charge]:
         columns.customer_ids,
         columns.workflow_ids,
         columns.components,
-        _all(columns.ordinals, size, 0),
+        filled(columns.ordinals, size, 0),
         columns.currency_codes,
-        _all(columns.gross_micros, size, 0),
+        filled(columns.gross_micros, size, 0),
         columns.price_version_ids,
-        _all(columns.evidence_hashes, size, b""),
-        _all(columns.reservation_ids, size, ""),
+        filled(columns.evidence_hashes, size, b""),
+        filled(columns.reservation_ids, size, ""),
         columns.payee_counts,
         strict=True,
     ):
@@ -150,20 +167,15 @@ def _payees(columns: ChargeColumns) -> Iterator[tuple[Any, ...]]:
     return zip(
         columns.organization_ids,
         columns.agent_ids,
-        _all(columns.payee_gross_micros, size, 0),
-        _all(columns.platform_fees_micros, size, 0),
-        _all(columns.processing_fees_micros, size, 0),
-        _all(columns.platform_fees_bps, size, 0),
-        _all(columns.processing_fees_bps, size, 0),
+        filled(columns.payee_gross_micros, size, 0),
+        filled(columns.platform_fees_micros, size, 0),
+        filled(columns.processing_fees_micros, size, 0),
+        filled(columns.platform_fees_bps, size, 0),
+        filled(columns.processing_fees_bps, size, 0),
         strict=True,
     )
 
 
-def _all(column: Sequence[T], size: int, empty: T) -> Sequence[T] | repeat[T]:
-    """An element for each: a column of nothing but empty ones has been left out."""
-    return column or repeat(empty, size)
-
-
-def _set_micros(time: Timestamp, micros: int) -> None:
-    time.seconds, rest = divmod(micros, 1_000_000)
-    time.nanos = rest * 1_000
+def _timestamp(micros: int) -> Timestamp:
+    seconds, rest = divmod(micros, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=rest * 1_000)

@@ -14,6 +14,7 @@ from services.kit.errors import InvalidArgument
 from services.kit.status import to_grpc_status
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tallystick.metering.v1 import usage_feed_service_pb2 as metering
+from tests.support.journal_columns import fill_columns
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -64,9 +65,14 @@ def _read_journal(feed: FakeFeed) -> Any:
         request: ledger.ReadJournalRequest, context: Context
     ) -> AsyncIterator[ledger.ReadJournalResponse]:
         for records, last in await _batches(feed, request, context):
-            yield ledger.ReadJournalResponse(
-                log_id=feed.log_id, transactions=records, last_position=last, head_position=feed.head
+            response = ledger.ReadJournalResponse(
+                log_id=feed.log_id, last_position=last, head_position=feed.head
             )
+            if request.form == ledger.JOURNAL_FORM_COLUMNS:
+                fill_columns(response.columns, records)
+            else:
+                response.transactions.extend(records)
+            yield response
 
     return read
 

@@ -244,6 +244,7 @@ class FeedWorld:
             correction_pb2.Correction(
                 charge_id=charge.charge_id,
                 correction_id=correction_id,
+                transaction_id=sequenced.transaction.transaction_id,
                 amount=_money(amount, currency_code),
                 earnings=[
                     correction_pb2.CorrectedEarning(

@@ -11,7 +11,7 @@ from services.ledger.rpc.journal_columns import fill_columns
 from services.ledger.rpc.journal_rows import fill_transactions
 from services.ledger.rpc.ledger_base import Context, LedgerBase, check_owner
 from services.ledger.store.feed import FeedFilter, JournalRows, read_journal
-from services.ledger.store.feed_columns import JournalColumns, read_journal_columns
+from services.ledger.store.feed_columns import PackedColumns, read_journal_columns
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 
 _MAX_OWNERS = 100
@@ -34,7 +34,7 @@ class JournalRpcs(LedgerBase):
                     connection, log_id, after, size, filter, include_charges=request.include_charges
                 )
 
-        async def read_columns(log_id: str, after: int, size: int) -> FeedSlice[JournalColumns]:
+        async def read_columns(log_id: str, after: int, size: int) -> FeedSlice[PackedColumns]:
             async with self._reader.hot() as connection:
                 await scope_hot(connection, tenants)
                 return await read_journal_columns(
@@ -44,7 +44,7 @@ class JournalRpcs(LedgerBase):
         if as_columns:
             async for columns in read_feed(request, read_columns):
                 response = _response(columns)
-                await fill_columns(response.columns, columns.records, show_actor=show_actor)
+                await fill_columns(response.columns, columns.records.unpack(), show_actor=show_actor)
                 yield response
         else:
             async for rows in read_feed(request, read_rows):
@@ -70,7 +70,7 @@ def _as_columns(request: pb.ReadJournalRequest) -> bool:
     return request.form == pb.JOURNAL_FORM_COLUMNS
 
 
-def _response(found: FeedSlice[JournalRows] | FeedSlice[JournalColumns]) -> pb.ReadJournalResponse:
+def _response(found: FeedSlice[JournalRows] | FeedSlice[PackedColumns]) -> pb.ReadJournalResponse:
     return pb.ReadJournalResponse(
         log_id=found.log_id, last_position=found.last_position, head_position=found.head_position
     )

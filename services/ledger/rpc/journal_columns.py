@@ -1,16 +1,15 @@
 """ReadJournal in the form of columns: whole lists go into the message, and nothing is made for each row."""
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import Any, Final, TypeVar
+from itertools import chain, count
+from typing import Any, Final
 
 from services.kit.times import set_micros
 from services.ledger.rpc.journal_rows import COMPONENTS, KINDS, TYPES, fill_correction
 from services.ledger.store.feed_columns import NO_DAY, ChargeColumns, EntryColumns, JournalColumns
 from tallystick.ledger.v1 import correction_pb2, journal_columns_pb2
-
-K = TypeVar("K", bound=Hashable)
 
 _FIRST_DAY: Final = date(2000, 1, 1)
 _NO_BUCKET: Final = (0, NO_DAY, NO_DAY)
@@ -44,32 +43,25 @@ async def fill_columns(
 
 
 def _fill_entries(message: journal_columns_pb2.EntryColumns, entries: EntryColumns) -> None:
-    accounts = _Numbering[tuple[str, str, str]]()
-    message.account_indexes.extend(
-        map(accounts.__getitem__, zip(entries.owner_ids, entries.kinds, entries.currency_codes, strict=True))
-    )
-    for owner_id, kind, currency_code in accounts:
-        message.accounts.add(owner_id=owner_id, kind=KINDS[kind], currency_code=currency_code)
+    accounts, account_indexes = _numbered(entries.owner_ids, entries.kinds, entries.currency_codes)
+    message.owner_ids.extend([owner_id for owner_id, _, _ in accounts])
+    message.kinds.extend([KINDS[kind] for _, kind, _ in accounts])
+    message.currency_codes.extend([currency_code for _, _, currency_code in accounts])
+    message.account_indexes.extend(account_indexes)
     message.amounts_micros.extend(entries.amounts)
-    # The first number is that of no bucket.
-    buckets = _Numbering[tuple[int, int, int]]({_NO_BUCKET: 0})
-    _extend(
-        message.bucket_numbers,
-        [
-            *map(
-                buckets.__getitem__,
-                zip(entries.collected, entries.earned_on, entries.available_on, strict=True),
-            )
-        ],
+    (_, *buckets), bucket_numbers = _numbered(
+        entries.collected, entries.earned_on, entries.available_on, first=_NO_BUCKET
     )
-    for collected, earned_on, available_on in [*buckets][1:]:
+    for collected, earned_on, available_on in buckets:
         message.buckets.add(
             collected=bool(collected), earned_on=_day(earned_on), available_on=_day(available_on)
         )
+    _extend(message.bucket_numbers, bucket_numbers)
     _extend(message.account_versions, entries.account_versions)
 
 
 def _fill_charges(message: journal_columns_pb2.ChargeColumns, charges: ChargeColumns) -> None:
+    message.transaction_indexes.extend(charges.transaction_places)
     _extend(message.customer_ids, charges.customer_ids)
     _extend(message.workflow_ids, charges.workflow_ids)
     message.components.extend(map(COMPONENTS.__getitem__, charges.components))
@@ -98,12 +90,17 @@ def _fill_corrections(into: Any, columns: JournalColumns) -> None:
         set_micros(correction.create_time, columns.create_times[place])
 
 
-class _Numbering(dict[K, int]):
-    """What came so far, each with its number, in the order of the numbers; what is new gets the next one."""
+def _numbered(
+    *columns: Sequence[Any], first: tuple[Any, ...] | None = None
+) -> tuple[list[tuple[Any, ...]], list[int]]:
+    """The rows that are in columns, once each, and the place of each row among those.
 
-    def __missing__(self, key: K) -> int:
-        number = self[key] = len(self)
-        return number
+    `first` comes first there, whether it is in the columns or not.
+    """
+    # Rows are put together twice, because thousands of them that are kept are work for the garbage collector.
+    once = dict.fromkeys(chain(() if first is None else (first,), zip(*columns, strict=True)))
+    places = dict(zip(once, count()))
+    return [*once], [*map(places.__getitem__, zip(*columns, strict=True))]
 
 
 def _extend(into: Any, values: Sequence[Any]) -> None:

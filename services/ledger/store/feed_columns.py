@@ -45,8 +45,9 @@ class EntryColumns(NamedTuple):
 
 
 class ChargeColumns(NamedTuple):
-    """Charges as they were posted; from `organization_ids` on, their payees."""
+    """Charges as they were posted; from `organization_ids` on, their payees. Places are of transactions."""
 
+    transaction_places: Numbers
     customer_ids: Texts
     workflow_ids: Texts
     components: Numbers
@@ -90,6 +91,26 @@ class JournalColumns(NamedTuple):
     corrections: Sequence[Any] = ()
 
 
+class PackedColumns(NamedTuple):
+    """What PostgreSQL sent, and rows of corrections.
+
+    Taking it apart takes a while. It waits until the next slice has been asked for, so that PostgreSQL reads
+    meanwhile.
+    """
+
+    row: Any = None
+    corrections: Sequence[Any] = ()
+
+    def unpack(self) -> JournalColumns:
+        """In the order of positions."""
+        if self.row is None:
+            return JournalColumns()
+        columns = _transactions(self.row)
+        if self.row.sorted_charge_ids is None:
+            return columns._replace(corrections=self.corrections)
+        return columns._replace(charges=_charges(self.row, columns), corrections=self.corrections)
+
+
 async def read_journal_columns(
     connection: AsyncConnection[TupleRow],
     log_id: str,
@@ -98,31 +119,33 @@ async def read_journal_columns(
     filter: FeedFilter,
     *,
     include_charges: bool,
-) -> FeedSlice[JournalColumns]:
+) -> FeedSlice[PackedColumns]:
     """As read_journal."""
     current, head = await read_log(connection, log_id)
     until = min(after + size, head)
     if until <= after:
-        return FeedSlice(current, JournalColumns(), after, head)
+        return FeedSlice(current, PackedColumns(), after, head)
     cursor = connection.cursor(binary=True, row_factory=namedtuple_row)
     await cursor.execute(
         _READ, (current, after, until, sorted(filter.types), sorted(filter.owner_ids), include_charges)
     )
     row: Any = await single(cursor)
     if row.positions is None:
-        return FeedSlice(current, JournalColumns(), until, head)
-    columns = _transactions(row)
-    if include_charges:
-        corrected = [
-            (columns.charge_ids[number], columns.correction_ids[number])
-            for number, type in enumerate(columns.types)
-            if type == TransactionType.CORRECTION
-        ]
-        columns = columns._replace(
-            charges=None if row.sorted_charge_ids is None else _charges(row, columns),
-            corrections=await read_corrections(connection, corrected) if corrected else (),
+        return FeedSlice(current, PackedColumns(), until, head)
+    corrections: Sequence[Any] = ()
+    if include_charges and TransactionType.CORRECTION in row.types:
+        corrections = await read_corrections(connection, _corrected(row))
+    return FeedSlice(current, PackedColumns(row, corrections), until, head)
+
+
+def _corrected(row: Any) -> list[tuple[str, str]]:
+    return [
+        (charge_id, correction_id)
+        for type, charge_id, correction_id in zip(
+            _texts(row.types), _texts(row.charge_ids), row.correction_ids, strict=True
         )
-    return FeedSlice(current, columns, until, head)
+        if type == TransactionType.CORRECTION
+    ]
 
 
 def _transactions(row: Any) -> JournalColumns:
@@ -169,21 +192,22 @@ def _entries(row: Any, transaction_ids: Texts) -> tuple[Numbers, EntryColumns]:
 
 
 def _charges(row: Any, columns: JournalColumns) -> ChargeColumns:
-    """Those of the transactions that post one. Raises LookupError if one of these has none."""
-    wanted = [
-        charge_id
-        for charge_id, type in zip(columns.charge_ids, columns.types, strict=True)
-        if type == TransactionType.CHARGE
-    ]
+    """Those of the transactions that post one: a collection and a correction name a charge too."""
     found = _texts(row.sorted_charge_ids)
-    if len(found) != len(wanted):
-        raise LookupError(f"{len(wanted)} transactions posted {len(found)} charges")
+    known = frozenset(found)
+    places = [
+        place
+        for place, (charge_id, type) in enumerate(zip(columns.charge_ids, columns.types, strict=True))
+        if type == TransactionType.CHARGE and charge_id in known
+    ]
+    wanted = [columns.charge_ids[place] for place in places]
     pick = _pick(found, wanted)
     ends = [0]
     for count in _numbers("i", row.payee_counts):
         ends.append(ends[-1] + count)
     counts, pick_payees = _pick_spans(found, [*pairwise(ends)], wanted)
     return ChargeColumns(
+        transaction_places=places,
         customer_ids=pick(_texts(row.customer_ids)),
         workflow_ids=pick(_texts(row.workflow_ids)),
         components=pick(_numbers("h", row.components)),
@@ -196,11 +220,11 @@ def _charges(row: Any, columns: JournalColumns) -> ChargeColumns:
         payee_counts=counts,
         organization_ids=pick_payees(_texts(row.organization_ids)),
         agent_ids=pick_payees(_texts(row.agent_ids)),
-        payee_gross=pick_payees(_numbers("q", row.payee_gross)),
-        platform_fees=pick_payees(_numbers("q", row.platform_fees)),
-        processing_fees=pick_payees(_numbers("q", row.processing_fees)),
-        platform_fee_bps=pick_payees(_numbers("i", row.platform_fee_bps)),
-        processing_fee_bps=pick_payees(_numbers("i", row.processing_fee_bps)),
+        payee_gross=pick_payees(_written(row.payee_gross)),
+        platform_fees=pick_payees(_written(row.platform_fees)),
+        processing_fees=pick_payees(_written(row.processing_fees)),
+        platform_fee_bps=pick_payees(_written(row.platform_fee_bps)),
+        processing_fee_bps=pick_payees(_written(row.processing_fee_bps)),
     )
 
 
@@ -215,6 +239,10 @@ def _nullable(texts: Sequence[str | None]) -> list[str]:
 def _numbers(form: str, packed: bytes) -> tuple[int, ...]:
     """`form` is that of one number, as the module struct names it."""
     return struct.unpack(f">{len(packed) // struct.calcsize(f'>{form}')}{form}", packed)
+
+
+def _written(numbers: str) -> list[int]:
+    return [*map(int, numbers.split(","))]
 
 
 def _times(packed: bytes) -> list[int]:

@@ -1,17 +1,20 @@
 """The ledger's journal as rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import grpc
 
 from services.reporting.domain.facts import JournalBatch, Movement, PostedCharge, PostedTransaction, Revenue
 from services.reporting.domain.projection import Feed, FeedGap
-from services.reporting.rpc.feeds import FeedReader, micros
+from services.reporting.rpc.feeds import FeedReader
+from tallystick.journal import filled
 from tallystick.ledger.v1 import account_pb2 as account
-from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2_grpc
+from tallystick.ledger.v1 import charge_pb2, correction_pb2, ledger_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.ledger.v1 import transaction_pb2 as posted
+from tallystick.ledger.v1.journal_columns_pb2 import ChargeColumns, EntryColumns, JournalColumns
 
 _TYPES: Final = {
     number: name.removeprefix("TRANSACTION_TYPE_").lower() for name, number in posted.TransactionType.items()
@@ -33,6 +36,7 @@ _LEGS: Final = {
     account.ACCOUNT_KIND_ORGANIZATION_PAYABLE: _PAYABLE,
 }
 _NOTHING: Final = (0, 0, 0)
+_NO_BUCKET: Final = (None, None)
 # What changes what was earned by a charge, without changing what was billed.
 _OF_A_CHARGE: Final = frozenset(
     {
@@ -41,6 +45,9 @@ _OF_A_CHARGE: Final = frozenset(
         posted.TRANSACTION_TYPE_PROMOTION_SETTLEMENT,
     }
 )
+# Owner, currency, kind and leg of the account; amount; whether it is collected, and when it is available.
+_Line = tuple[tuple[str, str, str, int | None], int, tuple[bool | None, str | None]]
+_Charge = tuple[tuple[str, str, str, int, str, int, str], Sequence[tuple[str, str, int]]]
 
 
 class JournalReader(FeedReader[JournalBatch]):
@@ -56,119 +63,173 @@ class JournalReader(FeedReader[JournalBatch]):
 
     def _call(self, log_id: str, after: int, size: int) -> Any:
         return self._ledger.ReadJournal(
-            pb.ReadJournalRequest(after_position=after, log_id=log_id, batch_size=size, include_charges=True)
+            pb.ReadJournalRequest(
+                after_position=after,
+                log_id=log_id,
+                batch_size=size,
+                include_charges=True,
+                form=pb.JOURNAL_FORM_COLUMNS,
+            )
         )
 
     def _add(self, batch: JournalBatch, response: pb.ReadJournalResponse) -> None:
-        for sequenced in response.transactions:
-            batch.follow(sequenced.position)
-            _add_transaction(batch, sequenced)
+        columns = response.columns
+        for position in columns.positions:
+            batch.follow(position)
+        if columns.positions:
+            batch.apply_time = columns.create_times_micros[-1]
+            _add_transactions(batch, columns)
+            _add_entries(batch, columns)
 
 
-def _add_transaction(batch: JournalBatch, sequenced: pb.SequencedTransaction) -> None:
-    position, transaction = sequenced.position, sequenced.transaction
-    create_time = micros(transaction.create_time)
-    batch.apply_time = create_time
-    batch.transactions.append(
-        PostedTransaction(
-            position,
-            transaction.transaction_id,
-            _TYPES[transaction.type],
-            transaction.charge_id,
-            transaction.correction_id,
-            transaction.payout_id,
-            transaction.reason,
-            micros(transaction.occur_time),
-            create_time,
-        )
+def _add_transactions(batch: JournalBatch, columns: JournalColumns) -> None:
+    size = len(columns.positions)
+    batch.transactions += map(
+        PostedTransaction._make,
+        zip(
+            columns.positions,
+            columns.transaction_ids,
+            map(_TYPES.__getitem__, columns.types),
+            filled(columns.charge_ids, size, ""),
+            filled(columns.correction_ids, size, ""),
+            filled(columns.payout_ids, size, ""),
+            filled(columns.reasons, size, ""),
+            columns.occur_times_micros,
+            columns.create_times_micros,
+            strict=True,
+        ),
     )
-    # What each organization got or gave, by leg.
-    earned: dict[str, list[int]] = {}
-    for entry in transaction.entries:
-        of, amount = entry.account, entry.amount.amount_micros
-        owner_id, kind = of.owner_id, of.kind
-        leg = _LEGS.get(kind)
-        collected = available_on = None
-        if leg is not None:
-            legs = earned.get(owner_id)
-            if legs is None:
-                legs = earned[owner_id] = [0, 0, 0]
-            legs[leg] += amount
-            if leg != _PAYABLE:
+
+
+def _add_entries(batch: JournalBatch, columns: JournalColumns) -> None:
+    """Movements, and what was earned by what posts or changes a charge."""
+    lines = _lines(columns.entries)
+    charges = dict(zip(columns.charges.transaction_indexes, _charges(columns.charges), strict=True))
+    corrections = {one.transaction_id: one for one in columns.corrections}
+    size = len(columns.positions)
+    for index, position, transaction_id, type, charge_id, entry_count in zip(
+        range(size),
+        columns.positions,
+        columns.transaction_ids,
+        columns.types,
+        filled(columns.charge_ids, size, ""),
+        filled(columns.entry_counts, size, 0),
+        strict=True,
+    ):
+        # What each organization got or gave, by leg.
+        earned: dict[str, list[int]] = {}
+        currency_code = ""
+        for entry_number, line in enumerate(islice(lines, entry_count), 1):
+            (owner_id, currency_code, kind, leg), amount, (collected, available_on) = line
+            if leg is not None:
+                legs = earned.get(owner_id)
+                if legs is None:
+                    legs = earned[owner_id] = [0, 0, 0]
+                legs[leg] += amount
+                if leg != _PAYABLE:
+                    continue
+            if owner_id == _PLATFORM:
                 continue
-            bucket = entry.bucket
-            collected, available_on = bucket.collected, bucket.available_on
-        if owner_id == _PLATFORM:
-            continue
-        batch.movements.append(
-            Movement(
-                position,
-                entry.entry_number,
-                owner_id,
-                of.currency_code,
-                _KINDS[kind],
-                amount,
-                collected,
-                available_on,
+            batch.movements.append(
+                Movement(
+                    position,
+                    entry_number,
+                    owner_id,
+                    currency_code,
+                    kind,
+                    amount,
+                    collected,
+                    available_on,
+                )
             )
+        if type == posted.TRANSACTION_TYPE_CHARGE:
+            charge = charges.get(index)
+            if charge is None:
+                raise FeedGap(f"journal: the charge of position {position} is missing")
+            _add_charge(batch, position, charge, earned)
+        elif type in _OF_A_CHARGE and charge_id:
+            # Of what was owed a collection moves earnings between buckets; what was unpaid is earned now. A
+            # write-off of what was owed takes them back, though it stays billed, and so does a settlement of
+            # what an organization's own promotion paid. (What is given up of earnings below zero, and what a
+            # promotion pays for others, names no charge, and is no revenue.)
+            batch.revenue += [
+                Revenue(position, organization_id, "", currency_code, 0, *legs)
+                for organization_id, legs in earned.items()
+                if any(legs)
+            ]
+        elif type == posted.TRANSACTION_TYPE_CORRECTION:
+            correction = corrections.get(transaction_id)
+            if correction is None:
+                raise FeedGap(f"journal: the correction of position {position} is missing")
+            _add_correction(batch, position, correction, earned)
+
+
+def _lines(entries: EntryColumns) -> Iterator[_Line]:
+    """Each entry: its account, its amount, and of its bucket what movements say."""
+    accounts = [
+        (owner_id, currency_code, _KINDS[kind], _LEGS.get(kind))
+        for owner_id, kind, currency_code in zip(
+            entries.owner_ids, entries.kinds, entries.currency_codes, strict=True
         )
-    if transaction.type == posted.TRANSACTION_TYPE_CHARGE:
-        _add_charge(batch, sequenced, earned)
-    elif transaction.type in _OF_A_CHARGE and transaction.charge_id:
-        # Of what was owed a collection moves earnings between buckets; what was unpaid is earned now. A
-        # write-off of what was owed takes them back, though it stays billed, and so does a settlement of what
-        # an organization's own promotion paid. (What is given up of earnings below zero, and what a promotion
-        # pays for others, names no charge, and is no revenue.)
-        currency_code = transaction.entries[0].account.currency_code
-        batch.revenue += [
-            Revenue(position, organization_id, "", currency_code, 0, *legs)
-            for organization_id, legs in earned.items()
-            if any(legs)
-        ]
-    elif transaction.type == posted.TRANSACTION_TYPE_CORRECTION:
-        _add_correction(batch, sequenced, earned)
+    ]
+    buckets = [_NO_BUCKET, *((bucket.collected, bucket.available_on) for bucket in entries.buckets)]
+    return zip(
+        map(accounts.__getitem__, entries.account_indexes),
+        entries.amounts_micros,
+        map(buckets.__getitem__, filled(entries.bucket_numbers, len(entries.account_indexes), 0)),
+        strict=True,
+    )
+
+
+def _charges(columns: ChargeColumns) -> Iterator[_Charge]:
+    """Each charge but for its position, as PostedCharge has it; its payees: organization, agent, gross."""
+    count = len(columns.components)
+    organizations = columns.organization_ids
+    payees = zip(
+        organizations,
+        columns.agent_ids,
+        filled(columns.payee_gross_micros, len(organizations), 0),
+        strict=True,
+    )
+    facts = zip(
+        columns.customer_ids,
+        columns.workflow_ids,
+        map(_COMPONENTS.__getitem__, columns.components),
+        filled(columns.ordinals, count, 0),
+        columns.currency_codes,
+        filled(columns.gross_micros, count, 0),
+        columns.price_version_ids,
+        strict=True,
+    )
+    for fact, payee_count in zip(facts, columns.payee_counts, strict=True):
+        yield fact, [*islice(payees, payee_count)]
 
 
 def _add_charge(
-    batch: JournalBatch, sequenced: pb.SequencedTransaction, earned: Mapping[str, Sequence[int]]
+    batch: JournalBatch, position: int, charge: _Charge, earned: Mapping[str, Sequence[int]]
 ) -> None:
-    position = sequenced.position
-    if not sequenced.HasField("charge"):
-        raise FeedGap(f"journal: the charge of position {position} is missing")
-    charge = sequenced.charge
-    currency_code = charge.gross.currency_code
-    batch.charges.append(
-        PostedCharge(
-            position,
-            charge.customer_id,
-            charge.workflow_id,
-            _COMPONENTS[charge.component],
-            charge.ordinal,
-            currency_code,
-            charge.gross.amount_micros,
-            charge.price_version_id,
-        )
-    )
+    facts, payees = charge
+    posted_charge = PostedCharge(position, *facts)
+    batch.charges.append(posted_charge)
     batch.revenue += [
         Revenue(
             position,
-            earning.organization_id,
-            earning.agent_id,
-            currency_code,
-            earning.gross.amount_micros,
-            *earned.get(earning.organization_id, _NOTHING),
+            organization_id,
+            agent_id,
+            posted_charge.currency_code,
+            gross,
+            *earned.get(organization_id, _NOTHING),
         )
-        for earning in charge.earnings
+        for organization_id, agent_id, gross in payees
     ]
 
 
 def _add_correction(
-    batch: JournalBatch, sequenced: pb.SequencedTransaction, earned: Mapping[str, Sequence[int]]
+    batch: JournalBatch,
+    position: int,
+    correction: correction_pb2.Correction,
+    earned: Mapping[str, Sequence[int]],
 ) -> None:
-    position = sequenced.position
-    if not sequenced.HasField("correction"):
-        raise FeedGap(f"journal: the correction of position {position} is missing")
-    correction = sequenced.correction
     charge_id, amount = correction.charge_id, correction.amount
     batch.corrected[charge_id] = batch.corrected.get(charge_id, 0) + amount.amount_micros
     for earning in correction.earnings:

@@ -107,11 +107,11 @@ class JournalColumns(_message.Message):
 
     @_builtins.property
     def charges(self) -> Global___ChargeColumns:
-        """The charges that the CHARGEs among them posted, in their order, if charges are included."""
+        """The charges that the CHARGEs among them posted, in the same order, if charges are included."""
 
     @_builtins.property
     def corrections(self) -> _containers.RepeatedCompositeFieldContainer[_correction_pb2.Correction]:
-        """The corrections that the CORRECTIONs among them posted, in their order, if charges are included."""
+        """The corrections that the CORRECTIONs among them posted, in the same order, if charges are included."""
 
     def __init__(
         self,
@@ -143,46 +143,58 @@ Global___JournalColumns: _TypeAlias = JournalColumns  # noqa: Y015
 
 @_typing.final
 class EntryColumns(_message.Message):
-    """EntryColumns are entries of transactions, column by column. A list has one element for each entry. The entries of a
-    transaction are in the order of their numbers, which are 1, 2, 3 and so on.
+    """EntryColumns are entries of transactions, column by column. The entries of a transaction are in the order of their
+    numbers, which are 1, 2, 3 and so on. Accounts and buckets, of which there are few, are said once each.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    OWNER_IDS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    CURRENCY_CODES_FIELD_NUMBER: _builtins.int
     BUCKETS_FIELD_NUMBER: _builtins.int
     ACCOUNT_INDEXES_FIELD_NUMBER: _builtins.int
     AMOUNTS_MICROS_FIELD_NUMBER: _builtins.int
     BUCKET_NUMBERS_FIELD_NUMBER: _builtins.int
     ACCOUNT_VERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[_account_pb2.AccountRef]:
-        """The accounts that the entries are of, once each."""
+    def owner_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of each account: the customer, the organization, or "platform"."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_account_pb2.AccountKind.ValueType]:
+        """Of each account: its position in the chart of accounts."""
+
+    @_builtins.property
+    def currency_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of each account: ISO 4217 code."""
 
     @_builtins.property
     def buckets(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.EarningsBucket]:
-        """The earnings buckets that the entries are in, once each."""
+        """The earnings buckets."""
 
     @_builtins.property
     def account_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The account: its place in `accounts`, from 0."""
+        """Of each entry: the account, by its place in the three lists of accounts, from 0."""
 
     @_builtins.property
     def amounts_micros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Positive is a credit, negative a debit, in the currency of the account."""
+        """Of each entry: positive is a credit, negative a debit, in the currency of the account."""
 
     @_builtins.property
     def bucket_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For ORGANIZATION_PAYABLE, the bucket: its place in `buckets`, from 1. Zero for every other account."""
+        """Of each entry of ORGANIZATION_PAYABLE: the bucket, by its place in `buckets`, from 1. Zero for every other account."""
 
     @_builtins.property
     def account_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For debit-limited accounts: the version of the account after the entry. Zero for every other account."""
+        """Of each entry of a debit-limited account: the version of the account after it. Zero for every other account."""
 
     def __init__(
         self,
         *,
-        accounts: _abc.Iterable[_account_pb2.AccountRef] | None = ...,
+        owner_ids: _abc.Iterable[_builtins.str] | None = ...,
+        kinds: _abc.Iterable[_account_pb2.AccountKind.ValueType] | None = ...,
+        currency_codes: _abc.Iterable[_builtins.str] | None = ...,
         buckets: _abc.Iterable[_transaction_pb2.EarningsBucket] | None = ...,
         account_indexes: _abc.Iterable[_builtins.int] | None = ...,
         amounts_micros: _abc.Iterable[_builtins.int] | None = ...,
@@ -191,7 +203,7 @@ class EntryColumns(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_indexes", b"account_indexes", "account_versions", b"account_versions", "accounts", b"accounts", "amounts_micros", b"amounts_micros", "bucket_numbers", b"bucket_numbers", "buckets", b"buckets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_indexes", b"account_indexes", "account_versions", b"account_versions", "amounts_micros", b"amounts_micros", "bucket_numbers", b"bucket_numbers", "buckets", b"buckets", "currency_codes", b"currency_codes", "kinds", b"kinds", "owner_ids", b"owner_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,6 +218,7 @@ class ChargeColumns(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TRANSACTION_INDEXES_FIELD_NUMBER: _builtins.int
     CUSTOMER_IDS_FIELD_NUMBER: _builtins.int
     WORKFLOW_IDS_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
@@ -223,6 +236,10 @@ class ChargeColumns(_message.Message):
     PROCESSING_FEES_MICROS_FIELD_NUMBER: _builtins.int
     PLATFORM_FEES_BPS_FIELD_NUMBER: _builtins.int
     PROCESSING_FEES_BPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transaction_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The transaction that posted it: its place among the transactions, from 0."""
+
     @_builtins.property
     def customer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Who pays."""
@@ -294,6 +311,7 @@ class ChargeColumns(_message.Message):
     def __init__(
         self,
         *,
+        transaction_indexes: _abc.Iterable[_builtins.int] | None = ...,
         customer_ids: _abc.Iterable[_builtins.str] | None = ...,
         workflow_ids: _abc.Iterable[_builtins.str] | None = ...,
         components: _abc.Iterable[_charge_pb2.ChargeComponent.ValueType] | None = ...,
@@ -314,7 +332,7 @@ class ChargeColumns(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "components", b"components", "currency_codes", b"currency_codes", "customer_ids", b"customer_ids", "evidence_hashes", b"evidence_hashes", "gross_micros", b"gross_micros", "ordinals", b"ordinals", "organization_ids", b"organization_ids", "payee_counts", b"payee_counts", "payee_gross_micros", b"payee_gross_micros", "platform_fees_bps", b"platform_fees_bps", "platform_fees_micros", b"platform_fees_micros", "price_version_ids", b"price_version_ids", "processing_fees_bps", b"processing_fees_bps", "processing_fees_micros", b"processing_fees_micros", "reservation_ids", b"reservation_ids", "workflow_ids", b"workflow_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "components", b"components", "currency_codes", b"currency_codes", "customer_ids", b"customer_ids", "evidence_hashes", b"evidence_hashes", "gross_micros", b"gross_micros", "ordinals", b"ordinals", "organization_ids", b"organization_ids", "payee_counts", b"payee_counts", "payee_gross_micros", b"payee_gross_micros", "platform_fees_bps", b"platform_fees_bps", "platform_fees_micros", b"platform_fees_micros", "price_version_ids", b"price_version_ids", "processing_fees_bps", b"processing_fees_bps", "processing_fees_micros", b"processing_fees_micros", "reservation_ids", b"reservation_ids", "transaction_indexes", b"transaction_indexes", "workflow_ids", b"workflow_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -153,7 +153,7 @@ async def test_what_repeats_is_said_once_and_what_is_empty_not_at_all(server: Le
     columns = batch.columns
     assert len(columns.positions) == 20
     assert sum(columns.entry_counts) == len(columns.entries.account_indexes) > 20
-    assert len(columns.entries.accounts) < 6
+    assert len(columns.entries.owner_ids) < 6
     assert len(columns.entries.buckets) == 1
     for empty in (columns.reasons, columns.payout_ids, columns.external_ids, columns.correction_ids):
         assert not empty

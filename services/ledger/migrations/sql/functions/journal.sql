@@ -48,11 +48,11 @@ CREATE FUNCTION ledger.read_journal(
     OUT payee_counts bytea,
     OUT organization_ids text,
     OUT agent_ids text,
-    OUT payee_gross bytea,
-    OUT platform_fees bytea,
-    OUT processing_fees bytea,
-    OUT platform_fee_bps bytea,
-    OUT processing_fee_bps bytea
+    OUT payee_gross text,
+    OUT platform_fees text,
+    OUT processing_fees text,
+    OUT platform_fee_bps text,
+    OUT processing_fee_bps text
 )
 -- Each row is looked up in an index: a plan that reads all of a large table would do so for every slice of the log.
 LANGUAGE plpgsql STABLE SET search_path = ledger, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
@@ -123,25 +123,16 @@ BEGIN
            array_agg(f.evidence_hash), string_agg(f.reservation_id, ','),
            string_agg(int4send(cardinality(f.organization_ids)), ''),
            string_agg(array_to_string(f.organization_ids, ','), ','), string_agg(array_to_string(f.agent_ids, ','), ','),
-           string_agg(f.packed_gross, ''), string_agg(f.packed_platform_fees, ''),
-           string_agg(f.packed_processing_fees, ''), string_agg(f.packed_platform_fee_bps, ''),
-           string_agg(f.packed_processing_fee_bps, '')
+           -- As text: of so short arrays that is done in one step.
+           string_agg(array_to_string(f.payee_gross, ','), ','), string_agg(array_to_string(f.platform_fees, ','), ','),
+           string_agg(array_to_string(f.processing_fees, ','), ','),
+           string_agg(array_to_string(f.platform_fee_bps, ','), ','),
+           string_agg(array_to_string(f.processing_fee_bps, ','), ',')
     INTO sorted_charge_ids, customer_ids, workflow_ids, components, ordinals, charge_currency_codes, gross,
          price_version_ids, evidence_hashes, reservation_ids, payee_counts, organization_ids, agent_ids, payee_gross,
          platform_fees, processing_fees, platform_fee_bps, processing_fee_bps
     FROM (
-        SELECT c.*, p.*
-        FROM ledger.charge c
-        CROSS JOIN LATERAL (
-            SELECT string_agg(int8send(c.payee_gross[payee]), '' ORDER BY payee) AS packed_gross,
-                   string_agg(int8send(c.platform_fees[payee]), '' ORDER BY payee) AS packed_platform_fees,
-                   string_agg(int8send(c.processing_fees[payee]), '' ORDER BY payee) AS packed_processing_fees,
-                   string_agg(int4send(c.platform_fee_bps[payee]), '' ORDER BY payee) AS packed_platform_fee_bps,
-                   string_agg(int4send(c.processing_fee_bps[payee]), '' ORDER BY payee) AS packed_processing_fee_bps
-            FROM generate_series(1, cardinality(c.organization_ids)) AS payee
-        ) AS p
-        WHERE c.charge_id = ANY (found_charge_ids)
-        ORDER BY c.charge_id
+        SELECT * FROM ledger.charge c WHERE c.charge_id = ANY (found_charge_ids) ORDER BY c.charge_id
     ) AS f;
 END
 $$;

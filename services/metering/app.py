@@ -125,8 +125,8 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
             Sequencer(writer).worker(config.sequence_interval),
         ]
         contracts = ContractCatalog(reader)
-        workers.append(ShadowRater(writer, contracts).worker(_SHADOW_INTERVAL))
         subscriptions = SubscriptionCatalog(reader)
+        workers.append(ShadowRater(writer, contracts, subscriptions).worker(_SHADOW_INTERVAL))
         terms = TermsFinder(directory, catalog, contracts, subscriptions)
         fees = SubscriptionFees(writer=writer, ledger=ledger, clock=clock, delay=config.recovery_delay)
         workers.append(fees.worker(config.recovery_interval))

@@ -28,6 +28,7 @@ from services.metering.rpc.convert import (
     result_from_proto,
 )
 from services.metering.rpc.prices import price_list_from_proto
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.rpc.terms import agreed_with
 from services.metering.store import outcome_format, posted_runs, price_books
 from services.metering.store.posted_runs import Row, Selection
@@ -63,13 +64,16 @@ async def run_rerate(job: Mapping[str, Any], content: bytes, answer: Answer) -> 
             versions = await posted_runs.applied_versions(connection, selection)
             applied = await _load(database, versions)
             contracts = await ContractCatalog(database).index()
+            subscriptions = await SubscriptionCatalog(database).index()
             rerating = Rerating(
                 applied,
                 other,
                 _parse_lines,
                 other_version_id=job["price_version_id"],
-                # Most customers have none, and most platforms few.
-                agreed=partial(agreed_with, contracts) if contracts.has_any else nothing_agreed,
+                # Most customers have neither, and most platforms few.
+                agreed=partial(agreed_with, contracts, subscriptions)
+                if contracts.has_any or subscriptions.has_any
+                else nothing_agreed,
             )
             teller = _Teller(answer)
             rows = posted_runs.read(connection, selection, in_order=rerating.needs_order)

@@ -1,19 +1,20 @@
 """The rater of shadows: lets candidate versions rate what was metered, behind the usage feed."""
 
 import asyncio
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from services.kit.db import Database, retry_transaction
 from services.kit.tenancy import PLATFORM, scope_hot
 from services.kit.worker import PeriodicWorker
-from services.metering.domain.contract import ContractIndex
-from services.metering.domain.rating import CompiledPrice, compile_price_list
+from services.metering.domain.rating import CompiledPrice, CompiledTerms, compile_price_list
 from services.metering.domain.shadow import Happened, Shadow, Shadowing
 from services.metering.domain.usage_event import EventKey, Outcome
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.convert import execution_from_proto, result_from_proto
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.rpc.terms import agreed_with
 from services.metering.store import shadows
 from tallystick.metering.v1 import metering_service_pb2, usage_pb2
@@ -27,9 +28,12 @@ _MAX_COMPILED: Final = 1_000
 class ShadowRater:
     """Rates for shadows that run. Any number of replicas may run one."""
 
-    def __init__(self, writer: Database, contracts: ContractCatalog) -> None:
+    def __init__(
+        self, writer: Database, contracts: ContractCatalog, subscriptions: SubscriptionCatalog
+    ) -> None:
         self._writer = writer
         self._contracts = contracts
+        self._subscriptions = subscriptions
         self._compiled: dict[str, Sequence[CompiledPrice]] = {}
 
     def worker(self, interval: timedelta) -> PeriodicWorker:
@@ -66,8 +70,8 @@ class ShadowRater:
             if until <= shadow.position:
                 return False
             rows = await shadows.happened(connection, shadow, until)
-            contracts = await self._contracts.index()
-            some = [_happened(row, shadow.currency_code, contracts) for row in rows]
+            agreed = partial(agreed_with, await self._contracts.index(), await self._subscriptions.index())
+            some = [_happened(row, shadow.currency_code, agreed) for row in rows]
             found = Shadowing(
                 self._prices(shadow),
                 await shadows.load_counters(connection, shadow_id, [one.counters for one in some]),
@@ -92,7 +96,9 @@ class ShadowRater:
         return prices
 
 
-def _happened(row: Any, currency_code: str, contracts: ContractIndex) -> Happened:
+def _happened(
+    row: Any, currency_code: str, agreed: Callable[[str, str, str, datetime], tuple[CompiledTerms, datetime]]
+) -> Happened:
     event = usage_pb2.UsageEvent.FromString(row.content)
     execution = execution_from_proto(event, row.occur_time)
     is_decision = row.kind == "decided"
@@ -102,9 +108,7 @@ def _happened(row: Any, currency_code: str, contracts: ContractIndex) -> Happene
             request = metering_service_pb2.ResolveOutcomeRequest()
             request.result.MergeFromString(bytes.fromhex(row.result.removeprefix("\\x")))
             execution = execution._replace(result=result_from_proto(request, []))
-    terms, period_start = agreed_with(
-        contracts, event.customer_id, row.organization_id, currency_code, row.occur_time
-    )
+    terms, period_start = agreed(event.customer_id, row.organization_id, currency_code, row.occur_time)
     return Happened(
         EventKey(event.customer_id, event.workflow_id, event.ordinal),
         row.organization_id,

@@ -176,7 +176,7 @@ def _exists(session: Session, stub: Any, wanted: PriceFile) -> bool:
         _raise_at(wanted, error)
     problems = [
         wanted.problem(field, f"{book.price_book_id} has {there or 'none'!r}, and that never changes")
-        for field in ("organization_id", "currency_code", "display_name")
+        for field in ("organization_id", "currency_code", "display_name", "for_contracts")
         if (there := getattr(book, field)) != getattr(wanted, field)
         # A file need not tell the name.
         and (field != "display_name" or wanted.display_name)
@@ -228,6 +228,7 @@ def _publish(
                     organization_id=wanted.organization_id,
                     currency_code=wanted.currency_code,
                     display_name=wanted.display_name,
+                    for_contracts=wanted.for_contracts,
                 ),
             )
         draft = session.call(stub.CreatePriceVersion, create).price_version

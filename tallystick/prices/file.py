@@ -80,6 +80,8 @@ class PriceFile:
         self.organization_id = ""
         self.currency_code = ""
         self.display_name = ""
+        # Whether it prices only what contracts name it for.
+        self.for_contracts = False
         self.prices: list[pb.Price] = []
         self.meters: list[pb.MeterFormula] = []
         self.plans: list[pb.Plan] = []
@@ -148,7 +150,7 @@ class _Reader:
         top = nodes.mapping(node, self._problems, "a price book")
         if top is None:
             return
-        top.known("book", "organization", "currency", "name", "meters", "prices", "plans")
+        top.known("book", "organization", "currency", "name", "for_contracts", "meters", "prices", "plans")
         found = self._found
         for key, field in (
             ("book", "price_book_id"),
@@ -159,6 +161,9 @@ class _Reader:
             if key in top:
                 self._at(field, top[key])
                 setattr(found, field, self._text(top[key]))
+        if "for_contracts" in top:
+            self._at("for_contracts", top["for_contracts"])
+            found.for_contracts = self._word(top["for_contracts"], {"true": True, "false": False})
         for key in ("book", "currency", "prices"):
             if key not in top:
                 self._problems.add(node, f"a price book needs {key!r}")

@@ -23,6 +23,7 @@ def to_yaml(book: price_book_pb2.PriceBook, version: price_book_pb2.PriceVersion
         "organization": book.organization_id,
         "currency": book.currency_code,
         "name": book.display_name,
+        "for_contracts": "true" if book.for_contracts else "",
     }
     lines = [f"{key}: {_scalar(text)}" for key, text in top.items() if text]
     for key, value in document(version.prices, version.meters, version.plans).items():

@@ -316,6 +316,11 @@ class SubscriptionIndex:
     def __init__(self) -> None:
         self._subscriptions: defaultdict[ContractKey, dict[str, list[Subscribed]]] = defaultdict(dict)
 
+    @property
+    def has_any(self) -> bool:
+        """Whether anybody is, or was, subscribed to anything."""
+        return bool(self._subscriptions)
+
     def add(self, key: ContractKey, new: Subscribed) -> None:
         """Add what a customer is subscribed to from a moment on."""
         insort(self._subscriptions[key].setdefault(new.subscription_id, []), new, key=_order)

@@ -191,14 +191,18 @@ def billing_period_of(contract: Contract | None, subscribed: Subscribed | None) 
 
 
 def agreed_with(
-    contracts: ContractIndex, customer_id: str, organization_id: str, currency_code: str, at: datetime
+    contracts: ContractIndex,
+    subscriptions: SubscriptionIndex,
+    customer_id: str,
+    organization_id: str,
+    currency_code: str,
+    at: datetime,
 ) -> tuple[CompiledTerms, datetime]:
     """What was agreed with a customer about such work at that time, and when its billing period began."""
-    contract = contracts_in_force(
-        contracts, ContractKey(customer_id, organization_id, currency_code), at
-    ).binding
-    agreed = NOTHING_AGREED if contract is None else _agreed(contract)
-    return agreed.compiled, billing_period_of(contract).period_containing(at).start
+    key = ContractKey(customer_id, organization_id, currency_code)
+    contract, subscribed = contracts_in_force(contracts, key, at).binding, subscriptions.in_force(key, at)
+    period = billing_period_of(contract, subscribed).period_containing(at)
+    return _agreed(contract, subscribed).compiled, period.start
 
 
 def work_time(time: datetime | None, now: datetime) -> datetime:

@@ -8,6 +8,7 @@ import pytest
 
 from services.kit.db import Database
 from services.metering.rpc.contract_catalog import ContractCatalog
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.shadow_rater import ShadowRater
 from services.metering.store import shadows
 from tallystick.common.v1 import money_pb2
@@ -171,7 +172,7 @@ async def test_whatever_is_interrupted_is_counted_once(
     interrupted = 0
     for _ in range(50):
         try:
-            await ShadowRater(writer, ContractCatalog(writer)).step()
+            await ShadowRater(writer, ContractCatalog(writer), SubscriptionCatalog(writer)).step()
         except _Killed:
             interrupted += 1
         if interrupted >= 3:
@@ -181,7 +182,9 @@ async def test_whatever_is_interrupted_is_counted_once(
     assert (await look(operator, shadow.shadow_id)).charge_count == 0
     monkeypatch.setattr(shadows, "advance", advance)
     # Several at once, besides the one of the server.
-    await asyncio.gather(*(ShadowRater(writer, ContractCatalog(writer)).step() for _ in range(4)))
+    await asyncio.gather(
+        *(ShadowRater(writer, ContractCatalog(writer), SubscriptionCatalog(writer)).step() for _ in range(4))
+    )
     found = await saw(operator, shadow.shadow_id, 20)
     assert found.charge_count == 20
     assert found.charged == money_pb2.Money(currency_code="USD", amount_micros=20 * RUN_MICROS)

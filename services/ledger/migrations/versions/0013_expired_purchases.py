@@ -1,4 +1,4 @@
-"""Refunds of what had expired, promotions before payouts; and the functions that move money.
+"""Refunds of what had expired, promotions before payouts.
 
 Revision ID: 0013
 Revises: 0012
@@ -9,7 +9,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.ledger.migrations.functions import replace_functions
 
 revision = "0013"
 down_revision = "0012"
@@ -21,7 +20,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0013_expired_purchases_tables.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

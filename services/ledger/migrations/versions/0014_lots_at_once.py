@@ -1,7 +1,7 @@
 """The functions that move money: the usual entries of all customers are allocated to lots at once.
 
 Revision ID: 0014
-Revises: 0011
+Revises: 0013
 """
 
 from alembic import op
@@ -9,7 +9,7 @@ from alembic import op
 from services.ledger.migrations.functions import replace_functions
 
 revision = "0014"
-down_revision = "0011"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 

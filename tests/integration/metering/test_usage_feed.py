@@ -242,7 +242,8 @@ def test_what_was_there_before_the_feed_comes_first_and_in_order(
         # What is recorded and decided while the rest is not there yet waits for it.
         record("now", "0 s")
         admin.execute(DECISION, ("newer",))
-        assert positions() == []
+        # Without a log nothing is sequenced, by the functions of a version that has them already either.
+        assert admin.execute("SELECT log_id FROM metering.usage_log").fetchall() == []
 
         migrate("head")
 

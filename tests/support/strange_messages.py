@@ -74,7 +74,7 @@ class Messages:
     def replaced(self, good: Message, field: FieldDescriptor) -> st.SearchStrategy[Any]:
         inner = getattr(good, field.name)
         is_ours = field.message_type is not None and field.message_type.full_name.startswith("tallystick")
-        if not is_ours or (field.is_repeated and not inner):
+        if not is_ours or _is_map(field) or (field.is_repeated and not inner):
             return self.value(field, 0)
         if not field.is_repeated:
             return self.near(inner)
@@ -84,6 +84,11 @@ class Messages:
 
     def value(self, field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
         """Anything for one field."""
+        if field.message_type is not None and _is_map(field):
+            entry = field.message_type.fields_by_name
+            return st.dictionaries(
+                self._single(entry["key"], depth), self._single(entry["value"], depth), max_size=3
+            )
         value = self._single(field, depth)
         if not field.is_repeated:
             return value
@@ -106,6 +111,7 @@ class Messages:
             FieldDescriptor.TYPE_STRING: lambda: self._text,
             FieldDescriptor.TYPE_BYTES: lambda: st.binary(max_size=40) | st.binary(min_size=32, max_size=32),
             FieldDescriptor.TYPE_BOOL: st.booleans,
+            FieldDescriptor.TYPE_DOUBLE: st.floats,
             FieldDescriptor.TYPE_INT32: lambda: st.sampled_from(INT32) | st.integers(-(2**31), 2**31 - 1),
             FieldDescriptor.TYPE_INT64: lambda: st.sampled_from(INT64) | st.integers(1, 10**7),
         }
@@ -157,7 +163,13 @@ def _numbers_of(enum: EnumDescriptor) -> st.SearchStrategy[int]:
 def with_nul(message: Message) -> Iterator[Message]:
     """The message with a NUL at the end of one of its strings, for each of them."""
     for descriptor, value in message.ListFields():
-        if descriptor.is_repeated:
+        if _is_map(descriptor):
+            for key, one in value.items():
+                if isinstance(key, str):
+                    yield _with(message, descriptor, {**value, f"{key}\0": one})
+                if isinstance(one, str):
+                    yield _with(message, descriptor, {**value, key: f"{one}\0"})
+        elif descriptor.is_repeated:
             values = list(value)
             for number, one in enumerate(values):
                 for changed in [f"{one}\0"] if isinstance(one, str) else with_nul(one):
@@ -167,6 +179,10 @@ def with_nul(message: Message) -> Iterator[Message]:
         elif isinstance(value, Message):
             for changed in with_nul(value):
                 yield _with(message, descriptor, changed)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _copy(message: Message) -> Message:

@@ -21,6 +21,7 @@ from tallystick.cli.simulate_page import line_name, page
 from tallystick.metering.v1 import rating_service_pb2 as pb
 from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceStub
 from tallystick.money import Money
+from tallystick.prices.file import PriceFileError, read
 
 # A million runs take seconds, and prices that count over a month a minute.
 _PATIENCE: Final = 300.0
@@ -38,7 +39,19 @@ def _load_json(file: Path) -> pb.PriceList:
         raise Misuse(f"cannot read {file}: {error}") from None
 
 
-LOADERS: Final[dict[str, Loader]] = {".json": _load_json}
+def _load_yaml(file: Path) -> pb.PriceList:
+    try:
+        found = read(file)
+    except OSError as error:
+        raise Misuse(f"cannot read {file}: {error}") from None
+    except PriceFileError as error:
+        raise Misuse(str(error)) from None
+    return pb.PriceList(
+        currency_code=found.currency_code, prices=found.prices, meters=found.meters, plans=found.plans
+    )
+
+
+LOADERS: Final[dict[str, Loader]] = {".json": _load_json, ".yaml": _load_yaml, ".yml": _load_yaml}
 
 
 def simulate(

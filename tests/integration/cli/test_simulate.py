@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.cli.conftest import Run
 
+ROOT = Path(__file__).parents[3]
 FLAT = {
     "currency_code": "USD",
     "prices": [
@@ -134,3 +135,17 @@ def test_misuse_is_said(run: Run, book: Path, tmp_path: Path) -> None:
     ran = run("customer", "simulate", str(book))
     assert ran.status == 1
     assert "ROLE_NOT_ALLOWED" in ran.err
+
+
+def test_a_book_is_given_as_the_file_that_would_be_applied(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "flat-fee.yaml"
+    file.write_text((ROOT / "examples/prices/flat-fee.yaml").read_text())
+    ran = run("owner", "simulate", str(file), "--runs", "100", "--json")
+    assert ran.status == 0, ran.err
+    (book,) = ran.data["books"]
+    assert book["label"] == "flat-fee"
+    assert Decimal(book["revenue"]["amount"]) > 0
+    file.write_text("currency: USD\nprices: nothing\n")
+    ran = run("owner", "simulate", str(file))
+    assert ran.status != 0
+    assert re.search(r"flat-fee\.yaml:2:\d+: ", ran.err)

@@ -158,6 +158,6 @@ def test_every_test_that_a_page_names_exists() -> None:
         f"{path}::{name}"
         for path, name in named
         if not (ROOT / path).exists()
-        or not re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), flags=re.MULTILINE)
+        or not re.search(rf"^ *(async )?def {name}\(", (ROOT / path).read_text(), flags=re.MULTILINE)
     ]
     assert missing == []

@@ -150,7 +150,6 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
             "organization_id": organization_id,
             "customer_id": request.customer_id,
             "currency_code": currency_code,
-            "price_version_id": request.price_version_id,
             "price_book_id": "" if other is None else other.price_book_id,
         }
         async with aclosing(self._jobs.run("rerate", settings, content)) as answers:

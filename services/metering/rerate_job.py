@@ -76,6 +76,7 @@ async def run_rerate(job: Mapping[str, Any], content: bytes, answer: Answer) -> 
                 await _load(database, applied.versions),
                 other,
                 _parse_lines,
+                outcome_format.stored_text,
                 # Most customers have neither, and most platforms few.
                 period_start=partial(period_start_of, contracts, subscriptions)
                 if contracts.has_any or subscriptions.has_any
@@ -130,7 +131,7 @@ def to_posted_run(row: Row) -> PostedRun:
         else PostedOutcome(
             _decided(execution(), Outcome(outcome), result),
             int(bonus or 0),
-            bonus_lines or "[]",
+            bonus_lines or "",
             None if decided_opening is None else json.loads(decided_opening),
         ),
         NO_COMPILED_TERMS if terms is None else _to_terms(terms),

@@ -58,7 +58,7 @@ from services.metering.domain.workload import (
     check_workload,
     draw,
 )
-from services.metering.store.outcome_format import lines_to_json, to_lines
+from services.metering.store.outcome_format import lines_to_json, stored_text, to_lines
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
 NOW = START + timedelta(days=3)
@@ -376,7 +376,7 @@ class Charged:
             outcome=PostedOutcome(
                 decided,
                 bonus.total_micros,
-                lines_to_json(bonus.lines),
+                lines_to_json(bonus.lines) if bonus.total_micros else "",
                 None if counted is None else counted.opening,
             )
         )
@@ -407,6 +407,7 @@ def rerated(
         {"pv_1": compile_price_list(PriceList((applied,)), "pb_1")},
         None if other is None else compile_price_list(PriceList((other,)), price_book_id),
         lambda text: to_lines(json.loads(text)),
+        stored_text,
         period_start=lambda *about: START,
     )
     for run in runs:

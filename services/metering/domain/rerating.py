@@ -49,6 +49,7 @@ def start_of_month(customer_id: str, organization_id: str, currency_code: str, a
 class PostedOutcome(NamedTuple):
     """What was charged for an outcome that was decided later: the execution with that outcome.
 
+    `lines` are empty if it added nothing: what cancels out is no charge, and has no lines.
     `opening` are the counters that this was rated with; None for those of the run.
     """
 
@@ -140,17 +141,16 @@ class _Proof(NamedTuple):
 
 @dataclass(slots=True)
 class _Kind:
-    """Runs that are alike: what the prices make of one, and how many there are.
-
-    `text` is how its lines are stored, once a run was found that has the right ones.
+    """Runs that are alike: what the prices make of one, and how many there are. `text` is how its lines are
+    stored.
     """
 
     currency_code: str
     applied: Rated | None
     other: Rated | None
+    text: str
     count: int = 0
     reproduced: int = 0
-    text: str = ""
 
 
 class Rerating:
@@ -163,12 +163,14 @@ class Rerating:
         applied: Mapping[str, Sequence[CompiledPrice]],
         other: Sequence[CompiledPrice] | None,
         parse_lines: Callable[[str], Sequence[RatedLine]],
+        render_lines: Callable[[Sequence[RatedLine]], str],
         *,
         period_start: PeriodStart = start_of_month,
     ) -> None:
         self._applied = applied
         self._other = other
         self._parse_lines = parse_lines
+        self._render_lines = render_lines
         self._period_start = period_start
         # When discounts begin and end: before and after, runs are not alike.
         self._cuts = _cuts([*applied.values(), other or ()])
@@ -218,16 +220,20 @@ class Rerating:
             customer.charged_micros += amount
             customer.rerated_micros += kind.other.total_micros
         applied = kind.applied
-        if kind.text and kind.text == run.lines and applied is not None and amount == applied.total_micros:
-            kind.reproduced += 1
-            self.reproduced_charge_count += 1
-            return ()
-        lines = tuple(self._parse_lines(run.lines))
-        if applied is not None and lines == applied.lines and amount == applied.total_micros:
-            kind.text = kind.text or run.lines
-            kind.reproduced += 1
-            self.reproduced_charge_count += 1
-            return ()
+        if applied is not None and amount == applied.total_micros:
+            if kind.text == run.lines:
+                kind.reproduced += 1
+                self.reproduced_charge_count += 1
+                return ()
+            lines = tuple(self._parse_lines(run.lines))
+            if lines == applied.lines:
+                # The same, written another way: so it will be again.
+                kind.text = run.lines
+                kind.reproduced += 1
+                self.reproduced_charge_count += 1
+                return ()
+        else:
+            lines = tuple(self._parse_lines(run.lines))
         if self._other is None or kind.other is not None:
             self._add_lines(run.currency_code, lines, 0, 1)
         return [self._mismatch(run, Component.BASE, amount, applied)]
@@ -263,7 +269,12 @@ class Rerating:
         kind = None
         if not any(price is not None and counter_names(price, run.terms) for price in prices):
             rated = [_rate(price, execution, run.terms, _NO_COUNTERS) for price in prices]
-            kind = _Kind(run.currency_code, rated[0], rated[1] if self._other is not None else None)
+            kind = _Kind(
+                run.currency_code,
+                rated[0],
+                rated[1] if self._other is not None else None,
+                "" if rated[0] is None else self._render_lines(rated[0].lines),
+            )
         self._kinds[key] = kind
         return kind
 
@@ -294,7 +305,8 @@ class Rerating:
                 run, Component.OUTCOME, later.rated, outcome.amount_micros, outcome.lines
             )
             charged += outcome.amount_micros
-            texts.append(outcome.lines)
+            if outcome.lines:
+                texts.append(outcome.lines)
         customer = self.customers[run.customer_id, run.currency_code]
         if self._other is not None:
             rerated = self._rate_by_other(run, execution, applied, base, later)
@@ -302,8 +314,9 @@ class Rerating:
                 customer.unpriced_run_count += 1
                 return mismatches
             customer.rerated_micros += sum(one.total_micros for one in rerated)
-            for one in rerated:
-                self._add_lines(run.currency_code, one.lines, 1, 1)
+            for number, one in enumerate(rerated):
+                if number == 0 or one.total_micros:
+                    self._add_lines(run.currency_code, one.lines, 1, 1)
         customer.run_count += 1
         customer.charged_micros += charged
         for text in texts:
@@ -358,7 +371,7 @@ class Rerating:
         if (
             rated is not None
             and rated.total_micros == amount_micros
-            and rated.lines == tuple(self._parse_lines(text))
+            and (not text or rated.lines == tuple(self._parse_lines(text)))
         ):
             self.reproduced_charge_count += 1
             return []

@@ -191,11 +191,12 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         watch = _nobody_watches if recharger is None else recharger.seen
         # One run at a time, then a pause: the more events gather in a run, the less each of them costs.
         meter = Coalescer[Report, Metered](pipeline.run, patience=1.0).submit
+        counters = CounterReader(reader)
         reservations = Reservations(
             credits=credits,
             gate=gate,
             terms=terms,
-            counters=CounterReader(reader),
+            counters=counters,
             signer=signer,
             clock=clock,
             meter=meter,
@@ -231,6 +232,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     directory=directory,
                     catalog=catalog,
                     terms=terms,
+                    counters=counters,
                     jobs=RatingJobs(config.rating_jobs),
                     shadows=Shadows(writer=writer, reader=reader, clock=clock),
                     database_url=config.database_url,

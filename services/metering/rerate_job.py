@@ -3,13 +3,21 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from services.kit.db import Database
 from services.kit.messages import set_money
 from services.kit.tenancy import PLATFORM, Tenants, scope
-from services.metering.domain.rating import CompiledPrice, Execution, RatedLine, compile_price_list
+from services.metering.domain.rating import (
+    NO_COMPILED_TERMS,
+    CompiledPrice,
+    CompiledTerms,
+    Execution,
+    RatedLine,
+    compile_price_list,
+    compile_terms,
+)
 from services.metering.domain.rerating import (
     Difference,
     LineName,
@@ -17,23 +25,23 @@ from services.metering.domain.rerating import (
     PostedOutcome,
     PostedRun,
     Rerating,
-    nothing_agreed,
+    start_of_month,
 )
 from services.metering.domain.usage_event import Outcome
 from services.metering.domain.usage_record import ChargeKey
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.convert import (
     LINE_KINDS_TO_PROTO,
+    decided_result,
     execution_from_proto,
-    result_from_proto,
 )
 from services.metering.rpc.prices import price_list_from_proto
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
-from services.metering.rpc.terms import agreed_with
-from services.metering.store import outcome_format, posted_runs, price_books
+from services.metering.rpc.terms import period_start_of
+from services.metering.store import counted_format, outcome_format, posted_runs, price_books
 from services.metering.store.posted_runs import Row, Selection
-from tallystick.metering.v1 import metering_service_pb2, usage_pb2
 from tallystick.metering.v1 import rating_service_pb2 as pb
+from tallystick.metering.v1 import usage_pb2
 
 # Runs between two messages of progress.
 _PROGRESS_EVERY: Final = 20_000
@@ -61,22 +69,23 @@ async def run_rerate(job: Mapping[str, Any], content: bytes, answer: Answer) -> 
     try:
         async with database.hot() as connection:
             await posted_runs.begin(connection, selection)
-            versions = await posted_runs.applied_versions(connection, selection)
-            applied = await _load(database, versions)
+            applied = await posted_runs.applied(connection, selection)
             contracts = await ContractCatalog(database).index()
             subscriptions = await SubscriptionCatalog(database).index()
             rerating = Rerating(
-                applied,
+                await _load(database, applied.versions),
                 other,
                 _parse_lines,
-                other_version_id=job["price_version_id"],
+                outcome_format.stored_text,
                 # Most customers have neither, and most platforms few.
-                agreed=partial(agreed_with, contracts, subscriptions)
+                period_start=partial(period_start_of, contracts, subscriptions)
                 if contracts.has_any or subscriptions.has_any
-                else nothing_agreed,
+                else start_of_month,
             )
             teller = _Teller(answer)
-            rows = posted_runs.read(connection, selection, in_order=rerating.needs_order)
+            # Contracts may have counters where prices have none. A proof needs only those that are stored.
+            in_order = other is not None and (rerating.needs_order or applied.has_terms)
+            rows = posted_runs.read(connection, selection, in_order=in_order)
             async for some in rows:
                 for row in some:
                     if mismatches := rerating.add(to_posted_run(row)):
@@ -92,7 +101,7 @@ def to_posted_run(row: Row) -> PostedRun:
     """The run in a row of store.posted_runs."""
     (content, organization_id, occur_time, price_version_id, currency_code, amount_micros, lines, *rest) = row
     event = usage_pb2.UsageEvent.FromString(content)
-    outcome, bonus, bonus_lines, opening, decided_opening, result = rest
+    outcome, bonus, bonus_lines, terms, period_start, opening, decided_opening, result = rest
     execution = partial(execution_from_proto, event, occur_time)
     return PostedRun(
         event.customer_id,
@@ -111,6 +120,7 @@ def to_posted_run(row: Row) -> PostedRun:
             event.tool_name,
             event.outcome_candidate,
             event.result.SerializeToString(deterministic=True) if event.HasField("result") else b"",
+            terms,
         ),
         execution,
         amount_micros,
@@ -121,9 +131,11 @@ def to_posted_run(row: Row) -> PostedRun:
         else PostedOutcome(
             _decided(execution(), Outcome(outcome), result),
             int(bonus or 0),
-            bonus_lines or "[]",
+            bonus_lines or "",
             None if decided_opening is None else json.loads(decided_opening),
         ),
+        NO_COMPILED_TERMS if terms is None else _to_terms(terms),
+        period_start,
     )
 
 
@@ -140,10 +152,13 @@ async def _load(database: Database, versions: Sequence[str]) -> dict[str, Sequen
 def _decided(execution: Execution, outcome: Outcome, result: bytes | None) -> Execution:
     """The execution with the outcome that was decided, and the result that came with it."""
     if result is not None:
-        request = metering_service_pb2.ResolveOutcomeRequest()
-        request.result.MergeFromString(result)
-        execution = execution._replace(result=result_from_proto(request, []))
+        execution = execution._replace(result=decided_result(result))
     return execution._replace(outcome=outcome)
+
+
+@lru_cache(maxsize=10_000)
+def _to_terms(text: str) -> CompiledTerms:
+    return compile_terms(counted_format.to_terms(json.loads(text)))
 
 
 def _parse_lines(text: str) -> Sequence[RatedLine]:

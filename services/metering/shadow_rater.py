@@ -1,23 +1,24 @@
 """The rater of shadows: lets candidate versions rate what was metered, behind the usage feed."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
 from services.kit.db import Database, retry_transaction
 from services.kit.tenancy import PLATFORM, scope_hot
 from services.kit.worker import PeriodicWorker
-from services.metering.domain.rating import CompiledPrice, CompiledTerms, compile_price_list
+from services.metering.domain.rating import CompiledPrice, compile_price_list
+from services.metering.domain.rerating import PeriodStart
 from services.metering.domain.shadow import Happened, Shadow, Shadowing
 from services.metering.domain.usage_event import EventKey, Outcome
 from services.metering.rpc.contract_catalog import ContractCatalog
-from services.metering.rpc.convert import execution_from_proto, result_from_proto
+from services.metering.rpc.convert import decided_result, execution_from_proto
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
-from services.metering.rpc.terms import agreed_with
-from services.metering.store import shadows
-from tallystick.metering.v1 import metering_service_pb2, usage_pb2
+from services.metering.rpc.terms import AgreedTerms, period_start_of
+from services.metering.store import counted_format, shadows
+from tallystick.metering.v1 import usage_pb2
 
 # Positions of one step, and how many events are rated before others get their turn: a millisecond or two.
 _LIMIT: Final = 500
@@ -70,11 +71,12 @@ class ShadowRater:
             if until <= shadow.position:
                 return False
             rows = await shadows.happened(connection, shadow, until)
-            agreed = partial(agreed_with, await self._contracts.index(), await self._subscriptions.index())
-            some = [_happened(row, shadow.currency_code, agreed) for row in rows]
+            contracts, subscriptions = await self._contracts.index(), await self._subscriptions.index()
+            period_start = partial(period_start_of, contracts, subscriptions)
+            some = [_happened(row, shadow.currency_code, period_start) for row in rows]
             found = Shadowing(
                 self._prices(shadow),
-                await shadows.load_counters(connection, shadow_id, [one.counters for one in some]),
+                await shadows.load_shifts(connection, shadow_id, [one.counters for one in some]),
                 await shadows.load_openings(
                     connection, shadow_id, [one.key for one in some if one.is_decision]
                 ),
@@ -96,25 +98,27 @@ class ShadowRater:
         return prices
 
 
-def _happened(
-    row: Any, currency_code: str, agreed: Callable[[str, str, str, datetime], tuple[CompiledTerms, datetime]]
-) -> Happened:
+def _happened(row: Any, currency_code: str, period_start: PeriodStart) -> Happened:
     event = usage_pb2.UsageEvent.FromString(row.content)
     execution = execution_from_proto(event, row.occur_time)
     is_decision = row.kind == "decided"
     if is_decision:
         execution = execution._replace(outcome=Outcome(row.outcome))
         if row.result is not None:
-            request = metering_service_pb2.ResolveOutcomeRequest()
-            request.result.MergeFromString(bytes.fromhex(row.result.removeprefix("\\x")))
-            execution = execution._replace(result=result_from_proto(request, []))
-    terms, period_start = agreed(event.customer_id, row.organization_id, currency_code, row.occur_time)
+            execution = execution._replace(result=decided_result(row.result))
+    start = row.period_start
+    if start is None:
+        start = period_start(event.customer_id, row.organization_id, currency_code, row.occur_time)
     return Happened(
         EventKey(event.customer_id, event.workflow_id, event.ordinal),
         row.organization_id,
         execution,
         row.bonus_micros if is_decision else row.amount_micros,
         is_decision,
-        period_start,
-        terms,
+        start,
+        AgreedTerms.of(counted_format.to_terms(row.contract_terms)).compiled,
+        row.opening or {},
+        row.closing or {},
+        row.decided_opening,
+        row.decided_closing or {},
     )

@@ -9,6 +9,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.metering.domain.outcome import Decision, decide, prospects
 from services.metering.domain.price_book import (
     Allowance,
     BaseFee,
@@ -31,6 +32,7 @@ from services.metering.domain.price_book import (
     VolumeDiscountStep,
 )
 from services.metering.domain.price_checks import check_price_list
+from services.metering.domain.price_counter import Counted
 from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
     NO_TERMS,
@@ -43,8 +45,8 @@ from services.metering.domain.rating import (
     rate,
     rate_outcome,
 )
-from services.metering.domain.rerating import PostedOutcome, PostedRun, Rerating, nothing_agreed
-from services.metering.domain.shadow import Happened, Shadowing
+from services.metering.domain.rerating import PostedOutcome, PostedRun, Rerating
+from services.metering.domain.shadow import CounterKey, Happened, Shadowing
 from services.metering.domain.simulation import Book, Spread, Work, periods, simulate, spread
 from services.metering.domain.usage_event import EventKey, Outcome, Usage
 from services.metering.domain.workload import (
@@ -56,7 +58,7 @@ from services.metering.domain.workload import (
     check_workload,
     draw,
 )
-from services.metering.store.outcome_format import lines_to_json, to_lines
+from services.metering.store.outcome_format import lines_to_json, stored_text, to_lines
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
 NOW = START + timedelta(days=3)
@@ -289,7 +291,9 @@ reports = st.lists(
     st.tuples(
         usages,
         st.sampled_from(Outcome),
+        # How it is decided, and behind how many other reports; None for not at all.
         st.sampled_from([Outcome.SUCCESS, Outcome.FAILURE, None]),
+        st.integers(0, 4),
         st.sampled_from(["cus_1", "cus_2"]),
         st.integers(0, 10),
     ),
@@ -299,69 +303,112 @@ reports = st.lists(
 agreements = st.sampled_from(
     [
         NO_TERMS,
-        ContractTerms(discounts=(Discount("loyal", basis_points=1_000),)),
+        ContractTerms(discounts=(Discount("loyal", basis_points=1_000, end_time=START + timedelta(days=4)),)),
+        ContractTerms(discounts=(Discount("much", volume=(VolumeDiscountStep(UnitPrice("1"), 500),)),)),
         ContractTerms(allowances={"input_tokens": 20_000, "pages": 5}, period_maximum_micros=900_000),
     ]
 )
-Report = tuple[Usage, Outcome, Outcome | None, str, int]
+Report = tuple[Usage, Outcome, Outcome | None, int, str, int]
+
+
+class Charged:
+    """What is charged for runs, one after the other, by the functions that charge, and what is kept of it."""
+
+    def __init__(self, price: Price, reported: Sequence[Report], terms: ContractTerms = NO_TERMS) -> None:
+        (self.price,) = compile_price_list(PriceList((price,)), "pb_1")
+        self.terms = NO_COMPILED_TERMS if terms is NO_TERMS else compile_terms(terms)
+        self.names = counter_names(self.price, self.terms)
+        self.counters: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(self.names, 0))
+        self.runs: list[PostedRun] = []
+        self.happened: list[Happened] = []
+        due: list[tuple[int, int, Outcome]] = []
+        for number, (_, outcome, later, delay, _, _) in enumerate(reported):
+            self.report(number, reported[number])
+            if outcome is Outcome.PENDING and later is not None:
+                due.append((number + delay, number, later))
+            for when, decided, final in list(due):
+                if when <= number:
+                    self.decide(decided, final)
+                    due.remove((when, decided, final))
+
+    def report(self, number: int, reported: Report) -> None:
+        usage, outcome, _, _, customer_id, day = reported
+        moment = START + timedelta(days=day) if day < 10 else START
+        execution = Execution(usage, outcome, moment, {"resolved": True}, "run", "agt_a")
+        opening = dict(self.counters[customer_id])
+        rated = rate(self.price, execution, self.terms, opening)
+        self.counters[customer_id].update(rated.closing)
+        run = PostedRun(
+            customer_id,
+            f"wf-{number}",
+            0,
+            "org_a",
+            "USD",
+            "pv_1",
+            moment,
+            (usage[:10], tuple(usage.meters), outcome),
+            lambda: execution,
+            rated.total_micros,
+            lines_to_json(rated.lines),
+            opening if self.names else None,
+            None,
+            self.terms,
+            START if self.names else None,
+        )
+        self.runs.append(run)
+        self.happened.append(self.happen(run, execution, rated.total_micros, rated.closing))
+
+    def decide(self, number: int, final: Outcome) -> None:
+        run = self.runs[number]
+        execution, opening = run.execution(), run.opening or {}
+        closing = rate(self.price, execution, self.terms, opening).closing
+        decided = execution._replace(outcome=final)
+        if prospects(self.price, execution, self.terms, opening).bonuses is not None:
+            decision = Decision(rate_outcome(self.price, decided, self.terms, opening), None)
+        else:
+            counted = Counted(START, opening, closing) if self.names else None
+            decision = decide(self.price, decided, self.terms, counted, self.counters[run.customer_id])
+        counted = decision.counted
+        if counted is not None:
+            self.counters[run.customer_id].update(counted.closing)
+        bonus = decision.bonus
+        self.runs[number] = run._replace(
+            outcome=PostedOutcome(
+                decided,
+                bonus.total_micros,
+                lines_to_json(bonus.lines) if bonus.total_micros else "",
+                None if counted is None else counted.opening,
+            )
+        )
+        self.happened.append(
+            self.happen(run, decided, bonus.total_micros, closing)._replace(
+                is_decision=True,
+                decided_opening=None if counted is None else counted.opening,
+                decided_closing={} if counted is None else counted.closing,
+            )
+        )
+
+    def happen(
+        self, run: PostedRun, execution: Execution, micros: int, closing: Mapping[str, int]
+    ) -> Happened:
+        key, opening = EventKey(run.customer_id, run.workflow_id, 0), run.opening or {}
+        return Happened(key, "org_a", execution, micros, False, START, self.terms, opening, closing)
 
 
 def posted(price: Price, reported: Sequence[Report], terms: ContractTerms = NO_TERMS) -> list[PostedRun]:
-    """What is charged for these runs, one after the other."""
-    (compiled,) = compile_price_list(PriceList((price,)), "pb_1")
-    agreed = NO_COMPILED_TERMS if terms is NO_TERMS else compile_terms(terms)
-    counted = bool(counter_names(compiled, agreed))
-    counters: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    found = []
-    for number, (usage, outcome, later, customer_id, day) in enumerate(reported):
-        moment = START + timedelta(days=day) if day < 10 else START
-        execution = Execution(usage, outcome, moment, {"resolved": True}, "run", "agt_a")
-        opening = dict(counters[customer_id])
-        rated = rate(compiled, execution, agreed, opening)
-        counters[customer_id].update(rated.closing)
-        decided = None
-        if outcome is Outcome.PENDING and later is not None:
-            final = execution._replace(outcome=later)
-            bonus = rate_outcome(compiled, final, agreed, opening)
-            decided = PostedOutcome(final, bonus.total_micros, lines_to_json(bonus.lines))
-            counters[customer_id].update(bonus.closing)
-        found.append(
-            PostedRun(
-                customer_id,
-                f"wf-{number}",
-                0,
-                "org_a",
-                "USD",
-                "pv_1",
-                moment,
-                (usage[:10], tuple(usage.meters), outcome),
-                lambda execution=execution: execution,  # type: ignore[misc]
-                rated.total_micros,
-                lines_to_json(rated.lines),
-                opening if counted else None,
-                decided,
-            )
-        )
-    return found
+    """What is charged for these runs."""
+    return Charged(price, reported, terms).runs
 
 
 def rerated(
-    runs: Sequence[PostedRun],
-    applied: Price,
-    other: Price | None,
-    other_version_id: str = "pv_2",
-    terms: ContractTerms = NO_TERMS,
+    runs: Sequence[PostedRun], applied: Price, other: Price | None, price_book_id: str = "pb_1"
 ) -> Rerating:
-    def compiled(price: Price) -> Mapping[str, object]:
-        return {"pv_1": compile_price_list(PriceList((price,)), "pb_1")}
-
-    agreed = compile_terms(terms)
     rerating = Rerating(
-        compiled(applied),  # type: ignore[arg-type]
-        None if other is None else compile_price_list(PriceList((other,)), "pb_1"),
+        {"pv_1": compile_price_list(PriceList((applied,)), "pb_1")},
+        None if other is None else compile_price_list(PriceList((other,)), price_book_id),
         lambda text: to_lines(json.loads(text)),
-        other_version_id=other_version_id,
-        agreed=nothing_agreed if terms is NO_TERMS else lambda *about: (agreed, START),
+        stored_text,
+        period_start=lambda *about: START,
     )
     for run in runs:
         rerating.add(run)
@@ -370,13 +417,15 @@ def rerated(
 
 
 @settings(deadline=None, max_examples=40)
-@given(prices, reports, agreements)
+@given(prices, reports, agreements, st.integers(0, 3))
 def test_the_applied_version_reproduces_every_charge(
-    price: Price, reported: list[Report], terms: ContractTerms
+    price: Price, reported: list[Report], terms: ContractTerms, skipped: int
 ) -> None:
     check(price)
     runs = posted(price, reported, terms)
-    rerating = rerated(runs, price, price, "pv_1", terms)
+    # However little of the period is looked at, and in whichever order the runs of a batch come.
+    rerating = rerated(sorted(runs[skipped:], key=lambda run: run.workflow_id), price, price)
+    runs = runs[skipped:]
     charges = len(runs) + sum(run.outcome is not None for run in runs)
     assert rerating.mismatched_charge_count == 0
     assert rerating.reproduced_charge_count == charges
@@ -418,32 +467,44 @@ def test_one_wrong_micro_is_found(price: Price, reported: list[Report], picked: 
 
 
 @settings(deadline=None, max_examples=40)
-@given(prices, reports, st.integers(1, 7))
-def test_a_shadow_of_what_is_charged_sees_no_difference(
-    price: Price, reported: list[Report], slice_length: int
+@given(prices, reports, agreements)
+def test_prices_of_another_book_count_for_themselves(
+    price: Price, reported: list[Report], terms: ContractTerms
 ) -> None:
-    runs = posted(price, [one for one in reported if one[1] is not Outcome.PENDING])
-    (compiled,) = compile_price_list(PriceList((price,)), "pb_1")
-    things = [
-        Happened(
-            EventKey(run.customer_id, run.workflow_id, 0),
-            "org_a",
-            # In one month, as it was charged.
-            run.execution()._replace(occur_time=run.occur_time),
-            run.amount_micros,
-            False,
-            START,
-        )
-        for run in runs
-    ]
-    counters: dict[object, dict[str, int]] = {}
-    differing = 0
+    """Equal prices whose counters have other names come to the same, as their own counters add up."""
+    check(price)
+    charged = Charged(price, [one for one in reported if one[1] is not Outcome.PENDING], terms)
+    rerating = rerated(charged.runs, price, price, "pb_2")
+    for difference in rerating.customers.values():
+        assert difference.charged_micros == difference.rerated_micros
+
+
+@settings(deadline=None, max_examples=60)
+@given(prices, reports, agreements, st.integers(1, 7), st.integers(0, 3), st.booleans())
+def test_a_shadow_of_what_is_charged_sees_no_difference(
+    price: Price,
+    reported: list[Report],
+    terms: ContractTerms,
+    slice_length: int,
+    skipped: int,
+    reverse: bool,
+) -> None:
+    """However late it starts, and in whichever order the feed has the events of a batch."""
+    check(price)
+    charged = Charged(price, reported, terms)
+    things = charged.happened[skipped:]
+    if reverse and not any(one.is_decision for one in things):
+        things.reverse()
+    seen = {one.key for one in things if not one.is_decision}
+    things = [one for one in things if one.key in seen]
+    shifts: dict[CounterKey, dict[str, int]] = {}
+    openings: dict[EventKey, Mapping[str, int]] = {}
     for start in range(0, len(things), slice_length):
-        shadowing = Shadowing([compiled], counters, {})  # type: ignore[arg-type]
+        shadowing = Shadowing([charged.price], shifts, openings)
         for thing in things[start : start + slice_length]:
             shadowing.add(thing)
-        differing += sum(one.differing_charge_count for one in shadowing.divergences.values())
-    assert differing == 0
+        assert not sum(one.differing_charge_count for one in shadowing.divergences.values())
+    assert not any(off for one in shifts.values() for off in one.values())
 
 
 def test_a_drawn_workload_keeps_its_shares() -> None:

@@ -1,19 +1,20 @@
 """Re-rating: what was charged, rated again, by the prices that were applied and by other ones.
 
 Runs that are alike are rated once, where nothing but the run itself decides what it costs; of each such kind
-it is counted how often it occurs. Prices with counters are rated run by run: with the counters that the run
-was charged with, or, by other prices, with counters of their own.
+it is counted how often it occurs. Prices with counters are rated run by run: with the counters and the terms
+of a contract that the run was charged with; by other prices with the counters as these would have moved them.
 """
 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 
 from services.kit.errors import InvalidArgument
 from services.metering.domain.billing_period import MONTH_IN_UTC
+from services.metering.domain.counter_shift import moves, moves_between, shift, shifted
 from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
     CompiledPrice,
@@ -36,21 +37,19 @@ _MAX_KINDS: Final = 200_000
 _NO_COUNTERS: Final[Counters] = {}
 
 
-# What was agreed with a customer about the work of an organization in a currency at a time, and when the
-# billing period began that this falls into.
-Agreed = Callable[[str, str, str, datetime], tuple[CompiledTerms, datetime]]
+# When the billing period began that work of a customer for an organization in a currency falls into.
+PeriodStart = Callable[[str, str, str, datetime], datetime]
 
 
-def nothing_agreed(
-    customer_id: str, organization_id: str, currency_code: str, at: datetime
-) -> tuple[CompiledTerms, datetime]:
-    """What holds without contracts: the prices as they are, in calendar months of UTC."""
-    return NO_COMPILED_TERMS, MONTH_IN_UTC.period_containing(at).start
+def start_of_month(customer_id: str, organization_id: str, currency_code: str, at: datetime) -> datetime:
+    """When it began without contracts: calendar months of UTC."""
+    return MONTH_IN_UTC.period_containing(at).start
 
 
 class PostedOutcome(NamedTuple):
     """What was charged for an outcome that was decided later: the execution with that outcome.
 
+    `lines` are empty if it added nothing: what cancels out is no charge, and has no lines.
     `opening` are the counters that this was rated with; None for those of the run.
     """
 
@@ -62,7 +61,8 @@ class PostedOutcome(NamedTuple):
 
 class PostedRun(NamedTuple):
     """A run as it was charged. `kind` is equal for runs that are alike: all that a price can depend on but
-    the time. `lines` are as stored; `opening` is None for a price without counters.
+    the time. `lines` are as stored; `terms` are what the contract added; `opening` and `period_start` are
+    None for a price without counters.
     """
 
     customer_id: str
@@ -78,6 +78,8 @@ class PostedRun(NamedTuple):
     lines: str
     opening: Counters | None = None
     outcome: PostedOutcome | None = None
+    terms: CompiledTerms = NO_COMPILED_TERMS
+    period_start: datetime | None = None
 
 
 class Mismatch(NamedTuple):
@@ -110,7 +112,7 @@ class LineName(NamedTuple):
     kind: LineKind
 
 
-class _Period(NamedTuple):
+class _PeriodKey(NamedTuple):
     """Whose counters, and of which billing period."""
 
     customer_id: str
@@ -120,18 +122,35 @@ class _Period(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Kind:
-    """Runs that are alike: what the prices make of one, and how many there are.
+class _Period:
+    """A billing period by the other prices: where its counters stood at last, by how much they would be off,
+    and what the contract added then.
+    """
 
-    `text` is how its lines are stored, once a run was found that has the right ones.
+    stood: dict[str, int] = field(default_factory=dict)
+    shifts: dict[str, int] = field(default_factory=dict)
+    terms: CompiledTerms = NO_COMPILED_TERMS
+
+
+class _Proof(NamedTuple):
+    """What a rating was made with, and what it came to; `rated` is None if it could not be made."""
+
+    opening: Counters
+    rated: Rated | None
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Runs that are alike: what the prices make of one, and how many there are. `text` is how its lines are
+    stored.
     """
 
     currency_code: str
     applied: Rated | None
     other: Rated | None
+    text: str
     count: int = 0
     reproduced: int = 0
-    text: str = ""
 
 
 class Rerating:
@@ -144,21 +163,19 @@ class Rerating:
         applied: Mapping[str, Sequence[CompiledPrice]],
         other: Sequence[CompiledPrice] | None,
         parse_lines: Callable[[str], Sequence[RatedLine]],
+        render_lines: Callable[[Sequence[RatedLine]], str],
         *,
-        other_version_id: str = "",
-        agreed: Agreed = nothing_agreed,
+        period_start: PeriodStart = start_of_month,
     ) -> None:
         self._applied = applied
         self._other = other
-        self._other_version_id = other_version_id
         self._parse_lines = parse_lines
-        self._agreed = agreed
-        self._has_contracts = agreed is not nothing_agreed
+        self._render_lines = render_lines
+        self._period_start = period_start
         # When discounts begin and end: before and after, runs are not alike.
         self._cuts = _cuts([*applied.values(), other or ()])
         self._kinds: dict[Hashable, _Kind | None] = {}
-        self._counters: defaultdict[_Period, dict[str, int]] = defaultdict(dict)
-        self._terms: dict[_Period, CompiledTerms] = {}
+        self._periods: defaultdict[_PeriodKey, _Period] = defaultdict(_Period)
         self._lines: defaultdict[LineName, list[int]] = defaultdict(lambda: [0, 0])
         self.customers: defaultdict[tuple[str, str], Difference] = defaultdict(Difference)
         self.reproduced_charge_count = 0
@@ -166,23 +183,23 @@ class Rerating:
 
     @property
     def needs_order(self) -> bool:
-        """Whether runs must come in the order in which they were reported."""
-        return self._has_contracts or any(counter_names(price) for price in self._other or ())
+        """Whether runs must come in the order in which they were reported, contracts aside."""
+        return any(counter_names(price) for price in self._other or ())
 
     def add(self, run: PostedRun) -> Sequence[Mismatch]:
         """Rate a run again; the charges of it that the applied prices do not reproduce.
 
         If the other prices have counters, runs must come in the order in which they were reported.
         """
-        if run.outcome is not None or (
-            self._has_contracts and self._agreed_on(run)[0] is not NO_COMPILED_TERMS
-        ):
+        if run.outcome is not None or run.opening is not None:
             return self._add_apart(run)
         key = (
             run.kind,
             run.price_version_id,
             run.currency_code,
             bisect_right(self._cuts, run.occur_time) if self._cuts else 0,
+            # Part of the kind is what a contract adds, but not when.
+            None if run.terms is NO_COMPILED_TERMS else _discounts_at(run.terms, run.occur_time),
         )
         try:
             kind = self._kinds[key]
@@ -203,16 +220,20 @@ class Rerating:
             customer.charged_micros += amount
             customer.rerated_micros += kind.other.total_micros
         applied = kind.applied
-        if kind.text and kind.text == run.lines and applied is not None and amount == applied.total_micros:
-            kind.reproduced += 1
-            self.reproduced_charge_count += 1
-            return ()
-        lines = tuple(self._parse_lines(run.lines))
-        if applied is not None and lines == applied.lines and amount == applied.total_micros:
-            kind.text = kind.text or run.lines
-            kind.reproduced += 1
-            self.reproduced_charge_count += 1
-            return ()
+        if applied is not None and amount == applied.total_micros:
+            if kind.text == run.lines:
+                kind.reproduced += 1
+                self.reproduced_charge_count += 1
+                return ()
+            lines = tuple(self._parse_lines(run.lines))
+            if lines == applied.lines:
+                # The same, written another way: so it will be again.
+                kind.text = run.lines
+                kind.reproduced += 1
+                self.reproduced_charge_count += 1
+                return ()
+        else:
+            lines = tuple(self._parse_lines(run.lines))
         if self._other is None or kind.other is not None:
             self._add_lines(run.currency_code, lines, 0, 1)
         return [self._mismatch(run, Component.BASE, amount, applied)]
@@ -224,11 +245,17 @@ class Rerating:
 
     def close(self) -> None:
         """Close the billing periods of the other prices."""
-        for period, counters in self._counters.items():
+        for key, period in self._periods.items():
             for price in self._other or ():
-                if counter_names(price):
-                    closed = close_period(price, self._terms[period], counters)
-                    customer = self.customers[period.customer_id, period.currency_code]
+                if names := counter_names(price, period.terms):
+                    counters = {
+                        name: value
+                        for name, value in shifted(names, period.stood, period.shifts).items()
+                        # A counter that nothing moved is not there: of it nothing is owed.
+                        if name in period.stood or name in period.shifts
+                    }
+                    closed = close_period(price, period.terms, counters)
+                    customer = self.customers[key.customer_id, key.currency_code]
                     customer.closing_micros += closed.total_micros
 
     def _learn(self, key: Hashable, run: PostedRun) -> _Kind | None:
@@ -240,9 +267,14 @@ class Rerating:
         if self._other is not None:
             prices.append(select(self._other, execution.action_type, execution.agent_id))
         kind = None
-        if not any(price is not None and counter_names(price) for price in prices):
-            rated = [_rate(price, execution, NO_COMPILED_TERMS, _NO_COUNTERS) for price in prices]
-            kind = _Kind(run.currency_code, rated[0], rated[1] if self._other is not None else None)
+        if not any(price is not None and counter_names(price, run.terms) for price in prices):
+            rated = [_rate(price, execution, run.terms, _NO_COUNTERS) for price in prices]
+            kind = _Kind(
+                run.currency_code,
+                rated[0],
+                rated[1] if self._other is not None else None,
+                "" if rated[0] is None else self._render_lines(rated[0].lines),
+            )
         self._kinds[key] = kind
         return kind
 
@@ -258,38 +290,33 @@ class Rerating:
         self._kinds.clear()
 
     def _add_apart(self, run: PostedRun) -> Sequence[Mismatch]:
-        """A run that is like no other: its outcome was decided later, or counters or a contract matter."""
-        terms, period_start = self._agreed_on(run)
+        """A run that is like no other: its outcome was decided later, or counters matter."""
         execution, outcome = run.execution(), run.outcome
         applied = self._price(run, execution)
         opening = _NO_COUNTERS if run.opening is None else run.opening
-        mismatches = self._prove(
-            run, Component.BASE, _rate(applied, execution, terms, opening), run.amount_micros, run.lines
-        )
+        base = _Proof(opening, _rate(applied, execution, run.terms, opening))
+        mismatches = self._prove(run, Component.BASE, base.rated, run.amount_micros, run.lines)
         charged, texts = run.amount_micros, [run.lines]
+        later: _Proof | None = None
         if outcome is not None:
-            decided = opening if outcome.opening is None else outcome.opening
+            opening = opening if outcome.opening is None else outcome.opening
+            later = _Proof(opening, _rate(applied, outcome.execution, run.terms, opening, rate_outcome))
             mismatches += self._prove(
-                run,
-                Component.OUTCOME,
-                _rate(applied, outcome.execution, terms, decided, rate_outcome),
-                outcome.amount_micros,
-                outcome.lines,
+                run, Component.OUTCOME, later.rated, outcome.amount_micros, outcome.lines
             )
             charged += outcome.amount_micros
-            texts.append(outcome.lines)
+            if outcome.lines:
+                texts.append(outcome.lines)
         customer = self.customers[run.customer_id, run.currency_code]
-        rerated = None
         if self._other is not None:
-            period = _Period(run.customer_id, run.organization_id, run.currency_code, period_start)
-            self._terms[period] = terms
-            rerated = self._rate_by_other(run, execution, outcome, period)
+            rerated = self._rate_by_other(run, execution, applied, base, later)
             if rerated is None:
                 customer.unpriced_run_count += 1
                 return mismatches
             customer.rerated_micros += sum(one.total_micros for one in rerated)
-            for one in rerated:
-                self._add_lines(run.currency_code, one.lines, 1, 1)
+            for number, one in enumerate(rerated):
+                if number == 0 or one.total_micros:
+                    self._add_lines(run.currency_code, one.lines, 1, 1)
         customer.run_count += 1
         customer.charged_micros += charged
         for text in texts:
@@ -297,28 +324,42 @@ class Rerating:
         return mismatches
 
     def _rate_by_other(
-        self, run: PostedRun, execution: Execution, outcome: PostedOutcome | None, period: _Period
+        self,
+        run: PostedRun,
+        execution: Execution,
+        applied: CompiledPrice | None,
+        base: _Proof,
+        later: _Proof | None,
     ) -> list[Rated] | None:
         """What the other prices make of a run: of what was known when it ended, and of its outcome."""
         other = select(self._other or (), execution.action_type, execution.agent_id)
-        if other is None:
-            return None
-        counters, terms = self._counters[period], self._terms[period]
-        is_same = run.price_version_id == self._other_version_id
-        # A run that this very version was applied to keeps the counters that it had.
-        opening = run.opening if is_same and run.opening is not None else dict(counters)
+        terms = run.terms
+        period = self._period_of(run)
+        period.terms = terms
+        # As they are before the run: its outcome keeps the place of the run.
+        shifts = dict(period.shifts)
+        names = () if other is None else counter_names(other, terms)
+        opening = shifted(names, base.opening, shifts)
         rated = [_rate(other, execution, terms, opening)]
-        if outcome is not None:
-            if is_same and outcome.opening is not None:
-                opening = outcome.opening
-            rated.append(_rate(other, outcome.execution, terms, opening, rate_outcome))
+        _shift(period, opening, rated[0], base)
+        if later is not None and run.outcome is not None:
+            decided = shifted(names, later.opening, shifts)
+            rated.append(_rate(other, run.outcome.execution, terms, decided, rate_outcome))
+            if names or later.opening:
+                # Of what it moved, the pending run had moved some.
+                before = _rate(other, execution, terms, decided)
+                did = _rate(applied, execution, terms, later.opening)
+                _shift(period, decided, rated[1], later, before, did)
         found = [one for one in rated if one is not None]
-        for one in found:
-            counters.update(one.closing)
         return found if len(found) == len(rated) else None
 
-    def _agreed_on(self, run: PostedRun) -> tuple[CompiledTerms, datetime]:
-        return self._agreed(run.customer_id, run.organization_id, run.currency_code, run.occur_time)
+    def _period_of(self, run: PostedRun) -> _Period:
+        start = run.period_start
+        if start is None:
+            start = self._period_start(
+                run.customer_id, run.organization_id, run.currency_code, run.occur_time
+            )
+        return self._periods[_PeriodKey(run.customer_id, run.organization_id, run.currency_code, start)]
 
     def _price(self, run: PostedRun, execution: Execution) -> CompiledPrice | None:
         prices = self._applied.get(run.price_version_id, ())
@@ -330,7 +371,7 @@ class Rerating:
         if (
             rated is not None
             and rated.total_micros == amount_micros
-            and rated.lines == tuple(self._parse_lines(text))
+            and (not text or rated.lines == tuple(self._parse_lines(text)))
         ):
             self.reproduced_charge_count += 1
             return []
@@ -362,6 +403,33 @@ def _rate(
         return by(price, execution, terms, opening)
     except InvalidArgument:
         return None
+
+
+def _shift(
+    period: _Period,
+    opening: Counters,
+    rated: Rated | None,
+    proof: _Proof,
+    rated_before: Rated | None = None,
+    did_before: Rated | None = None,
+) -> None:
+    """Shift the counters of a period by what one rating moved more than the other one, which was charged."""
+    would = {} if rated is None else _moves(opening, rated, rated_before)
+    did = {} if proof.rated is None else _moves(proof.opening, proof.rated, did_before)
+    shift(period.shifts, would, did)
+    for name, value in proof.opening.items():
+        period.stood[name] = max(period.stood.get(name, 0), value + did.get(name, 0))
+
+
+def _moves(opening: Counters, rated: Rated, before: Rated | None) -> dict[str, int]:
+    if before is None:
+        return moves(opening, rated.closing)
+    return moves_between(opening, before.closing, rated.closing)
+
+
+def _discounts_at(terms: CompiledTerms, moment: datetime) -> tuple[bool, ...]:
+    """Which discounts of a contract apply then."""
+    return tuple(one.applies(moment) for one in terms.volume_discounts + terms.discounts)
 
 
 def _cuts(price_lists: Iterable[Sequence[CompiledPrice]]) -> list[datetime]:

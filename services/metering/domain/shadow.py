@@ -4,10 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.kit.errors import InvalidArgument
+from services.metering.domain.counter_shift import moves, moves_between, shift, shifted
 from services.metering.domain.price_book import PriceList
+from services.metering.domain.price_counter import counts_charges
 from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
     CompiledPrice,
@@ -20,6 +22,8 @@ from services.metering.domain.rating import (
     select,
 )
 from services.metering.domain.usage_event import EventKey, Outcome
+
+_NOTHING: Final[Counters] = {}
 
 # An owner has at most so many that run: each looks at everything that happens.
 MAX_RUNNING = 10
@@ -78,8 +82,11 @@ class CounterKey(NamedTuple):
 
 class Happened(NamedTuple):
     """What stands at a position of the feed: an event that was recorded, or, with `is_decision`, an outcome
-    that was decided. `charged_micros` is what that charged; `terms` and `period_start` are what was
-    agreed with the customer then, and when the billing period began.
+    that was decided. `charged_micros` is what that charged; `terms` are what a contract added to the event,
+    and `period_start` is when its billing period began.
+
+    `opening` and `closing` are the counters that the event was charged with, and those of them that it moved;
+    `decided_opening` and `decided_closing` those of the decision. Nothing where no price depended on any.
     """
 
     key: EventKey
@@ -89,6 +96,10 @@ class Happened(NamedTuple):
     is_decision: bool
     period_start: datetime
     terms: CompiledTerms = NO_COMPILED_TERMS
+    opening: Counters = _NOTHING
+    closing: Counters = _NOTHING
+    decided_opening: Counters | None = None
+    decided_closing: Counters = _NOTHING
 
     @property
     def counters(self) -> CounterKey:
@@ -96,18 +107,18 @@ class Happened(NamedTuple):
 
 
 class Shadowing:
-    """Rates what happened by a candidate. `counters` and `openings` are what is stored of what happened; both
-    are moved, and say what to store.
+    """Rates what happened by a candidate. `shifts` say by how much its counters are off from those that were
+    charged with, and `openings` what pending events were rated with; both are moved, and say what to store.
     """
 
     def __init__(
         self,
         prices: Sequence[CompiledPrice],
-        counters: dict[CounterKey, dict[str, int]],
+        shifts: dict[CounterKey, dict[str, int]],
         openings: dict[EventKey, Counters],
     ) -> None:
         self._prices = prices
-        self.counters = counters
+        self.shifts = shifts
         self.openings = openings
         self.closed: set[EventKey] = set()
         self.opened: dict[EventKey, Counters] = {}
@@ -136,29 +147,56 @@ class Shadowing:
         found.shadowed_micros += shadowed
 
     def _rate(self, price: CompiledPrice, one: Happened) -> int | None:
-        is_counted = bool(counter_names(price, one.terms))
-        counters = self.counters.setdefault(one.counters, {}) if is_counted else {}
+        """What the candidate makes of it; None if that is more than an amount may be."""
         try:
-            if one.is_decision:
-                opening = self.openings.pop(one.key, counters)
-                self.closed.add(one.key)
-                rated = rate_outcome(price, one.execution, one.terms, opening)
-            else:
-                if one.execution.outcome is Outcome.PENDING and is_counted:
-                    self.openings[one.key] = self.opened[one.key] = dict(counters)
-                rated = rate(price, one.execution, one.terms, counters)
+            return self._rate_decision(price, one) if one.is_decision else self._rate_event(price, one)
         except InvalidArgument:
-            # More than an amount may be: it would have been refused.
+            # It would have been refused.
             return None
-        if rated.closing:
-            if one.is_decision:
-                # Absolute values, of where the event stood: what the decision adds moves what stands now.
-                pending = one.execution._replace(outcome=Outcome.PENDING)
-                base = rate(price, pending, one.terms, opening)
-                for name, value in rated.closing.items():
-                    before = base.closing.get(name, opening.get(name, 0))
-                    counters[name] = counters.get(name, 0) + value - before
-            else:
-                counters.update(rated.closing)
-            self.moved.add(one.counters)
+
+    def _rate_event(self, price: CompiledPrice, one: Happened) -> int:
+        names = counter_names(price, one.terms)
+        opening = shifted(names, one.opening, self._shifts_of(one)) if names else _NOTHING
+        if names and one.execution.outcome is Outcome.PENDING:
+            self.openings[one.key] = self.opened[one.key] = opening
+        rated = rate(price, one.execution, one.terms, opening)
+        self._shift(one, moves(opening, rated.closing), moves(one.opening, one.closing))
         return rated.total_micros
+
+    def _rate_decision(self, price: CompiledPrice, one: Happened) -> int:
+        """As domain/outcome.py decides: the work keeps its place, but of what is charged at most in a period
+        there is what others have left.
+        """
+        pending = one.execution._replace(outcome=Outcome.PENDING)
+        opening = dict(self.openings.pop(one.key, _NOTHING))
+        self.closed.add(one.key)
+        shifts = self._shifts_of(one)
+        stood = one.opening if one.decided_opening is None else one.decided_opening
+        own, did = (
+            moves(opening, rate(price, pending, one.terms, opening).closing),
+            moves(one.opening, one.closing),
+        )
+        for name in opening:
+            if counts_charges(name):
+                # Without what the event itself has charged, which the shift of now has in it.
+                own_part = own.get(name, 0) - did.get(name, 0)
+                opening[name] = max(0, stood.get(name, 0) + shifts.get(name, 0) - own_part)
+        base = rate(price, pending, one.terms, opening)
+        rated = rate_outcome(price, one.execution, one.terms, opening)
+        would = moves_between(opening, base.closing, rated.closing)
+        decided = {
+            name: value - stood[name] - did.get(name, 0) if counts_charges(name) else would.get(name, 0)
+            # Where others stood by then is stored of charges alone: the rest moved as the work says.
+            for name, value in one.decided_closing.items()
+            if name in stood
+        }
+        self._shift(one, would, decided)
+        return rated.total_micros
+
+    def _shifts_of(self, one: Happened) -> dict[str, int]:
+        return self.shifts.setdefault(one.counters, {})
+
+    def _shift(self, one: Happened, would: Counters, did: Counters) -> None:
+        if would or did:
+            shift(self._shifts_of(one), would, did)
+            self.moved.add(one.counters)

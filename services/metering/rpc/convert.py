@@ -178,7 +178,13 @@ def decided_execution_of(record: UsageRecord, outcome: Outcome, result: bytes | 
     execution = execution_of(record)._replace(outcome=outcome)
     if result is None:
         return execution
-    return execution._replace(result=MessageToDict(Struct.FromString(result)))
+    return execution._replace(result=decided_result(result))
+
+
+def decided_result(result: bytes) -> Mapping[str, Any]:
+    """The result that came with a decision: a serialized Struct, as JSON."""
+    found: Mapping[str, Any] = MessageToDict(Struct.FromString(result))
+    return found
 
 
 def malformed_fields(malformed: Sequence[FieldViolation]) -> InvalidArgument:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -21,6 +22,7 @@ from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
     CompiledPrice,
     CompiledTerms,
+    Counters,
     Execution,
     Rated,
     compile_price_list,
@@ -39,12 +41,13 @@ from services.metering.rpc.convert import (
     usage_from_proto,
     within,
 )
+from services.metering.rpc.counter_reader import CounterReader
 from services.metering.rpc.parties import Directory
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.prices import price_list_from_proto, price_list_to_proto
 from services.metering.rpc.shadows import Shadows
 from services.metering.rpc.simulations import MAX_BOOKS, check_simulation
-from services.metering.rpc.terms import TermsFinder, Work
+from services.metering.rpc.terms import TermsFinder, Work, work_time
 from services.metering.store import price_books
 from tallystick.metering.v1 import rating_service_pb2 as pb
 from tallystick.metering.v1 import rating_service_pb2_grpc, usage_pb2
@@ -62,6 +65,8 @@ class _Priced(NamedTuple):
     currency_code: str
     # What was agreed with the customer who would pay.
     terms: CompiledTerms = NO_COMPILED_TERMS
+    # Where the customer's counters stand.
+    stood: Counters = MappingProxyType({})
 
 
 class _Listed(NamedTuple):
@@ -82,6 +87,7 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
         directory: Directory,
         catalog: PriceCatalog,
         terms: TermsFinder,
+        counters: CounterReader,
         jobs: RatingJobs,
         shadows: Shadows,
         database_url: str,
@@ -91,6 +97,7 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
         self._directory = directory
         self._catalog = catalog
         self._terms = terms
+        self._counters = counters
         self._jobs = jobs
         self._shadows = shadows
         self._database_url = database_url
@@ -102,7 +109,10 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
         _check_customer(request.customer_id, principal)
         given = _opening(request)
         priced = await self._priced(request, execution, principal, now)
-        opening = {name: given.get(name, 0) for name in counter_names(priced.price, priced.terms)}
+        opening = {
+            name: given.get(name, priced.stood.get(name, 0))
+            for name in counter_names(priced.price, priced.terms)
+        }
         rated = rate(priced.price, execution, priced.terms, opening)
         return _quoted(priced, rated, opening)
 
@@ -150,7 +160,6 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
             "organization_id": organization_id,
             "customer_id": request.customer_id,
             "currency_code": currency_code,
-            "price_version_id": request.price_version_id,
             "price_book_id": "" if other is None else other.price_book_id,
         }
         async with aclosing(self._jobs.run("rerate", settings, content)) as answers:
@@ -272,7 +281,10 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
             (terms,) = await self._terms.find([work], now)
             if isinstance(terms, Exception):
                 raise terms
-            return _Priced(terms.price, terms.price_version_id, terms.currency_code, terms.agreed.compiled)
+            stood = await self._counters.current(request.customer_id, terms, work_time(work.time, now))
+            return _Priced(
+                terms.price, terms.price_version_id, terms.currency_code, terms.agreed.compiled, stood
+            )
         # For nobody in particular: by what the books say.
         agent = (await self._directory.find((), {(agent_id, "")})).agents.get(agent_id)
         if agent is None or principal.organization_id not in (None, agent.organization_id):

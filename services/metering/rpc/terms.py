@@ -190,19 +190,18 @@ def billing_period_of(contract: Contract | None, subscribed: Subscribed | None) 
     return MONTH_IN_UTC if subscribed is None else subscribed.billing_period
 
 
-def agreed_with(
+def period_start_of(
     contracts: ContractIndex,
     subscriptions: SubscriptionIndex,
     customer_id: str,
     organization_id: str,
     currency_code: str,
     at: datetime,
-) -> tuple[CompiledTerms, datetime]:
-    """What was agreed with a customer about such work at that time, and when its billing period began."""
+) -> datetime:
+    """When the customer's billing period began that such work at that time falls into."""
     key = ContractKey(customer_id, organization_id, currency_code)
     contract, subscribed = contracts_in_force(contracts, key, at).binding, subscriptions.in_force(key, at)
-    period = billing_period_of(contract, subscribed).period_containing(at)
-    return _agreed(contract, subscribed).compiled, period.start
+    return billing_period_of(contract, subscribed).period_containing(at).start
 
 
 def work_time(time: datetime | None, now: datetime) -> datetime:

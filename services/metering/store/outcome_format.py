@@ -69,6 +69,11 @@ def lines_to_json(lines: Sequence[RatedLine]) -> str:
     return f"[{','.join(map(_line_to_json, lines))}]"
 
 
+def stored_text(lines: Sequence[RatedLine]) -> str:
+    """Charge lines as PostgreSQL writes what `lines_to_json` stored, once it is jsonb."""
+    return f"[{', '.join([_line_to_json(line, ', ') for line in lines])}]"
+
+
 def to_lines(stored: Iterable[Sequence[Any]]) -> tuple[RatedLine, ...]:
     """The charge lines that `lines_to_json` stored."""
     return tuple(map(_to_line, stored))
@@ -97,7 +102,7 @@ def _line_to_list(line: RatedLine) -> list[Any]:
     return stored if kind is LineKind.COMPONENT and not tier else [*stored, kind.value, tier]
 
 
-def _line_to_json(line: RatedLine) -> str:
+def _line_to_json(line: RatedLine, comma: str = ",") -> str:
     name, quantity, price, micros, kind, tier = line
-    rest = "" if kind is LineKind.COMPONENT and not tier else f',"{kind.value}",{tier}'
-    return f'["{name}",{quantity},"{price.amount}",{price.per_units},{micros}{rest}]'
+    rest = "" if kind is LineKind.COMPONENT and not tier else f'{comma}"{kind.value}"{comma}{tier}'
+    return f'["{name}"{comma}{quantity}{comma}"{price.amount}"{comma}{price.per_units}{comma}{micros}{rest}]'

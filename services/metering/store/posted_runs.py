@@ -19,13 +19,13 @@ _WHERE: Final = """
       AND (%(customer_id)s::text = '' OR u.customer_id = %(customer_id)s)
       AND (%(currency_code)s::text = '' OR u.currency_code = %(currency_code)s)
 """
-# What an event, and the decision of its outcome, were rated with; and the result that came with the decision.
-_COUNTERS: Final = "u.opening::text, d.opening::text, d.result"
-_COUNTED: Final = """
-    SELECT count(*) = 3 FROM information_schema.columns
-    WHERE table_schema = 'metering'
-      AND (table_name, column_name) IN
-          (('usage_event', 'opening'), ('deferred_outcome', 'opening'), ('deferred_outcome', 'result'))
+# Who, what and when; what it came to; what its outcome added, if that was decided later; and what both were
+# rated with.
+_COLUMNS: Final = """
+    SELECT u.content, u.organization_id, u.occur_time, u.price_version_id, u.currency_code, u.amount_micros,
+           u.lines::text, nullif(d.outcome, 'pending'), d.bonuses #>> ARRAY[d.outcome, '0'],
+           d.bonuses #>> ARRAY[d.outcome, '1'], u.contract_terms::text, u.period_start, u.opening::text,
+           d.opening::text, d.result
 """
 
 
@@ -41,8 +41,9 @@ class Selection(NamedTuple):
 
 
 # content, organization_id, occur_time, price_version_id, currency_code, amount_micros, lines, the outcome
-# that was decided, what that added: micros and lines, then the counters of the event and of the decision, as
-# JSON, and the result of the decision, serialized. The last six may be None.
+# that was decided, what that added: micros and lines; then what the contract added, the start of the billing
+# period, the counters of the event and of the decision, all as JSON but the time, and the result of the
+# decision, serialized. All from the outcome on may be None.
 Row = tuple[Any, ...]
 
 
@@ -53,27 +54,27 @@ async def begin(connection: AsyncConnection[TupleRow], selection: Selection) -> 
     await connection.execute("SET LOCAL statement_timeout = 0")
 
 
-async def applied_versions(connection: AsyncConnection[TupleRow], selection: Selection) -> list[str]:
-    """The versions that were applied to the runs."""
-    query = sql.SQL("SELECT DISTINCT u.price_version_id") + sql.SQL(_WHERE)
-    cursor = await connection.execute(query, _parameters(selection))
-    return [row[0] for row in await cursor.fetchall()]
+class Applied(NamedTuple):
+    """What was applied to the runs: versions, and whether contracts added anything to any."""
+
+    versions: Sequence[str]
+    has_terms: bool
+
+
+async def applied(connection: AsyncConnection[TupleRow], selection: Selection) -> Applied:
+    """What was applied to the runs."""
+    query = sql.SQL("SELECT u.price_version_id, bool_or(u.contract_terms IS NOT NULL) {where} GROUP BY 1")
+    cursor = await connection.execute(query.format(where=sql.SQL(_WHERE)), _parameters(selection))
+    rows = await cursor.fetchall()
+    return Applied([version for version, _ in rows], any(has_terms for _, has_terms in rows))
 
 
 async def read(
     connection: AsyncConnection[TupleRow], selection: Selection, *, in_order: bool
 ) -> AsyncGenerator[Sequence[Row], None]:
     """The runs, a few thousand at a time; `in_order` as they were reported, which costs a sort."""
-    counted = await (await connection.execute(_COUNTED)).fetchone()
-    query = sql.SQL(
-        "SELECT u.content, u.organization_id, u.occur_time, u.price_version_id, u.currency_code,"
-        " u.amount_micros, u.lines::text, nullif(d.outcome, 'pending'),"
-        " d.bonuses #>> ARRAY[d.outcome, '0'], d.bonuses #>> ARRAY[d.outcome, '1'], {counters}{where}{order}"
-    ).format(
-        counters=sql.SQL(_COUNTERS if counted and counted[0] else "NULL::text, NULL::text, NULL::bytea"),
-        where=sql.SQL(_WHERE),
-        order=sql.SQL(" ORDER BY u.create_time, u.customer_id, u.workflow_id, u.ordinal" if in_order else ""),
-    )
+    order = " ORDER BY u.create_time, u.customer_id, u.workflow_id, u.ordinal" if in_order else ""
+    query = sql.SQL(_COLUMNS) + sql.SQL(_WHERE) + sql.SQL(order)
     async with connection.cursor("posted_runs", binary=True) as cursor:
         await cursor.execute(query, _parameters(selection), binary=True)
         while rows := await cursor.fetchmany(_FETCHED_AT_ONCE):

@@ -27,11 +27,11 @@ _SHADOW: Final = """
     FROM metering.shadow
 """
 _HEAD: Final = "SELECT log_id, last_position FROM metering.usage_log ORDER BY create_time DESC LIMIT 1"
-# An outcome that was decided brings a result of its own, since there are such results.
 _HAPPENED: Final = """
-    SELECT p.kind, u.content, u.organization_id, u.occur_time, u.amount_micros, d.outcome,
+    SELECT p.kind, u.content, u.organization_id, u.occur_time, u.amount_micros, u.contract_terms,
+           u.period_start, u.opening, u.closing, d.outcome,
            coalesce((d.bonuses #>> ARRAY[d.outcome, '0'])::bigint, 0) AS bonus_micros,
-           to_jsonb(d) ->> 'result' AS result
+           d.opening AS decided_opening, d.closing AS decided_closing, d.result
     FROM metering.usage_position p
     JOIN metering.usage_event u USING (customer_id, workflow_id, ordinal)
     LEFT JOIN metering.deferred_outcome d USING (customer_id, workflow_id, ordinal)
@@ -160,7 +160,8 @@ async def take(connection: Connection, shadow_id: str) -> Shadow | None:
 
 async def happened(connection: Connection, shadow: Shadow, until: int) -> list[Any]:
     """What concerns a shadow of what happened behind its position: `kind`, `content`, `organization_id`,
-    `occur_time`, `amount_micros`, `outcome`, `bonus_micros`, `result` (of the decision, as hexadecimal text).
+    `occur_time`, `amount_micros`, `contract_terms`, `period_start`, `opening`, `closing`; and of the decision
+    `outcome`, `bonus_micros`, `decided_opening`, `decided_closing`, `result`.
     """
     cursor = connection.cursor(row_factory=namedtuple_row)
     await cursor.execute(
@@ -170,10 +171,10 @@ async def happened(connection: Connection, shadow: Shadow, until: int) -> list[A
     return await cursor.fetchall()
 
 
-async def load_counters(
+async def load_shifts(
     connection: Connection, shadow_id: str, keys: Collection[CounterKey]
 ) -> dict[CounterKey, dict[str, int]]:
-    """The counters of a shadow by whose they are."""
+    """By how much the counters of a shadow are off, by whose they are."""
     found: dict[CounterKey, dict[str, int]] = {}
     cursor = await connection.execute(
         "SELECT customer_id, organization_id, period_start, name, value FROM metering.shadow_counter"
@@ -216,7 +217,7 @@ async def advance(
             [
                 (shadow.shadow_id, *key, name, value, shadow.owner_id)
                 for key in sorted(found.moved)
-                for name, value in sorted(found.counters[key].items())
+                for name, value in sorted(found.shifts[key].items())
             ],
         )
         await cursor.executemany(

@@ -167,7 +167,9 @@ class QuoteRequest(_message.Message):
 
     @_builtins.property
     def opening_counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Where the counters of the price stand before the run, by their names as in the answer; zero where not given."""
+        """Where the counters of the price stand before the run, by their names as in the answer. Those that are not given
+        stand where the customer's are now, for the prices in force, and otherwise at zero.
+        """
 
     def __init__(
         self,

@@ -18,6 +18,11 @@ from services.metering.domain.condition import ConditionError, compile_condition
         ("result.resolved", 1, 1, "dyn, not bool"),
         ("1 + 1", 1, 1, "int, not bool"),
         ("now() > 1", 1, 4, "undeclared reference to 'now'"),
+        # Both could take seconds, or all memory.
+        ("outcome.matches('(a?){9}')", 1, 16, "undeclared reference to 'matches'"),
+        ("[outcome].map(one, one + one).size() > 0", 1, 15, "undeclared reference to 'one'"),
+        ("[1].filter(one, one > 1).size() > 0", 1, 12, "undeclared reference to 'one'"),
+        ("[outcome].map//\n(one, one + one).size() > 0", 2, 2, "undeclared reference to 'one'"),
         ("(" * 200 + "true" + ")" * 200, 1, 1, "Expression recursion limit exceeded"),
         ("1" + " + 1" * 200 + " == 1", 1, 1, "Exceeded max recursion depth"),
         ("true" + " " * 997, 1, 1_001, "longer than 1000"),

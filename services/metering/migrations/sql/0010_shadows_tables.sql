@@ -38,7 +38,7 @@ CREATE TABLE metering.shadow_divergence (
     PRIMARY KEY (shadow_id, customer_id, agent_id, agent_version)
 );
 
--- The counters of a candidate that has any: its own, which begin at nothing.
+-- The counters of a candidate that has any: by how much they are off from those that were charged with.
 CREATE TABLE metering.shadow_counter (
     shadow_id text COLLATE "C" NOT NULL REFERENCES metering.shadow,
     customer_id text COLLATE "C" NOT NULL,
@@ -50,7 +50,7 @@ CREATE TABLE metering.shadow_counter (
     PRIMARY KEY (shadow_id, customer_id, organization_id, period_start, name)
 );
 
--- Where they stood for events whose outcome is still pending.
+-- Where the candidate's stood for events whose outcome is still pending.
 CREATE TABLE metering.shadow_pending (
     shadow_id text COLLATE "C" NOT NULL REFERENCES metering.shadow,
     customer_id text COLLATE "C" NOT NULL,

@@ -17,6 +17,7 @@ from services.metering.domain.rating import (
     Rated,
     close_period,
 )
+from services.metering.domain.usage_event import PERIOD_WORKFLOW
 
 _INSTANT: Final = timedelta(microseconds=1)
 
@@ -52,7 +53,7 @@ def workflow_id_of(key: CounterPeriod) -> str:
     """The run of the charges that close a period."""
     # Two ways to cut periods may begin some on the same day.
     start = key.start.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"period/{key.organization_id}/{key.currency_code}/{start}"
+    return f"{PERIOD_WORKFLOW}{key.organization_id}/{key.currency_code}/{start}"
 
 
 def counted_prices(counters: Iterable[str]) -> list[str]:

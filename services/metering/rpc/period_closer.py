@@ -35,7 +35,7 @@ from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.rpc.terms import agreed_with, billing_period_of, candidates, contracts_in_force
 from services.metering.store import periods, price_counters
-from services.metering.store.periods import Connection, StoredClosing, StoredPeriod
+from services.metering.store.periods import Connection, LatestWork, StoredClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2 as pb
 
 _CLOSED_AT_ONCE: Final = 20
@@ -57,6 +57,13 @@ class CloseTimes(NamedTuple):
     delay: timedelta = timedelta(days=2)
     window: timedelta = timedelta(days=35)
     interval: timedelta = timedelta(hours=6)
+
+
+class Tally(NamedTuple):
+    """What was counted in a period, and its latest work, if there is any."""
+
+    counters: Mapping[str, int]
+    work: LatestWork | None
 
 
 class Drafted(NamedTuple):
@@ -117,11 +124,11 @@ class PeriodCloser:
         posted = await self.post()
         return len(due) == _CLOSED_AT_ONCE or posted == _POSTED_AT_ONCE
 
-    async def draft(self, connection: Connection, key: CounterPeriod) -> Drafted:
-        """What closing a period comes to now. The connection sees its customer or its organization."""
-        # First, so that it is at least as old as the counters: an event is there before it moves them.
-        counters = await price_counters.values_of(connection, key)
-        work = await periods.latest_work(connection, key)
+    async def draft(self, key: CounterPeriod, tally: Tally) -> Drafted:
+        """What closing a period comes to. It may read what was published, by connections of its own: whoever
+        holds one of the same pool meanwhile might wait for ever.
+        """
+        counters, work = tally
         contracts, subscriptions = await self._contracts.index(), await self._subscriptions.index()
         about = ContractKey(key.customer_id, key.organization_id, key.currency_code)
         at = key.start if work is None else work.occur_time
@@ -151,7 +158,7 @@ class PeriodCloser:
             stored = await periods.lock(connection, key)
             # Once it is locked: who waited for another closing comes after it.
             now = self._clock.now()
-            drafted = await self.draft(connection, key)
+            drafted = await self.draft(key, await tally_of(connection, key))
             end = drafted.period.end
             window_end = end + self.times.window
             opens = end if early else end + self.times.delay
@@ -280,6 +287,13 @@ class PeriodCloser:
                 found[version] = list((await self._catalog.compiled([version])).get(version, ()))
                 missing.difference_update(price.key for price in found[version])
         return found
+
+
+async def tally_of(connection: Connection, key: CounterPeriod) -> Tally:
+    """What was counted in a period, as the connection's tenants see it."""
+    # The counters first: each event is there as soon as it has moved them.
+    counters = await price_counters.values_of(connection, key)
+    return Tally(counters, await periods.latest_work(connection, key))
 
 
 def _price_to_proto(closed: ClosedPrice, currency_code: str) -> pb.ClosedPrice:

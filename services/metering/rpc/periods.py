@@ -15,9 +15,9 @@ from services.kit.pages import Page
 from services.kit.tenancy import PLATFORM, Tenants, scope, tenants_of
 from services.kit.times import optional_time_from_proto, time_from_proto
 from services.metering.domain.price_index import DEFAULT_CURRENCY
-from services.metering.rpc.period_closer import Drafted, PeriodCloser
+from services.metering.rpc.period_closer import Drafted, PeriodCloser, tally_of
 from services.metering.store import periods
-from services.metering.store.periods import Connection, ListedClosing, StoredPeriod
+from services.metering.store.periods import ListedClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2, period_service_pb2_grpc
 from tallystick.metering.v1 import period_service_pb2 as pb
 
@@ -40,16 +40,13 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
     ) -> pb.PreviewPeriodCloseResponse:
         now = self._clock.now()
         at = optional_time_from_proto(request, "time") or now
-        async with self._reader.begin() as connection:
-            stored, drafted = await self._find(connection, tenants_of(current_principal()), request, at)
-            credit = await periods.credit_of(connection, stored.key)
+        stored, drafted, credit = await self._find(tenants_of(current_principal()), request, at)
         closing = self._closer.closing(stored, drafted, credit, now, "")
         return pb.PreviewPeriodCloseResponse(period_closing=_from_stored(closing.content))
 
     async def ClosePeriod(self, request: pb.ClosePeriodRequest, context: Context) -> pb.ClosePeriodResponse:
         at = time_from_proto(request, "time")
-        async with self._reader.begin() as connection:
-            stored, drafted = await self._find(connection, tenants_of(current_principal()), request, at)
+        stored, drafted, _ = await self._find(tenants_of(current_principal()), request, at)
         end = drafted.period.end
         close_time = end if request.now else end + self._closer.times.delay
         if self._clock.now() < close_time:
@@ -116,18 +113,22 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
         )
 
     async def _find(
-        self, connection: Connection, tenants: Tenants, request: About, at: datetime
-    ) -> tuple[StoredPeriod, Drafted]:
-        """The period that is asked for, and what closing it comes to."""
+        self, tenants: Tenants, request: About, at: datetime
+    ) -> tuple[StoredPeriod, Drafted, int]:
+        """The period that is asked for, what closing it comes to, and the credit there is."""
         customer_id = ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
         organization_id = ids.check_id(request.organization_id, ids.ORGANIZATION, field="organization_id")
         currency_code = check_currency(request.currency_code or DEFAULT_CURRENCY)
-        await scope(connection, tenants)
-        stored = await periods.find_at(connection, customer_id, organization_id, currency_code, at)
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants)
+            stored = await periods.find_at(connection, customer_id, organization_id, currency_code, at)
+            if stored is not None:
+                tally = await tally_of(connection, stored.key)
+                credit = await periods.credit_of(connection, stored.key)
         if stored is not None:
-            drafted = await self._closer.draft(connection, stored.key)
+            drafted = await self._closer.draft(stored.key, tally)
             if at < drafted.period.end:
-                return stored, drafted
+                return stored, drafted, credit
         raise NotFound(
             f"nothing was counted for {customer_id} with {organization_id} in a billing period at that time",
             reason="BILLING_PERIOD_NOT_FOUND",

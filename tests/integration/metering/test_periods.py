@@ -311,6 +311,19 @@ class TestLateEvents:
         assert (second.amount, second.from_credit) == (usd(1_000), usd(1_000))
         assert charged(world) == 4 * FEE + tokens_cost(1_500) + tokens_cost(500)
 
+    async def test_credit_is_taken_once_by_who_closes_at_once(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        operator = world.server.operator
+        months = [MONTH_BEFORE - timedelta(days=31 * number) for number in range(4)]
+        await world.meter(used("run-1", 1_000, LAST_MONTH))
+        await close(operator)
+        await world.meter(used("late", 500, LAST_MONTH))
+        await close(operator)
+        await world.meter_batch(*(used(f"run-{at:%Y-%m}", 300, at) for at in months))
+        made = await asyncio.gather(*(close(operator, at) for at in months))
+        assert sum(one.from_credit.amount_micros for one in made if one is not None) == 4_000
+        assert charged(world) == 6 * FEE + tokens_cost(1_500) + 4 * tokens_cost(300)
+
 
 class TestWorker:
     async def test_it_waits_for_late_events_and_then_for_no_more(

@@ -19,6 +19,7 @@ from services.kit.clock import Clock, SystemClock
 from services.kit.db import Database
 from services.kit.errors import Code
 from services.kit.times import timestamp
+from services.metering.domain.billing_period import BillingPeriod
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.period_closer import CloseTimes, PeriodCloser
 from services.metering.rpc.price_catalog import PriceCatalog
@@ -270,6 +271,21 @@ class TestClosing:
         assert {one.price_version_id for one in made.prices} == {first}
         assert (made.contract_id, made.contract_version_number) == ("con_1", 1)
         assert charged(world) == 9_000
+
+    async def test_the_contract_cuts_the_period(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC))
+        contract.billing_period.anchor_time.FromDatetime(datetime(2020, 1, 15, 9, tzinfo=UTC))
+        contract.billing_period.time_zone = "Europe/Rome"
+        await create_contract(world.server.operator, contract)
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        made = await close(world.server.operator)
+        assert made is not None
+        cut = BillingPeriod(anchor=datetime(2020, 1, 15, 9, tzinfo=UTC), time_zone="Europe/Rome")
+        period = cut.period_containing(LAST_MONTH)
+        assert made.period_start_time.ToDatetime(UTC) == period.start
+        assert made.period_end_time.ToDatetime(UTC) == period.end
+        assert made.workflow_id == f"period/org_a/USD/{period.start:%Y-%m-%dT%H:%M:%SZ}"
 
 
 class TestLateEvents:

@@ -35,6 +35,7 @@ PAYOUT = "po"
 PURCHASE = "pur"
 AUDIT = "aud"
 SHADOW = "shd"
+PERIOD_CLOSING = "pcl"
 
 _SUFFIX = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,58}"
 _WORKFLOW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")

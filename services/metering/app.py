@@ -41,6 +41,8 @@ from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.metering import MeteringService
 from services.metering.rpc.outcomes import Outcomes
 from services.metering.rpc.parties import Directory
+from services.metering.rpc.period_closer import CloseTimes, PeriodCloser
+from services.metering.rpc.periods import PeriodService
 from services.metering.rpc.pipeline import Metered, Pipeline
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.pricing import PricingService
@@ -65,6 +67,8 @@ from tallystick.metering.v1 import (
     contract_service_pb2_grpc,
     metering_service_pb2,
     metering_service_pb2_grpc,
+    period_service_pb2,
+    period_service_pb2_grpc,
     pricing_service_pb2,
     pricing_service_pb2_grpc,
     rating_service_pb2,
@@ -130,6 +134,17 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         terms = TermsFinder(directory, catalog, contracts, subscriptions)
         fees = SubscriptionFees(writer=writer, ledger=ledger, clock=clock, delay=config.recovery_delay)
         workers.append(fees.worker(config.recovery_interval))
+        closer = PeriodCloser(
+            writer=writer,
+            catalog=catalog,
+            contracts=contracts,
+            subscriptions=subscriptions,
+            ledger=ledger,
+            clock=clock,
+            delay=config.recovery_delay,
+            times=CloseTimes(config.close_delay, config.close_window),
+        )
+        workers.append(closer.worker(config.close_interval))
         redis = None if config.redis_url is None else _open_redis(config, cleanup)
         pipeline = Pipeline(
             writer=writer,
@@ -264,6 +279,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     fees=fees,
                     clock=clock,
                 ),
+                PeriodService(reader=reader, closer=closer, clock=clock),
             ),
             authenticator=CachedAuthenticator(LedgerKeys(channel)),
             schema=SchemaHealth(reader, schema="metering", script_dir=SCRIPTS),
@@ -319,6 +335,7 @@ def _bindings(
     usage_feed: UsageFeedService,
     contracts: ContractService,
     subscriptions: SubscriptionService,
+    periods: PeriodService,
 ) -> tuple[ServiceBinding, ...]:
     return (
         bind(
@@ -360,5 +377,10 @@ def _bindings(
             subscription_service_pb2.DESCRIPTOR.services_by_name["SubscriptionService"],
             subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server,
             subscriptions,
+        ),
+        bind(
+            period_service_pb2.DESCRIPTOR.services_by_name["PeriodService"],
+            period_service_pb2_grpc.add_PeriodServiceServicer_to_server,
+            periods,
         ),
     )

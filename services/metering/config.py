@@ -84,6 +84,26 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
         metadata=setting("age from which a pending charge is recovered, in seconds"),
     )
 
+    close_interval: timedelta = field(
+        default=timedelta(seconds=60),
+        metadata=setting("pause between two searches for billing periods to close, in seconds"),
+    )
+    close_delay: timedelta = field(
+        default=timedelta(days=2),
+        metadata=setting(
+            "seconds from the end of a billing period until it is closed: what is reported later adjusts it",
+            minimum=0,
+        ),
+    )
+    close_window: timedelta = field(
+        default=timedelta(days=35),
+        metadata=setting(
+            "seconds from the end of a billing period during which work that is reported late adjusts its"
+            " closing; not less than close_delay",
+            minimum=0,
+        ),
+    )
+
     rating_jobs: int = field(
         default=2,
         metadata=setting("simulations and re-ratings that may run at once, each in a process", minimum=1),
@@ -100,6 +120,8 @@ class MeteringConfig(ServerConfig, DatabaseConfig):
             found.append(f"redis_url: {problem}")
         if not self.token_secrets or any(len(key) < MIN_KEY_LENGTH for key in self.token_secrets):
             found.append(f"token_keys: must be secrets of at least {MIN_KEY_LENGTH} characters")
+        if self.close_window < self.close_delay:
+            found.append("close_window: must not be less than close_delay")
         found += self._problems_of_calls("ledger", self.ledger_address, self.ledger_tls_ca_file)
         if (self.payouts_address is None) != (self.payouts_api_key is None):
             found.append("payouts_address, payouts_api_key: give both or neither")

@@ -21,6 +21,7 @@ from tallystick.metering.v1 import price_book_pb2, pricing_service_pb2, usage_pb
 from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceStub
 from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceStub
 from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
+from tallystick.metering.v1.period_service_pb2_grpc import PeriodServiceStub
 from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceStub
 from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceStub
 from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceStub
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tallystick.metering.v1.budget_service_pb2_grpc import BudgetServiceAsyncStub
     from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceAsyncStub
     from tallystick.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
+    from tallystick.metering.v1.period_service_pb2_grpc import PeriodServiceAsyncStub
     from tallystick.metering.v1.pricing_service_pb2_grpc import PricingServiceAsyncStub
     from tallystick.metering.v1.rating_service_pb2_grpc import RatingServiceAsyncStub
     from tallystick.metering.v1.reservation_service_pb2_grpc import ReservationServiceAsyncStub
@@ -55,6 +57,7 @@ class Caller:
     contracts: ContractServiceAsyncStub
     rating: RatingServiceAsyncStub
     subscriptions: SubscriptionServiceAsyncStub
+    periods: PeriodServiceAsyncStub
 
 
 @dataclass
@@ -79,6 +82,7 @@ class MeteringServer:
             ContractServiceStub(channel),
             RatingServiceStub(channel),
             SubscriptionServiceStub(channel),
+            PeriodServiceStub(channel),
         )
 
     @property

@@ -70,6 +70,12 @@ class PriceIndex:
         """The version in force at that time in a book, or ""."""
         return _in_force(self._by_id.get(price_book_id, ()), at)
 
+    def versions_until(self, price_book_id: str, at: datetime) -> list[str]:
+        """The versions of a book that were in force until that time, newest first."""
+        versions = self._by_id.get(price_book_id, ())
+        count = bisect_right(versions, at, key=lambda version: version[0])
+        return [version for _, version in reversed(versions[:count])]
+
 
 def _in_force(versions: Sequence[tuple[datetime, str]], at: datetime) -> str:
     index = bisect_right(versions, at, key=lambda version: version[0])

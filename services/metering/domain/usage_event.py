@@ -25,6 +25,8 @@ MAX_ORDINAL = 2**31 - 1
 
 # workflow_id and action_type.
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}", re.ASCII)
+# What the runs of charges begin with that close billing periods.
+PERIOD_WORKFLOW = "period/"
 _IDENTIFIER_RULE = "must be 1 to 128 letters, digits, '_', '.', ':', '/' or '-', the first a letter or digit"
 _ID_RULE = "must be {} followed by 1 to 59 letters, digits, '_', '.' or '-', the first a letter or digit"
 _CUSTOMER_ID = re.compile(r"cus_[A-Za-z0-9][A-Za-z0-9_.-]{0,58}", re.ASCII)
@@ -270,6 +272,9 @@ def _check_identity(event: UsageEvent, refuse: Callable[[str, str], None]) -> No
         refuse("customer_id", _ID_RULE.format("cus_"))
     if not IDENTIFIER.fullmatch(event.key.workflow_id):
         refuse("workflow_id", _IDENTIFIER_RULE)
+    elif event.key.workflow_id.startswith(PERIOD_WORKFLOW):
+        # Who reported that run first would keep the period from being charged.
+        refuse("workflow_id", f"must not begin with {PERIOD_WORKFLOW}: the charges that close periods do")
     if not 0 <= event.key.ordinal <= MAX_ORDINAL:
         refuse("ordinal", "must not be negative")
     if not _AGENT_ID.fullmatch(event.agent_id):

@@ -233,6 +233,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_SUBSCRIPTION_NOT_FOUND: _ErrorReason.ValueType  # 68
     """NOT_FOUND. Metadata: `subscription_id`."""
+    ERROR_REASON_BILLING_PERIOD_NOT_FOUND: _ErrorReason.ValueType  # 77
+    """NOT_FOUND. Nothing was counted in a billing period of this customer and organization at that time. Metadata:
+    `customer_id`, `organization_id`.
+    """
+    ERROR_REASON_PERIOD_CLOSING_NOT_FOUND: _ErrorReason.ValueType  # 78
+    """NOT_FOUND. Metadata: `period_closing_id`."""
+    ERROR_REASON_PERIOD_NOT_OVER: _ErrorReason.ValueType  # 79
+    """FAILED_PRECONDITION. The billing period is not over, or the window for events that come late is open. Metadata:
+    `customer_id`, `close_time`, from which on it can be closed.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 
@@ -453,6 +463,16 @@ changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
 """
 ERROR_REASON_SUBSCRIPTION_NOT_FOUND: ErrorReason.ValueType  # 68
 """NOT_FOUND. Metadata: `subscription_id`."""
+ERROR_REASON_BILLING_PERIOD_NOT_FOUND: ErrorReason.ValueType  # 77
+"""NOT_FOUND. Nothing was counted in a billing period of this customer and organization at that time. Metadata:
+`customer_id`, `organization_id`.
+"""
+ERROR_REASON_PERIOD_CLOSING_NOT_FOUND: ErrorReason.ValueType  # 78
+"""NOT_FOUND. Metadata: `period_closing_id`."""
+ERROR_REASON_PERIOD_NOT_OVER: ErrorReason.ValueType  # 79
+"""FAILED_PRECONDITION. The billing period is not over, or the window for events that come late is open. Metadata:
+`customer_id`, `close_time`, from which on it can be closed.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL. A defect; `request_id` in the metadata finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -231,7 +231,9 @@ class UsageEvent(_message.Message):
     customer_id: _builtins.str
     """Who pays."""
     workflow_id: _builtins.str
-    """The run, as the host names it: up to 128 letters, digits and "_.:/-". The same for every retry."""
+    """The run, as the host names it: up to 128 letters, digits and "_.:/-", not beginning with "period/". The same for
+    every retry.
+    """
     ordinal: _builtins.int
     """Numbers the events of one run; 0 when there is just one."""
     agent_id: _builtins.str

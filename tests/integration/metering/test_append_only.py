@@ -37,10 +37,12 @@ async def database(world: World) -> AsyncIterator[psycopg.AsyncConnection]:
     ) as connection:
 
         async def sequenced() -> bool:
-            return (
-                await count_rows(connection, "ledger", "journal_position") > 0
-                and await count_rows(connection, "metering", "usage_position") > 0
-            )
+            # All of it: what is sequenced while the test counts rows would look like a change.
+            waiting = [
+                await count_rows(connection, *queue)
+                for queue in (("ledger", "unsequenced"), ("metering", "unsequenced_usage"))
+            ]
+            return waiting == [0, 0]
 
         await eventually(sequenced)
         yield connection

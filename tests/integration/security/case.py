@@ -71,3 +71,4 @@ BUDGETS, RESERVATIONS = "metering.v1.BudgetService", "metering.v1.ReservationSer
 SUBSCRIPTIONS = "metering.v1.SubscriptionService"
 USAGE_FEED, CONTRACTS = "metering.v1.UsageFeedService", "metering.v1.ContractService"
 RATING = "metering.v1.RatingService"
+PERIODS = "metering.v1.PeriodService"

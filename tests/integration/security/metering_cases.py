@@ -6,6 +6,7 @@ from tallystick.metering.v1 import budget_pb2, usage_pb2
 from tallystick.metering.v1 import budget_service_pb2 as budgets
 from tallystick.metering.v1 import contract_service_pb2 as contracts
 from tallystick.metering.v1 import metering_service_pb2 as metering
+from tallystick.metering.v1 import period_service_pb2 as periods
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import rating_service_pb2 as rating
 from tallystick.metering.v1 import reservation_service_pb2 as reservations
@@ -21,6 +22,7 @@ from tests.integration.security.case import (
     LISTED,
     METERING,
     NO_TOKEN,
+    PERIODS,
     PRICING,
     RATING,
     RESERVATIONS,
@@ -35,6 +37,7 @@ from tests.integration.security.case import (
 from tests.integration.security.requests import (
     authorize_request,
     book_request,
+    closed_period,
     contract_request,
     publish_request,
     rerate_request,
@@ -425,3 +428,31 @@ one(
     "ListSubscriptionFees",
     lambda w: subscriptions.ListSubscriptionFeesRequest(subscription_id=w.bravo.subscriptions[0]),
 )
+
+
+# PeriodService
+
+
+@case_of(PERIODS, "PreviewPeriodClose")
+def _(world: World) -> Iterator[Case]:
+    yield Case(periods.PreviewPeriodCloseRequest(**closed_period(world.bravo)))
+    # One's own customer or organization helps nobody to what others agreed.
+    mine = periods.PreviewPeriodCloseRequest(**closed_period(world.bravo))
+    mine.organization_id = world.alpha.organization
+    yield Case(mine, reach=frozenset())
+
+
+one(PERIODS, "ClosePeriod", lambda w: periods.ClosePeriodRequest(**closed_period(w.bravo), now=True))
+one(
+    PERIODS,
+    "GetPeriodClosing",
+    lambda w: periods.GetPeriodClosingRequest(period_closing_id=w.bravo.closing),
+)
+
+
+@case_of(PERIODS, "ListPeriodClosings")
+def _(world: World) -> Iterator[Case]:
+    bravo = world.bravo
+    yield Case(periods.ListPeriodClosingsRequest(), refusals=LISTED)
+    yield Case(periods.ListPeriodClosingsRequest(customer_id=bravo.customer), refusals=LISTED)
+    yield Case(periods.ListPeriodClosingsRequest(organization_id=bravo.organization), refusals=LISTED)

@@ -22,6 +22,7 @@ from tallystick.ledger.v1 import (
 from tallystick.metering.v1 import (
     contract_service_pb2,
     metering_service_pb2,
+    period_service_pb2,
     price_book_pb2,
     pricing_service_pb2,
     subscription_service_pb2,
@@ -32,6 +33,7 @@ from tests.integration.security.requests import (
     book_request,
     budget_request,
     charge_intent,
+    closed_period,
     contract_request,
     correct_request,
     debit_request,
@@ -151,6 +153,7 @@ async def _populate_tenant(world: World, things: Things) -> None:
     await _subscribe(world, things)
     await _run(world, things, secret)
     await _earn_in_another_currency(world, things)
+    await _close_periods(world, things, secret)
 
 
 async def _subscribe(world: World, things: Things) -> None:
@@ -201,6 +204,32 @@ async def _earn_in_another_currency(world: World, things: Things) -> None:
     charge = charge_intent(things.customer, f"{things.workflow}-euros", 0, things)
     charge.gross.CopyFrom(money)
     await world.ledger.service.ledger.PostCharge(ledger_service_pb2.PostChargeRequest(intent=charge))
+
+
+async def _close_periods(world: World, things: Things, host_key: str) -> None:
+    """Two that are closed for good, in a currency that nothing else is in."""
+    operator = world.metering.operator
+    counted = price_book_pb2.PriceComponent(
+        name=f"counted-{things.tenant}",
+        meter_rate=price_book_pb2.MeterRate(
+            meter="input_tokens",
+            tier_mode=price_book_pb2.TIER_MODE_VOLUME,
+            tier_scope=price_book_pb2.TIER_SCOPE_BILLING_PERIOD,
+            tiers=[price_book_pb2.Tier(price=price_book_pb2.UnitPrice(amount="0.000001"))],
+        ),
+    )
+    await world.metering.publish(
+        price(counted, name=things.tenant), organization_id=things.organization, currency_code="CHF"
+    )
+    for day in (0, 31):
+        about = closed_period(things, day)
+        event = usage_event(things.customer, things.agent, f"{things.workflow}-counted-{day}")
+        event.currency_code = about["currency_code"]
+        event.occur_time.CopyFrom(about["time"])
+        event.usage.input_tokens = 3
+        await world.metering.caller(host_key).metering.Meter(metering_service_pb2.MeterRequest(event=event))
+        closed = await operator.periods.ClosePeriod(period_service_pb2.ClosePeriodRequest(**about, now=True))
+        things.closing = things.closing or closed.period_closing.period_closing_id
 
 
 async def _price(world: World, things: Things) -> None:

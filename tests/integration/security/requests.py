@@ -1,6 +1,7 @@
 """Requests that the world is made by, and that the cases send."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -158,6 +159,16 @@ def subscription_request(things: Things, number: int) -> subscription_service_pb
         plan_name=f"plan-of-{things.tenant}",
         idempotency_key=f"{things.tenant}-{number}",
     )
+
+
+def closed_period(things: Things, day: int = 0) -> dict[str, Any]:
+    """Fields of a request about the billing period in which a tenant's customer did what is counted."""
+    return {
+        "customer_id": things.customer,
+        "organization_id": things.organization,
+        "currency_code": "CHF",
+        "time": Timestamp(seconds=OCCURRED.seconds + day * 86_400),
+    }
 
 
 def charge_intent(customer_id: str, workflow_id: str, gross: int, *payees: Things) -> charge_pb2.ChargeIntent:

@@ -42,6 +42,7 @@ def _known_ids(world: World) -> list[str]:
             things.budget,
             things.contract,
             *things.subscriptions,
+            things.closing,
             things.token,
         ]
         found += [f"1-{things.tenant}"]
@@ -86,6 +87,8 @@ def _stored(world: World) -> list[tuple[object, ...]]:
         "metering.subscription",
         "metering.subscription_segment",
         "metering.subscription_fee",
+        "metering.counted_period",
+        "metering.period_closing",
     )
     # By name: PostgreSQL may count several tables at once, and answers whichever is done first.
     counts = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)

@@ -31,6 +31,7 @@ from tallystick.metering.v1 import (
     budget_service_pb2,
     contract_service_pb2,
     metering_service_pb2,
+    period_service_pb2,
     pricing_service_pb2,
     rating_service_pb2,
     reservation_service_pb2,
@@ -59,6 +60,7 @@ METERING_SERVICES: tuple[ServiceDescriptor, ...] = (
     reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     usage_feed_service_pb2.DESCRIPTOR.services_by_name["UsageFeedService"],
     rating_service_pb2.DESCRIPTOR.services_by_name["RatingService"],
+    period_service_pb2.DESCRIPTOR.services_by_name["PeriodService"],
 )
 METHODS: dict[str, MethodDescriptor] = {
     method.full_name: method
@@ -161,6 +163,8 @@ class Things:
     second_token: str = ""
     # What happens to the second and the third does not disturb the first.
     subscriptions: list[str] = field(default_factory=list)
+    # Of two that have been closed of a period, the first.
+    closing: str = ""
 
     @property
     def organization(self) -> str:
@@ -249,6 +253,7 @@ class World:
             things.published,
             things.draft,
             things.shadow,
+            things.closing,
             things.charge,
             things.transaction,
             things.grant,

@@ -9,7 +9,7 @@ from google.protobuf.json_format import Parse
 from google.protobuf.message import Message
 
 from services.metering.rpc.contract_convert import billing_period_from_proto, content_from_proto
-from tallystick.metering.v1 import contract_service_pb2, subscription_service_pb2
+from tallystick.metering.v1 import contract_service_pb2, period_service_pb2, subscription_service_pb2
 
 PAGE = (Path(__file__).parents[3] / "docs/pricing-contracts.md").read_text()
 BLOCKS = re.findall(r"^```json\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -21,6 +21,7 @@ def test_every_block_is_a_message_of_its_rpc() -> None:
         contract_service_pb2.ExplainPriceRequest(),
         contract_service_pb2.ExplainPriceResponse(),
         subscription_service_pb2.CreateSubscriptionRequest(),
+        period_service_pb2.PreviewPeriodCloseRequest(),
     ]
     for block, message in zip(BLOCKS, shapes, strict=True):
         # Refuses fields that there are not.

@@ -1,0 +1,557 @@
+"""Closing billing periods: charged once, whoever closes them, and whatever dies meanwhile or comes late."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
+
+from services.kit.client import connect
+from services.kit.clock import Clock, SystemClock
+from services.kit.db import Database
+from services.kit.errors import Code
+from services.kit.times import timestamp
+from services.metering.domain.billing_period import BillingPeriod
+from services.metering.rpc.contract_catalog import ContractCatalog
+from services.metering.rpc.period_closer import CloseTimes, PeriodCloser
+from services.metering.rpc.price_catalog import PriceCatalog
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
+from services.metering.store import period_tables
+from tallystick.common.v1 import access_pb2
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.metering.v1 import period_closing_pb2, price_book_pb2, usage_pb2
+from tallystick.metering.v1 import period_service_pb2 as pb
+from tests.integration.metering.test_contracts import a_contract, is_denied, usd
+from tests.integration.metering.test_contracts import create as create_contract
+from tests.integration.metering.test_subscriptions import FailingLedger
+from tests.integration.metering.world import World, refused, run
+from tests.support.metering_server import Caller, fee, price
+
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+FEE = 1_000
+THIS_MONTH = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+LAST_MONTH = (THIS_MONTH - timedelta(days=1)).replace(day=1)
+MONTH_BEFORE = (LAST_MONTH - timedelta(days=1)).replace(day=1)
+
+
+def unit(amount: str) -> price_book_pb2.UnitPrice:
+    return price_book_pb2.UnitPrice(amount=amount)
+
+
+def volume(*ends_and_amounts: tuple[int, str], name: str = "input") -> price_book_pb2.PriceComponent:
+    """Input tokens, all at the price of the tier that the last one of the period falls into."""
+    return price_book_pb2.PriceComponent(
+        name=name,
+        meter_rate=price_book_pb2.MeterRate(
+            meter="input_tokens",
+            tier_mode=price_book_pb2.TIER_MODE_VOLUME,
+            tier_scope=price_book_pb2.TIER_SCOPE_BILLING_PERIOD,
+            tiers=[price_book_pb2.Tier(up_to=end, price=unit(amount)) for end, amount in ends_and_amounts],
+        ),
+    )
+
+
+# A token is 10 micros, or, if there are more than a thousand in the month, 4.
+TIERS = volume((1_000, "0.00001"), (0, "0.000004"))
+
+
+def tokens_cost(tokens: int) -> int:
+    return tokens * (10 if tokens <= 1_000 else 4)
+
+
+def priced(*components: price_book_pb2.PriceComponent, minimum: str = "") -> price_book_pb2.Price:
+    found = price(fee("0.001"), *components, name="run")
+    if minimum:
+        found.period_minimum.amount = minimum
+    return found
+
+
+def used(workflow_id: str, tokens: int, at: datetime, customer_id: str = "cus_1") -> usage_pb2.UsageEvent:
+    return run(workflow_id, customer_id, usage=usage_pb2.Usage(input_tokens=tokens), occur_time=timestamp(at))
+
+
+async def close(
+    caller: Caller, at: datetime = LAST_MONTH, customer_id: str = "cus_1", *, now: bool = True
+) -> period_closing_pb2.PeriodClosing | None:
+    response = await caller.periods.ClosePeriod(
+        pb.ClosePeriodRequest(customer_id=customer_id, organization_id="org_a", time=timestamp(at), now=now)
+    )
+    return response.period_closing if response.HasField("period_closing") else None
+
+
+async def preview(
+    caller: Caller, at: datetime = LAST_MONTH, customer_id: str = "cus_1"
+) -> period_closing_pb2.PeriodClosing:
+    response = await caller.periods.PreviewPeriodClose(
+        pb.PreviewPeriodCloseRequest(customer_id=customer_id, organization_id="org_a", time=timestamp(at))
+    )
+    return response.period_closing
+
+
+def closing_charges(world: World) -> list[tuple[object, ...]]:
+    """What closings charged, in the ledger: run, ordinal, amount."""
+    return world.server.query(
+        "SELECT workflow_id, ordinal, gross FROM ledger.charge WHERE workflow_id LIKE 'period/%'"
+        " ORDER BY workflow_id, ordinal"
+    )
+
+
+def charged(world: World, customer_id: str = "cus_1") -> int:
+    ((total,),) = world.server.query(
+        f"SELECT coalesce(sum(gross), 0)::bigint FROM ledger.charge WHERE customer_id = '{customer_id}'"
+    )
+    assert isinstance(total, int)
+    return total
+
+
+@dataclass
+class At(Clock):
+    """A clock that stands."""
+
+    time: datetime
+
+    def now(self) -> datetime:
+        return self.time
+
+
+Closers = Callable[..., PeriodCloser]
+
+
+@pytest.fixture
+async def closers(world: World, database_url: str) -> AsyncIterator[Closers]:
+    """Makes the worker of another replica. That of the server looks once a minute, and finds nothing new."""
+    async with AsyncExitStack() as stack:
+        databases = []
+        for role in ("metering_writer", "metering_reader"):
+            database = Database(database_url, role=role, schema="metering")
+            await database.open()
+            stack.push_async_callback(database.close)
+            databases.append(database)
+        writer, reader = databases
+        channel = await stack.enter_async_context(
+            connect(world.server.ledger.address, world.server.ledger.service.key)
+        )
+        ledger = FailingLedger(channel)
+
+        def make(
+            clock: Clock | None = None, *, times: CloseTimes | None = None, failures: int = 0
+        ) -> PeriodCloser:
+            ledger.failures = failures
+            return PeriodCloser(
+                writer=writer,
+                catalog=PriceCatalog(reader),
+                contracts=ContractCatalog(reader),
+                subscriptions=SubscriptionCatalog(reader),
+                ledger=ledger,
+                clock=clock or SystemClock(),
+                delay=timedelta(seconds=1),
+                times=times or CloseTimes(timedelta(0), timedelta(days=400)),
+            )
+
+        yield make
+
+
+@pytest.mark.parametrize("table", [period_tables.counted_period, period_tables.period_closing], ids=str)
+def test_queries_and_migrations_agree(database_url: str, table: Table) -> None:
+    with psycopg.connect(database_url) as connection:
+        columns = connection.execute(
+            "SELECT attname, attnotnull, format_type(atttypid, NULL) FROM pg_attribute"
+            " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+            (f"metering.{table.name}",),
+        ).fetchall()
+    assert {name: (kind, required) for name, required, kind in columns} == {
+        column.name: (
+            str(column.type.compile(_DIALECT)).lower().replace("blob", "bytea"),
+            not column.nullable,
+        )
+        for column in table.columns
+    }
+
+
+class TestClosing:
+    @pytest.mark.parametrize(
+        ("of", "amounts"),
+        [
+            (priced(TIERS), [8_000]),
+            (priced(minimum="0.05"), [48_000]),
+            (priced(TIERS, minimum="0.05"), [8_000, 40_000]),
+            (priced(TIERS, minimum="0.005"), [8_000]),
+        ],
+        ids=["volume", "minimum", "both", "reached"],
+    )
+    async def test_charges_what_is_known_at_the_end_only(
+        self, world: World, of: price_book_pb2.Price, amounts: list[int]
+    ) -> None:
+        version = await world.server.publish(of, organization_id="org_a")
+        operator = world.server.operator
+        await world.meter(used("run-1", 1_500, LAST_MONTH))
+        await world.meter(used("run-2", 500, THIS_MONTH - timedelta(seconds=1)))
+        assert charged(world) == 2 * FEE
+        ahead = await preview(operator)
+        made = await close(operator)
+
+        assert made is not None
+        assert made.posted
+        (closed,) = made.prices
+        assert [line.amount.amount_micros for line in closed.lines] == amounts
+        assert made.total == made.amount == closed.amount == usd(sum(amounts))
+        assert (closed.price_name, closed.price_version_id) == ("run", version)
+        assert made.period_start_time.ToDatetime(UTC) == LAST_MONTH
+        assert made.period_end_time.ToDatetime(UTC) == THIS_MONTH
+        assert made.create_time.ToDatetime(UTC) > THIS_MONTH
+        for field in ("prices", "amount", "charge_id", "counters", "agent_id", "workflow_id", "ordinal"):
+            assert getattr(ahead, field) == getattr(made, field)
+        charge = await world.server.ledger.operator.ledger.GetCharge(
+            ledger_service_pb2.GetChargeRequest(charge_id=made.charge_id)
+        )
+        # The service period in the charge, the accounting date beside it.
+        assert charge.charge.occur_time.ToDatetime(UTC) == THIS_MONTH - timedelta(microseconds=1)
+        (earning,) = charge.charge.earnings
+        assert (earning.organization_id, earning.agent_id) == ("org_a", "agt_a")
+        assert charged(world) == 2 * FEE + sum(amounts)
+        # Once, however often it is asked for, and whatever is delivered again.
+        assert await close(operator) is None
+        await world.meter(used("run-1", 1_500, LAST_MONTH))
+        assert await close(operator) is None
+        assert charged(world) == 2 * FEE + sum(amounts)
+        assert (await preview(operator)).amount == usd(0)
+
+    async def test_prices_without_such_parts_close_nothing(self, world: World) -> None:
+        of = priced()
+        of.period_maximum.amount = "0.0015"
+        await world.server.publish(of, organization_id="org_a")
+        await world.meter(used("run-1", 1, LAST_MONTH))
+        await world.meter(used("run-2", 1, LAST_MONTH))
+        assert charged(world) == 1_500
+        assert await close(world.server.operator) is None
+        assert closing_charges(world) == []
+
+    async def test_what_is_not_over_is_not_closed(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        answer = await refused(close(world.server.operator))
+        assert answer.reason == "BILLING_PERIOD_NOT_FOUND"
+        now = datetime.now(UTC)
+        await world.meter(used("run-1", 1_500, now))
+        answer = await refused(close(world.server.operator, now))
+        assert (answer.code, answer.reason) == (Code.FAILED_PRECONDITION, "PERIOD_NOT_OVER")
+        assert (await preview(world.server.operator, now)).amount == usd(6_000)
+        # Nothing was counted in the one before.
+        assert (await refused(preview(world.server.operator))).reason == "BILLING_PERIOD_NOT_FOUND"
+
+    async def test_the_version_and_terms_of_the_last_instant_close(self, world: World) -> None:
+        """A version that was published later counts later; the contract's maximum counts for all prices."""
+        other = price(volume((0, "0.00002"), name="other"), name="other", action_types=["other"])
+        first = await world.server.publish(other, priced(TIERS), organization_id="org_a")
+        await world.server.publish(priced(volume((0, "0.5"))), organization_id="org_a")
+        contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC))
+        contract.content.period_maximum.CopyFrom(usd(9_000))
+        contract.content.discounts.add(name="loyal", basis_points=5_000)
+        await create_contract(world.server.operator, contract)
+        await world.meter(used("run-1", 2_000, LAST_MONTH))
+        event = used("run-2", 500, LAST_MONTH)
+        event.action_type = "other"
+        await world.meter(event)
+        assert charged(world) == FEE // 2
+
+        made = await close(world.server.operator)
+        assert made is not None
+        # Half of 500 × 20 and of 2,000 × 4; the second one has what the fee and the first one left.
+        assert [(one.price_name, one.amount.amount_micros) for one in made.prices] == [
+            ("other", 5_000),
+            ("run", 3_500),
+        ]
+        assert {one.price_version_id for one in made.prices} == {first}
+        assert (made.contract_id, made.contract_version_number) == ("con_1", 1)
+        assert charged(world) == 9_000
+
+    async def test_the_contract_cuts_the_period(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC))
+        contract.billing_period.anchor_time.FromDatetime(datetime(2020, 1, 15, 9, tzinfo=UTC))
+        contract.billing_period.time_zone = "Europe/Rome"
+        await create_contract(world.server.operator, contract)
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        made = await close(world.server.operator)
+        assert made is not None
+        cut = BillingPeriod(anchor=datetime(2020, 1, 15, 9, tzinfo=UTC), time_zone="Europe/Rome")
+        period = cut.period_containing(LAST_MONTH)
+        assert made.period_start_time.ToDatetime(UTC) == period.start
+        assert made.period_end_time.ToDatetime(UTC) == period.end
+        assert made.workflow_id == f"period/org_a/USD/{period.start:%Y-%m-%dT%H:%M:%SZ}"
+
+
+class TestLateEvents:
+    async def test_more_is_an_adjustment(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        operator = world.server.operator
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        await close(operator)
+        await world.meter(used("late", 300, LAST_MONTH))
+        made = await close(operator)
+        assert made is not None
+        assert (made.ordinal, made.total, made.closed_before) == (1, usd(4_000), usd(1_000))
+        assert made.amount == usd(3_000)
+        assert [(ordinal, amount) for _, ordinal, amount in closing_charges(world)] == [
+            (0, 1_000),
+            (1, 3_000),
+        ]
+        assert charged(world) == 2 * FEE + tokens_cost(400)
+
+    async def test_less_becomes_credit_of_later_closings(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        operator = world.server.operator
+        await world.meter(used("run-1", 1_000, MONTH_BEFORE))
+        await close(operator, MONTH_BEFORE)
+        await world.meter(used("late", 500, MONTH_BEFORE))
+        # 10,000 were charged, 1,500 × 4 are owed.
+        less = await close(operator, MONTH_BEFORE)
+        assert less is not None
+        assert (less.amount, less.from_credit, less.charge_id) == (usd(0), usd(-4_000), "")
+        assert not less.posted
+        await world.meter(used("run-2", 300, LAST_MONTH))
+        assert (await preview(operator)).from_credit == usd(3_000)
+        first = await close(operator)
+        assert first is not None
+        assert (first.amount, first.from_credit) == (usd(0), usd(3_000))
+        await world.meter(used("run-3", 200, LAST_MONTH))
+        second = await close(operator)
+        assert second is not None
+        assert (second.amount, second.from_credit) == (usd(1_000), usd(1_000))
+        assert charged(world) == 4 * FEE + tokens_cost(1_500) + tokens_cost(500)
+
+    async def test_credit_is_taken_once_by_who_closes_at_once(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        operator = world.server.operator
+        months = [MONTH_BEFORE - timedelta(days=31 * number) for number in range(4)]
+        await world.meter(used("run-1", 1_000, LAST_MONTH))
+        await close(operator)
+        await world.meter(used("late", 500, LAST_MONTH))
+        await close(operator)
+        await world.meter_batch(*(used(f"run-{at:%Y-%m}", 300, at) for at in months))
+        made = await asyncio.gather(*(close(operator, at) for at in months))
+        assert sum(one.from_credit.amount_micros for one in made if one is not None) == 4_000
+        assert charged(world) == 6 * FEE + tokens_cost(1_500) + 4 * tokens_cost(300)
+
+
+class TestWorker:
+    async def test_it_waits_for_late_events_and_then_for_no_more(
+        self, world: World, closers: Closers
+    ) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        clock = At(THIS_MONTH - timedelta(seconds=1))
+        times = CloseTimes(timedelta(days=2), timedelta(days=60), timedelta(days=1))
+        closer = closers(clock, times=times)
+        days = timedelta(days=1)
+
+        async def after(moment: datetime) -> list[object]:
+            clock.time = moment
+            await closer.step()
+            return [amount for _, _, amount in closing_charges(world)]
+
+        assert await after(clock.time) == []
+        assert await after(THIS_MONTH + 2 * days - timedelta(seconds=1)) == []
+        assert await after(THIS_MONTH + 2 * days) == [1_000]
+        await world.meter(used("late", 100, LAST_MONTH))
+        # Not before the interval has passed.
+        assert await after(THIS_MONTH + 2 * days + timedelta(hours=1)) == [1_000]
+        assert await after(THIS_MONTH + 3 * days) == [1_000, 1_000]
+        await world.meter(used("later", 50, LAST_MONTH))
+        assert await after(THIS_MONTH + 60 * days) == [1_000, 1_000, 500]
+        await world.meter(used("too-late", 50, LAST_MONTH))
+        assert await after(THIS_MONTH + 90 * days) == [1_000, 1_000, 500]
+        # It is charged as it is reported all the same.
+        assert charged(world) == 4 * FEE + 2_500
+
+    async def test_a_period_that_was_first_heard_of_too_late_is_not_closed(
+        self, world: World, closers: Closers
+    ) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        await world.meter(used("run-1", 100, MONTH_BEFORE - timedelta(days=100)))
+        await closers(times=CloseTimes(timedelta(0), timedelta(days=1))).step()
+        assert closing_charges(world) == []
+        assert world.server.query(
+            "SELECT count(*) FROM metering.counted_period WHERE next_check_time IS NOT NULL"
+        ) == [(0,)]
+
+    async def test_two_replicas_and_cuts_charge_once(self, world: World, closers: Closers) -> None:
+        """An answer of the ledger that never comes is what a process leaves that is killed after posting."""
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        for number in range(6):
+            at = LAST_MONTH - timedelta(days=31 * number)
+            await world.meter_batch(*(used(f"run-{number}-{one}", 100, at) for one in range(3)))
+        replicas = [closers(failures=3) for _ in range(3)]
+
+        async def step(replica: PeriodCloser) -> None:
+            try:
+                await replica.step()
+            except grpc.aio.AioRpcError:
+                return
+
+        for _ in range(4):
+            await asyncio.gather(*map(step, replicas))
+            # As if all waits were over.
+            world.server.execute(
+                "UPDATE metering.period_closing SET next_attempt_time = now()"
+                " WHERE next_attempt_time IS NOT NULL"
+            )
+            world.server.execute("UPDATE metering.counted_period SET next_check_time = now()")
+        found = closing_charges(world)
+        assert [(ordinal, amount) for _, ordinal, amount in found] == [(0, 3_000)] * 6
+        assert charged(world) == 18 * FEE + 6 * 3_000
+        listed = await world.server.operator.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
+        assert [one.posted for one in listed.period_closings] == [True] * 6
+
+    async def test_it_is_closed_by_one_at_a_time(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        made = await asyncio.gather(*(close(world.server.operator) for _ in range(6)))
+        assert sorted(one is not None for one in made) == [False] * 5 + [True]
+        assert len(closing_charges(world)) == 1
+
+
+class TestTenants:
+    async def test_each_sees_its_own(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        made = await close(world.server.operator)
+        assert made is not None
+        id_ = made.period_closing_id
+        create = world.server.ledger.create_caller
+        owner_a, owner_b = await world.new_owner("org_a"), await world.new_owner("org_b")
+        customers = [
+            world.server.caller(
+                (await create(access_pb2.ROLE_CUSTOMER, customer_id, customer_id=customer_id)).key
+            )
+            for customer_id in ("cus_1", "cus_2")
+        ]
+        for caller, sees in ((owner_a, True), (owner_b, False), (customers[0], True), (customers[1], False)):
+            listed = await caller.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
+            assert [one.period_closing_id for one in listed.period_closings] == [id_] * sees
+            get = caller.periods.GetPeriodClosing(pb.GetPeriodClosingRequest(period_closing_id=id_))
+            if sees:
+                assert (await get).period_closing == made
+                assert (await preview(caller)).total == made.total
+            else:
+                assert (await refused(get)).reason == "PERIOD_CLOSING_NOT_FOUND"
+                assert (await refused(preview(caller))).reason == "BILLING_PERIOD_NOT_FOUND"
+            assert await is_denied(
+                caller.periods.ClosePeriod(
+                    pb.ClosePeriodRequest(
+                        customer_id="cus_1", organization_id="org_a", time=timestamp(LAST_MONTH), now=True
+                    )
+                )
+            )
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE metering.period_closing SET amount_micros = 0",
+            "UPDATE metering.period_closing SET content = ''",
+            "DELETE FROM metering.period_closing",
+            "TRUNCATE metering.period_closing",
+            "DELETE FROM metering.counted_period",
+            "UPDATE metering.counted_period SET period_start = now()",
+            "INSERT INTO metering.counted_period VALUES ('cus_1', 'org_a', 'USD', now(), now(), NULL, 0, 0)",
+        ],
+    )
+    def test_the_writer_may_not(self, database_url: str, statement: str) -> None:
+        with psycopg.connect(database_url) as admin:
+            admin.execute("SET ROLE metering_writer")
+            admin.execute("SELECT set_config('tallystick.platform', 'on', true)")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                admin.execute(statement.encode())
+
+    async def test_nothing_goes_away_and_only_the_platform_closes(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        await close(world.server.operator)
+        for table in ("period_closing", "counted_period"):
+            for statement in (f"DELETE FROM metering.{table}", f"TRUNCATE metering.{table} CASCADE"):
+                with pytest.raises(psycopg.errors.RestrictViolation):
+                    world.server.execute(statement)
+        with psycopg.connect(world.server.database_url) as admin:
+            admin.execute("SET ROLE metering_writer")
+            admin.execute("SELECT set_config('tallystick.tenants', '{org_a,cus_1}', true)")
+            for changed in (
+                "UPDATE metering.counted_period SET closed_micros = 0 RETURNING 1",
+                "UPDATE metering.period_closing SET next_attempt_time = now() RETURNING 1",
+            ):
+                assert admin.execute(changed.encode()).fetchall() == []
+
+
+Step = tuple[str, int]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("use"), st.integers(0, 700)),
+        st.tuples(st.just("close"), st.just(0)),
+        st.tuples(st.just("again"), st.integers(0, 9)),
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS, minimum=st.booleans())
+async def test_whenever_it_is_closed_the_period_costs_the_same(
+    world: World, steps: Sequence[Step], minimum: bool
+) -> None:
+    """Charges and closings, without what is left as credit, are what the whole period costs at once."""
+    server = world.server
+    ((number,),) = server.query("SELECT count(*) FROM ledger.customer")
+    if number == 2:
+        await server.publish(
+            price(fee("0.001"), TIERS, name="plain", action_types=["plain"]),
+            _with_minimum(price(fee("0.001"), TIERS, name="least", action_types=["least"])),
+            organization_id="org_a",
+        )
+    customer_id = f"cus_{number}_more"
+    await server.ledger.create_customer(customer_id)
+    events: list[usage_pb2.UsageEvent] = []
+
+    async def closed() -> None:
+        if events:
+            await close(server.operator, customer_id=customer_id)
+
+    actions: dict[str, Callable[[int], Awaitable[object]]] = {}
+
+    async def use(tokens: int) -> None:
+        event = used(f"run-{len(events)}", tokens, LAST_MONTH, customer_id)
+        event.action_type = "least" if minimum else "plain"
+        events.append(event)
+        await world.meter(event)
+
+    async def again(position: int) -> None:
+        if events:
+            await world.meter(events[position % len(events)])
+
+    actions = {"use": use, "close": lambda _: closed(), "again": again}
+    for name, argument in steps:
+        await actions[name](argument)
+    await closed()
+    if not events:
+        return
+    owed = len(events) * FEE + tokens_cost(sum(event.usage.input_tokens for event in events))
+    if minimum:
+        owed = max(owed, 9_000)
+    ((credit,),) = server.query(
+        "SELECT coalesce(-sum(from_credit_micros), 0)::bigint FROM metering.period_closing"
+        f" WHERE customer_id = '{customer_id}'"
+    )
+    assert isinstance(credit, int)
+    assert credit >= 0
+    assert charged(world, customer_id) - credit == owed
+
+
+def _with_minimum(of: price_book_pb2.Price) -> price_book_pb2.Price:
+    of.period_minimum.amount = "0.009"
+    return of

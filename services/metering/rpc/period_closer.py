@@ -33,7 +33,7 @@ from services.metering.rpc.convert import line_to_proto, money_to_proto
 from services.metering.rpc.ledger import Ledger, is_passing
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
-from services.metering.rpc.terms import agreed_with, billing_period_of, candidates, contracts_in_force
+from services.metering.rpc.terms import agreed_in, billing_period_of, candidates, contracts_in_force
 from services.metering.store import periods, price_counters
 from services.metering.store.periods import Connection, LatestWork, StoredClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2 as pb
@@ -137,7 +137,7 @@ class PeriodCloser:
         period = Period(key.start, cut.period_containing(at).end)
         end = last_instant(period)
         known = contracts_in_force(contracts, about, end)
-        terms, _ = agreed_with(contracts, subscriptions, *about, end)
+        terms = agreed_in(known.binding, subscriptions.in_force(about, end)).compiled
         keys = counted_prices(counters)
         index = await self._catalog.index()
         versions = [one.price_version_id for one in candidates(index, about, known, end)]

@@ -209,7 +209,7 @@ def work_time(time: datetime | None, now: datetime) -> datetime:
     return now if time is None else min(time, now)
 
 
-def _agreed(contract: Contract | None, subscribed: Subscribed | None) -> AgreedTerms:
+def agreed_in(contract: Contract | None, subscribed: Subscribed | None) -> AgreedTerms:
     """What the contract says, and what the subscription includes besides."""
     agreed = NOTHING_AGREED if contract is None else AgreedTerms(contract.terms, contract.compiled_terms)
     if subscribed is None or not subscribed.included:
@@ -275,7 +275,7 @@ def _terms(
                 version,
                 currency_code,
                 price,
-                _agreed(contract, subscribed),
+                agreed_in(contract, subscribed),
                 billing_period_of(contract, subscribed),
                 contract,
                 circumstances.time,

@@ -326,7 +326,8 @@ class TestVersions:
         [
             "UPDATE metering.price_version SET prices = '[]'",
             "DELETE FROM metering.price_version",
-            "TRUNCATE metering.price_version",
+            # With what refers to it, which PostgreSQL would mind first.
+            "TRUNCATE metering.price_version CASCADE",
         ],
     )
     async def test_no_database_role_changes_a_published_version(

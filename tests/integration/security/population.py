@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -25,6 +26,7 @@ from tallystick.metering.v1 import (
     period_service_pb2,
     price_book_pb2,
     pricing_service_pb2,
+    rating_service_pb2,
     subscription_service_pb2,
     usage_pb2,
 )
@@ -49,6 +51,7 @@ from tests.integration.security.world import BRAVO_FEE, SHARED_GROSS, Things, Wo
 from tests.support.ledger_seal import seal_once
 from tests.support.ledger_server import running_ledger
 from tests.support.metering_server import bonus, fee, price, running_metering
+from tests.support.waiting import eventually
 
 
 @asynccontextmanager
@@ -81,9 +84,19 @@ async def _populate(world: World) -> None:
     await _populate_platform(world)
     await _share(world)
     await _audit(world)
+    for things in (world.alpha, world.bravo):
+        await eventually(partial(_is_shadowed, world, things))
     await world.settled()
     # Once, and not by a worker: only calls change tables.
     await seal_once(ledger.database_url)
+
+
+async def _is_shadowed(world: World, things: Things) -> bool:
+    """Whether the tenant's shadow has seen what it is to list."""
+    found = await world.metering.operator.rating.ListShadowDivergences(
+        rating_service_pb2.ListShadowDivergencesRequest(shadow_id=things.shadow)
+    )
+    return len(found.divergences) > 1
 
 
 async def _create_key(world: World, role: Role.ValueType, name: str, **fields: Any) -> tuple[str, str]:
@@ -268,6 +281,8 @@ async def _run(world: World, things: Things, host_key: str) -> None:
         )
     pending = usage_event(things.customer, things.agent, f"{things.workflow}-pending")
     pending.outcome = usage_pb2.OUTCOME_PENDING
+    # Another release than that of the run before: what a shadow finds of both has a second page.
+    pending.agent_version = f"1-{things.tenant}"
     deferred = await metering.Meter(metering_service_pb2.MeterRequest(event=pending))
     things.outcome = deferred.metered.outcome_id
     authorized = await metering.Authorize(reservation_request(things, f"{things.workflow}-first"))

@@ -507,6 +507,21 @@ def test_a_shadow_of_what_is_charged_sees_no_difference(
     assert not any(off for one in shifts.values() for off in one.values())
 
 
+def test_a_shadow_counts_no_more_than_can_be_stored() -> None:
+    """What charging would refuse has no price, and leaves the shadow able to go on."""
+    rate_of_all = MeterRate("pages", (Tier(None, UnitPrice("0")),), tier_scope=TierScope.BILLING_PERIOD)
+    (compiled,) = compile_price_list(
+        PriceList((Price("price", PriceSelector(), (PriceComponent("pages", rate_of_all),)),)), "pb_1"
+    )
+    shadowing = Shadowing([compiled], {}, {})
+    for number, pages in enumerate((5, 2**63, 7)):
+        execution = Execution(Usage("gpt", 0, 0, meters={"pages": pages}), Outcome.SUCCESS, START)
+        shadowing.add(Happened(EventKey("cus_1", f"wf-{number}", 0), "org_a", execution, 0, False, START))
+    (found,) = shadowing.divergences.values()
+    assert (found.charge_count, found.unpriced_charge_count) == (3, 1)
+    assert shadowing.shifts == {CounterKey("cus_1", "org_a", START): {"pb_1/price/pages": 12}}
+
+
 def test_a_drawn_workload_keeps_its_shares() -> None:
     workload = Workload(20_000, START, NOW, customer_count=10, customer_skew=1_000, seed=3)
     drawn: Drawn = draw(workload)

@@ -9,13 +9,14 @@ from typing import Final, NamedTuple
 from services.kit.errors import InvalidArgument
 from services.metering.domain.counter_shift import moves, moves_between, shift, shifted
 from services.metering.domain.price_book import PriceList
-from services.metering.domain.price_counter import counts_charges
+from services.metering.domain.price_counter import MAX_COUNTER, counts_charges
 from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
     CompiledPrice,
     CompiledTerms,
     Counters,
     Execution,
+    Rated,
     counter_names,
     rate,
     rate_outcome,
@@ -159,7 +160,7 @@ class Shadowing:
         opening = shifted(names, one.opening, self._shifts_of(one)) if names else _NOTHING
         if names and one.execution.outcome is Outcome.PENDING:
             self.openings[one.key] = self.opened[one.key] = opening
-        rated = rate(price, one.execution, one.terms, opening)
+        rated = _countable(rate(price, one.execution, one.terms, opening))
         self._shift(one, moves(opening, rated.closing), moves(one.opening, one.closing))
         return rated.total_micros
 
@@ -182,7 +183,7 @@ class Shadowing:
                 own_part = own.get(name, 0) - did.get(name, 0)
                 opening[name] = max(0, stood.get(name, 0) + shifts.get(name, 0) - own_part)
         base = rate(price, pending, one.terms, opening)
-        rated = rate_outcome(price, one.execution, one.terms, opening)
+        rated = _countable(rate_outcome(price, one.execution, one.terms, opening))
         would = moves_between(opening, base.closing, rated.closing)
         decided = {
             name: value - stood[name] - did.get(name, 0) if counts_charges(name) else would.get(name, 0)
@@ -200,3 +201,10 @@ class Shadowing:
         if would or did:
             shift(self._shifts_of(one), would, did)
             self.moved.add(one.counters)
+
+
+def _countable(rated: Rated) -> Rated:
+    """Raise InvalidArgument if a counter would be more than can be stored, as charging does."""
+    if max(rated.closing.values(), default=0) > MAX_COUNTER:
+        raise InvalidArgument.of("usage", "is more than can be counted in a billing period")
+    return rated

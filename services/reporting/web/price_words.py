@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.reporting.web.words import outcome
 from tallystick.metering.v1 import price_book_pb2
+from tallystick.prices.document import percent
 
 _TOKENS: Final = {
     price_book_pb2.TOKEN_KIND_INPUT: "input tokens",
@@ -70,7 +71,7 @@ def rule_rows(price: price_book_pb2.Price) -> Iterator[Row]:
     """What is made of the sum, in the order in which it is done."""
     for factor in price.outcome_factors:
         what = f"of it, when it ends as {outcome(factor.outcome).text.lower()}"
-        yield Row("outcome", what, _percent(factor.basis_points))
+        yield Row("outcome", what, percent(factor.basis_points))
     for discount in price.discounts:
         yield from _discount_rows(discount)
     for name, what, limit in (
@@ -135,7 +136,7 @@ def _discount_rows(discount: price_book_pb2.Discount) -> Iterator[Row]:
     when = _when(discount)
     match discount.WhichOneof("discount"):
         case "basis_points":
-            yield Row(discount.name, f"discount{when}", f"\u2212{_percent(discount.basis_points)}")
+            yield Row(discount.name, f"discount{when}", f"\u2212{percent(discount.basis_points)}")
         case "amount":
             yield Row(
                 discount.name, f"discount on an execution{when}", f"\u2212{unit_price(discount.amount)}"
@@ -144,7 +145,7 @@ def _discount_rows(discount: price_book_pb2.Discount) -> Iterator[Row]:
             yield Row(discount.name, f"discount by what was spent in the billing period{when}", "")
             for step in discount.volume.steps:
                 what = f"beyond {unit_price(step.from_amount)}"
-                yield Row("", what, f"\u2212{_percent(step.basis_points)}")
+                yield Row("", what, f"\u2212{percent(step.basis_points)}")
         case _:
             yield Row(discount.name, "a discount that this release does not know", "")
 
@@ -166,11 +167,6 @@ def _meter(name: str) -> str:
 
 def _per(units: int) -> str:
     return f" per {units:,}" if units > 1 else ""
-
-
-def _percent(basis_points: int) -> str:
-    whole, rest = divmod(basis_points, 100)
-    return f"{whole}{f'.{rest:02d}'.rstrip('0') if rest else ''}\u00a0%"
 
 
 def _listed(texts: Sequence[str]) -> str:

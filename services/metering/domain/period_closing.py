@@ -5,9 +5,10 @@ events too, and is always what it would have been if the period were closed once
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+from services.kit.runs import period_run
 from services.metering.domain.billing_period import Period
 from services.metering.domain.price_counter import CounterPeriod
 from services.metering.domain.rating import (
@@ -17,7 +18,6 @@ from services.metering.domain.rating import (
     Rated,
     close_period,
 )
-from services.metering.domain.usage_event import PERIOD_WORKFLOW
 
 _INSTANT: Final = timedelta(microseconds=1)
 
@@ -51,9 +51,7 @@ def last_instant(period: Period) -> datetime:
 
 def workflow_id_of(key: CounterPeriod) -> str:
     """The run of the charges that close a period."""
-    # Two ways to cut periods may begin some on the same day.
-    start = key.start.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"{PERIOD_WORKFLOW}{key.organization_id}/{key.currency_code}/{start}"
+    return period_run(key.organization_id, key.currency_code, key.start)
 
 
 def counted_prices(counters: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from services.kit import ids
 from services.kit.money import MAX_AMOUNT_MICROS, round_half_even
+from services.kit.runs import subscription_run
 from services.metering.domain.billing_period import BillingPeriod, Period
 from services.metering.domain.contract import ContractKey
 from services.metering.domain.price_book import Allowance, Plan, UnitPrice
@@ -128,7 +129,8 @@ class Fee:
     @property
     def workflow_id(self) -> str:
         """The run of the charge: with the ordinal it says which fee this is, however often it is made."""
-        return f"{self.subscription_id}/{self.period_start:%Y-%m-%dT%H:%M:%SZ}"
+        # The service may have begun later than the period; they end together.
+        return subscription_run(self.subscription_id, self.period_start, self.service.end)
 
     @property
     def charge_id(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from services.kit.errors import FieldViolation
 from services.kit.money import MINOR_UNIT_DIGITS
+from services.kit.runs import ChargeKind, kind_of
 
 # Far above anything that one run consumes; a report beyond it is a mistake in units.
 MAX_TOKENS = 10**12
@@ -25,8 +26,8 @@ MAX_ORDINAL = 2**31 - 1
 
 # workflow_id and action_type.
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}", re.ASCII)
-# What the runs of charges begin with that close billing periods.
-PERIOD_WORKFLOW = "period/"
+# What is wrong with the name of a run.
+RESERVED_RUN = "must not be named like the runs of charges of kind {}"
 _IDENTIFIER_RULE = "must be 1 to 128 letters, digits, '_', '.', ':', '/' or '-', the first a letter or digit"
 _ID_RULE = "must be {} followed by 1 to 59 letters, digits, '_', '.' or '-', the first a letter or digit"
 _CUSTOMER_ID = re.compile(r"cus_[A-Za-z0-9][A-Za-z0-9_.-]{0,58}", re.ASCII)
@@ -272,9 +273,10 @@ def _check_identity(event: UsageEvent, refuse: Callable[[str, str], None]) -> No
         refuse("customer_id", _ID_RULE.format("cus_"))
     if not IDENTIFIER.fullmatch(event.key.workflow_id):
         refuse("workflow_id", _IDENTIFIER_RULE)
-    elif event.key.workflow_id.startswith(PERIOD_WORKFLOW):
-        # Who reported that run first would keep the period from being charged.
-        refuse("workflow_id", f"must not begin with {PERIOD_WORKFLOW}: the charges that close periods do")
+    elif (kind := kind_of(event.key.workflow_id)) is not ChargeKind.USAGE:
+        # Who reported that run first would keep the fee or the period from being charged, and reports would
+        # take the work for one.
+        refuse("workflow_id", RESERVED_RUN.format(kind.value))
     if not 0 <= event.key.ordinal <= MAX_ORDINAL:
         refuse("ordinal", "must not be negative")
     if not _AGENT_ID.fullmatch(event.agent_id):

@@ -9,10 +9,11 @@ from services.kit import ids
 from services.kit.auth import Principal
 from services.kit.errors import InvalidArgument
 from services.kit.money import check_amount, check_currency
+from services.kit.runs import ChargeKind, kind_of
 from services.metering.domain import reservation as rules
 from services.metering.domain.rating import Execution, highest
 from services.metering.domain.reservation import Reservation
-from services.metering.domain.usage_event import MAX_ORDINAL, Outcome, Usage, usage_violations
+from services.metering.domain.usage_event import MAX_ORDINAL, RESERVED_RUN, Outcome, Usage, usage_violations
 from services.metering.rpc.convert import usage_from_proto
 from services.metering.rpc.counter_reader import CounterReader
 from services.metering.rpc.terms import Terms, TermsFinder, Work
@@ -119,6 +120,9 @@ def _expected(request: metering_service_pb2.AuthorizeRequest, now: datetime) -> 
 def _check_identity(request: metering_service_pb2.AuthorizeRequest) -> None:
     ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
     ids.check_workflow_id(request.workflow_id)
+    if (kind := kind_of(request.workflow_id)) is not ChargeKind.USAGE:
+        # Its event would be refused once the work is done.
+        raise InvalidArgument.of("workflow_id", RESERVED_RUN.format(kind.value))
     # By the same rule.
     ids.check_workflow_id(request.action_type, field="action_type")
     ids.check_id(request.agent_id, ids.AGENT, field="agent_id")

@@ -86,6 +86,8 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
             ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")
         if request.organization_id:
             ids.check_id(request.organization_id, ids.ORGANIZATION, field="organization_id")
+        if request.workflow_id:
+            ids.check_workflow_id(request.workflow_id)
         page = Page.parse(
             request.page_size,
             request.page_token,
@@ -94,6 +96,7 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
                 "list": "period_closings",
                 "customer_id": request.customer_id,
                 "organization_id": request.organization_id,
+                "workflow_id": request.workflow_id,
             },
         )
         tenants = tenants_of(current_principal())
@@ -104,6 +107,7 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
                 tenant_ids=None if tenants.platform else tenants.ids,
                 customer_id=request.customer_id,
                 organization_id=request.organization_id,
+                workflow_id=request.workflow_id,
                 after="" if page.after is None else str(page.after[0]),
                 limit=page.limit,
             )

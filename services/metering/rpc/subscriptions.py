@@ -266,11 +266,17 @@ class SubscriptionService(subscription_service_pb2_grpc.SubscriptionServiceServi
         self, request: pb.ListSubscriptionFeesRequest, context: Context
     ) -> pb.ListSubscriptionFeesResponse:
         id_ = _subscription_id(request.subscription_id)
+        if request.workflow_id:
+            ids.check_workflow_id(request.workflow_id)
         page = Page.parse(
             request.page_size,
             request.page_token,
             key_types=(int,),
-            filter={"list": "subscription_fees", "subscription_id": id_},
+            filter={
+                "list": "subscription_fees",
+                "subscription_id": id_,
+                "workflow_id": request.workflow_id,
+            },
         )
         async with self._reader.begin() as connection:
             await scope(connection, tenants_of(current_principal()))
@@ -278,6 +284,7 @@ class SubscriptionService(subscription_service_pb2_grpc.SubscriptionServiceServi
             rows = await subscriptions.list_fees(
                 connection,
                 id_,
+                workflow_id=request.workflow_id,
                 before=None if page.after is None else int(page.after[0]),
                 limit=page.limit,
             )

@@ -193,10 +193,13 @@ async def list_closings(
     tenant_ids: Sequence[str] | None,
     customer_id: str,
     organization_id: str,
+    workflow_id: str,
     after: str,
     limit: int,
 ) -> list[ListedClosing]:
-    """Closings by id, from the first one behind `after`; those of these tenants, or, for None, all."""
+    """Closings by id, from the first one behind `after`; those of these tenants, or, for None, all. What is
+    empty does not restrict them.
+    """
     conditions: list[ColumnElement[bool]] = [period_closing.c.period_closing_id > after]
     if tenant_ids is not None:
         conditions.append(
@@ -208,6 +211,8 @@ async def list_closings(
         conditions.append(period_closing.c.customer_id == customer_id)
     if organization_id:
         conditions.append(period_closing.c.organization_id == organization_id)
+    if workflow_id:
+        conditions.append(period_closing.c.workflow_id == workflow_id)
     query = _listed().where(*conditions).order_by(period_closing.c.period_closing_id).limit(limit)
     return [ListedClosing(*row) for row in await connection.execute(query)]
 

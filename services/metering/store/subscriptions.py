@@ -173,9 +173,11 @@ async def list_subscriptions(
 
 
 async def list_fees(
-    connection: Connection, subscription_id: str, *, before: int | None, limit: int
+    connection: Connection, subscription_id: str, *, workflow_id: str, before: int | None, limit: int
 ) -> list[ListedFee]:
-    """Fees of a subscription, newest first, from the first one older than number `before`."""
+    """Fees of a subscription, newest first, from the first one older than number `before`; those of one run,
+    unless it is empty.
+    """
     # Not the time of the next attempt itself: what the ledger refused has none that Python can hold.
     posted = and_(subscription_fee.c.amount_micros > 0, subscription_fee.c.next_attempt_time.is_(None)).label(
         "posted"
@@ -183,6 +185,8 @@ async def list_fees(
     query = select(subscription_fee.c.fee_number, subscription_fee.c.content, posted).where(
         subscription_fee.c.subscription_id == subscription_id
     )
+    if workflow_id:
+        query = query.where(subscription_fee.c.workflow_id == workflow_id)
     if before is not None:
         query = query.where(subscription_fee.c.fee_number < before)
     query = query.order_by(subscription_fee.c.fee_number.desc()).limit(limit)

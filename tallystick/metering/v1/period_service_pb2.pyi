@@ -200,6 +200,7 @@ class ListPeriodClosingsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 50 when zero, never more than 1,000."""
     page_token: _builtins.str
@@ -208,6 +209,8 @@ class ListPeriodClosingsRequest(_message.Message):
     """Only those of this customer, unless empty."""
     organization_id: _builtins.str
     """Only those of this organization, unless empty."""
+    workflow_id: _builtins.str
+    """Only those whose charges are of this run, unless empty."""
     def __init__(
         self,
         *,
@@ -215,10 +218,11 @@ class ListPeriodClosingsRequest(_message.Message):
         page_token: _builtins.str = ...,
         customer_id: _builtins.str = ...,
         organization_id: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "organization_id", b"organization_id", "page_size", b"page_size", "page_token", b"page_token", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -259,7 +259,7 @@ class SubscriptionFee(_message.Message):
     subscription_id: _builtins.str
     """The subscription."""
     workflow_id: _builtins.str
-    """The run of its charge in the ledger: the subscription and the begin of the period."""
+    """The run of its charge in the ledger: the subscription, and begin and end of the billing period."""
     ordinal: _builtins.int
     """Number within the period, from 0."""
     charge_id: _builtins.str

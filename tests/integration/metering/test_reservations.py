@@ -377,6 +377,21 @@ async def test_an_estimate_of_usage_is_priced_with_the_outcome_that_costs_most(r
     assert answer.reservation.amount == usd(RUN_MICROS)
 
 
+@pytest.mark.parametrize(
+    "workflow_id",
+    [
+        "period/org_a/USD/2026-10-01T00:00:00Z",
+        "sub_01m7xj2ex96zkkhb2kskg39v87/2026-10-01T00:00:00Z/2026-11-01T00:00:00Z",
+    ],
+)
+async def test_a_run_that_could_not_be_reported_reserves_nothing(
+    reserving: Reserving, workflow_id: str
+) -> None:
+    answer = await refused(reserving.authorize(workflow_id, 1_000))
+    assert (answer.code, answer.field_violations[0].field) == (Code.INVALID_ARGUMENT, "workflow_id")
+    assert (await reserving.balance())["reserved"] == 0
+
+
 async def test_a_run_for_a_day_is_a_hold(reserving: Reserving) -> None:
     # In use before, so that a lease has taken half of the credits.
     await reserving.authorize("run-0", 1)

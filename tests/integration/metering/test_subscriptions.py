@@ -13,6 +13,7 @@ from services.kit.client import connect
 from services.kit.clock import SystemClock
 from services.kit.db import Database
 from services.kit.errors import Code
+from services.kit.runs import subscription_run
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
 from services.metering.domain import subscription as domain
@@ -459,11 +460,12 @@ class TestRenewals:
         """Somebody charged the same run before, past metering. The other fees are posted."""
         version = await offer(world, *PLANS)
         start = (datetime.now(UTC) - timedelta(days=70)).replace(microsecond=0)
+        end = BillingPeriod(anchor=start).period_containing(start).end
         await world.server.ledger.service.ledger.PostCharge(
             ledger_service_pb2.PostChargeRequest(
                 intent=charge_pb2.ChargeIntent(
                     customer_id="cus_1",
-                    workflow_id=f"sub_000/{start:%Y-%m-%dT%H:%M:%SZ}",
+                    workflow_id=subscription_run("sub_000", start, end),
                     component=charge_pb2.CHARGE_COMPONENT_BASE,
                     gross=usd(1),
                     payees=[charge_pb2.Payee(organization_id="org_a", agent_id="agt_a", weight=1)],

@@ -187,7 +187,7 @@ class TestExamples:
         following = domain.renew(step.subscription, first)
         assert following.fee is not None
         assert following.fee.amount_micros == 130_000_000
-        assert following.fee.workflow_id == "sub_1/2026-02-28T00:00:00Z"
+        assert following.fee.workflow_id == "sub_1/2026-02-28T00:00:00Z/2026-03-31T00:00:00Z"
         assert following.subscription.period.end == datetime(2026, 3, 31, tzinfo=UTC)
 
     def test_an_upgrade_in_the_middle_charges_half_of_the_difference(self) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from services.kit.clock import SystemClock
 from services.kit.db import Database
+from services.kit.runs import ChargeKind, kind_of
 from services.reporting.projector import Projector
 from services.reporting.rpc.journal_feed import JournalReader
 from services.reporting.rpc.usage_feed import UsageReader
@@ -27,6 +28,8 @@ PAYEES = (
     (("org_y", "agt_y"), ("org_x", "agt_x")),
     (("org_x", "agt_x"), ("org_y", "agt_y"), ("org_z", "agt_z")),
 )
+FEE = "sub_{}/2026-10-01T00:00:00Z/2026-11-01T00:00:00Z"
+CLOSING = "period/org_x/USD/2026-10-01T00:00:00Z"
 OPERATIONS = (
     "charge",
     "charge",
@@ -99,7 +102,7 @@ def happen(world: FeedWorld, data: st.DataObject) -> None:
             number = len(world.charges)
             world.charge(
                 data.draw(st.sampled_from(CUSTOMERS)),
-                f"run-{number}",
+                data.draw(st.sampled_from((f"run-{number}", f"run-{number}", FEE.format(number), CLOSING))),
                 data.draw(st.integers(0, 1)),
                 data.draw(st.integers(0, 5000)),
                 data.draw(st.sampled_from(PAYEES)),
@@ -111,6 +114,9 @@ def happen(world: FeedWorld, data: st.DataObject) -> None:
         case "event":
             of_charge = data.draw(st.integers(0, len(world.charges)))
             charge = world.charges[of_charge] if of_charge < len(world.charges) else None
+            if charge and kind_of(charge.workflow_id) is not ChargeKind.USAGE:
+                # Hosts may not name theirs like that.
+                return
             key = (
                 (charge.customer_id, charge.workflow_id, charge.ordinal)
                 if charge

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from services.kit import ids
 from services.kit.db import Database
+from services.kit.runs import period_run, subscription_run
 from services.reporting.domain.facts import (
     DecidedOutcome,
     JournalBatch,
@@ -205,6 +206,20 @@ class Books:
             self._record(charge.event)
         self._post_charge(charge)
         return charge
+
+    def fee(
+        self, customer_id: str, payee: Payee, start: datetime, end: datetime, number: int = 0, **more: Any
+    ) -> Charge:
+        """The fee of a subscription for the time from `start` to `end`."""
+        run = subscription_run(f"sub_{payee.organization_id}.{number}", start, end)
+        return self.charge(customer_id, payee, start, workflow_id=run, metered=False, **more)
+
+    def close(self, customer_id: str, payee: Payee, start: datetime, end: datetime, **more: Any) -> Charge:
+        """What closing the billing period from `start` to `end` charges, two days later."""
+        last = end - timedelta(microseconds=1)
+        run = period_run(payee.organization_id, "USD", start)
+        posted = end + timedelta(days=2)
+        return self.charge(customer_id, payee, last, posted=posted, workflow_id=run, metered=False, **more)
 
     def decide(self, charge: Charge, outcome: str, bonus: int, posted: datetime) -> Charge:
         """The pending outcome of a charge's event is decided; the charge for what that adds."""

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from services.kit.model_costs import Catalogue
+from services.kit.runs import ChargeKind, kind_of
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import account_pb2, charge_pb2, correction_pb2, ledger_service_pb2, transaction_pb2
 from tallystick.metering.v1 import charge_line_pb2, outcome_pb2, usage_feed_service_pb2, usage_pb2
@@ -373,6 +374,7 @@ class FeedWorld:
                 **self._revenue_sums("all", GRAINS, None),
                 **self._revenue_sums("agent", GRAINS, "agent_id"),
                 **self._revenue_sums("customer", ("day", "month"), "customer_id"),
+                **self._kind_sums(),
             },
             "usage": sorted(
                 (
@@ -406,7 +408,7 @@ class FeedWorld:
         )
         return row | {
             "agent_version": event.agent_version if event else "",
-            "action_type": event.action_type if event else "",
+            "action_type": event.action_type if event else NOT_WORK[kind_of(row["workflow_id"])],
         }
 
     def _revenue_rollup(self) -> Sums:
@@ -438,6 +440,20 @@ class FeedWorld:
                     *(row["organization_id"], row["currency_code"], dimension, grain),
                     start_of(row["occur_time"], grain),
                     "" if name is None else row[name],
+                ),
+                REVENUE_SUMS[:-1],
+            )
+        return found
+
+    def _kind_sums(self) -> Sums:
+        """The sums of what is no work, by its name."""
+        found: Sums = {}
+        for grain in GRAINS:
+            found |= _sums(
+                [row for row in (self._named(one) for one in self.revenue) if " " in row["action_type"]],
+                lambda row, grain=grain: (  # type: ignore[misc]
+                    *(row["organization_id"], row["currency_code"], "kind", grain),
+                    *(start_of(row["occur_time"], grain), row["action_type"]),
                 ),
                 REVENUE_SUMS[:-1],
             )
@@ -599,6 +615,11 @@ class FeedWorld:
         return sequenced
 
 
+NOT_WORK = {
+    ChargeKind.USAGE: "",
+    ChargeKind.SUBSCRIPTION: "subscription fee",
+    ChargeKind.PERIOD_CLOSE: "period close",
+}
 GRAINS = ("quarter", "day", "month")
 OUTCOMES = ("success", "failure", "partial", "unknown", "pending")
 REVENUE = (

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from services.kit.runs import ChargeKind, ServicePeriod, kind_of, service_period
+
 
 @dataclass(frozen=True, slots=True)
 class UsageDetail:
@@ -40,3 +42,13 @@ class Charge:
     price_version_id: str
     occur_time: datetime
     create_time: datetime
+
+    @property
+    def kind(self) -> ChargeKind:
+        """What it is for."""
+        return kind_of(self.workflow_id)
+
+    @property
+    def service(self) -> ServicePeriod | None:
+        """The period that a fee, or a closing, is for; None for work."""
+        return service_period(self.workflow_id, self.occur_time)

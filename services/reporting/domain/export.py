@@ -91,7 +91,7 @@ def _texts(column: Column, rows: Sequence[ExportRow]) -> list[str]:
                 for micros, row in zip(values, rows, strict=True)
             ]
         case ColumnType.TIME:
-            return [moment.isoformat() for moment in values]
+            return ["" if moment is None else moment.isoformat() for moment in values]
         case ColumnType.SECOND:
             return [moment.replace(tzinfo=None).isoformat(timespec="seconds") + "Z" for moment in values]
         case _:

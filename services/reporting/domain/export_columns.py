@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Final
 
+from services.kit.runs import ChargeKind, ServicePeriod, kind_of, service_period
+
 
 class RowKind(StrEnum):
     """What happened."""
@@ -61,6 +63,18 @@ class ExportRow:
     transaction_id: str
     # When the charge was posted that this is about; None if it is this row, or if that is not known.
     charge_time: datetime | None = None
+    # When what the charge is for happened, whatever this row says of it; as for the row if that is not known.
+    work_time: datetime | None = None
+
+    @property
+    def charge_kind(self) -> ChargeKind:
+        """What the charge is for."""
+        return kind_of(self.workflow_id)
+
+    @property
+    def service(self) -> ServicePeriod | None:
+        """The period that a fee, or a closing, is for; None for work."""
+        return service_period(self.workflow_id, self.work_time or self.occur_time)
 
     @property
     def counts_usage(self) -> bool:
@@ -100,6 +114,16 @@ def input_tokens(row: ExportRow) -> int | None:
     return (row.input_tokens or None) if row.counts_usage else None
 
 
+def service_start(row: ExportRow) -> datetime | None:
+    """When the service period begins that a fee, or a closing, is for."""
+    return None if row.service is None else row.service.start
+
+
+def service_end(row: ExportRow) -> datetime | None:
+    """When it ends, exclusive."""
+    return None if row.service is None else row.service.end
+
+
 def output_tokens(row: ExportRow) -> int | None:
     """Tokens that models produced, where they are counted and known."""
     return (row.output_tokens or None) if row.counts_usage else None
@@ -130,4 +154,7 @@ TALLYSTICK: Final = (
     Column("create_time", ColumnType.TIME, lambda row: row.create_time, required=True),
     Column("price_version_id", ColumnType.TEXT, lambda row: row.price_version_id),
     Column("transaction_id", ColumnType.TEXT, lambda row: row.transaction_id, required=True),
+    Column("charge_kind", ColumnType.TEXT, lambda row: row.charge_kind, required=True),
+    Column("service_start", ColumnType.TIME, service_start),
+    Column("service_end", ColumnType.TIME, service_end),
 )

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
+from services.kit.runs import ChargeKind
 from services.reporting.domain.export_columns import (
     TALLYSTICK,
     Column,
@@ -16,6 +17,8 @@ from services.reporting.domain.export_columns import (
     RowKind,
     input_tokens,
     output_tokens,
+    service_end,
+    service_start,
 )
 
 # Who sells and invoices. A deployment is one platform, whose name nothing here knows.
@@ -50,8 +53,22 @@ def _charge_class(row: ExportRow) -> str | None:
     return "Correction" if _month(row.charge_time) < _month(row.create_time) else None
 
 
+def _is_fee(row: ExportRow) -> bool:
+    return row.charge_kind is ChargeKind.SUBSCRIPTION
+
+
+def _work(row: ExportRow) -> str:
+    match row.charge_kind:
+        case ChargeKind.SUBSCRIPTION:
+            return "subscription fee"
+        case ChargeKind.PERIOD_CLOSE:
+            return "adjustment of a period close" if row.ordinal else "period close"
+        case _:
+            return row.action_type or "work"
+
+
 def _description(row: ExportRow) -> str:
-    what = row.action_type or "work"
+    what = _work(row)
     match row.kind:
         case RowKind.CORRECTION:
             return f"Correction of {what}"
@@ -83,12 +100,29 @@ _SPECIFIED: Final = (
         "BillingPeriodEnd", ColumnType.SECOND, lambda row: _next_month(_month(row.create_time)), required=True
     ),
     Column("BillingPeriodStart", ColumnType.SECOND, lambda row: _month(row.create_time), required=True),
-    Column("ChargeCategory", ColumnType.TEXT, lambda _: "Usage", required=True),
+    Column(
+        "ChargeCategory", ColumnType.TEXT, lambda row: "Purchase" if _is_fee(row) else "Usage", required=True
+    ),
     Column("ChargeClass", ColumnType.TEXT, _charge_class),
     Column("ChargeDescription", ColumnType.TEXT, _description),
-    Column("ChargeFrequency", ColumnType.TEXT, lambda _: "Usage-Based", required=True),
-    Column("ChargePeriodEnd", ColumnType.SECOND, lambda row: _hour(row.occur_time) + _HOUR, required=True),
-    Column("ChargePeriodStart", ColumnType.SECOND, lambda row: _hour(row.occur_time), required=True),
+    Column(
+        "ChargeFrequency",
+        ColumnType.TEXT,
+        lambda row: "Recurring" if _is_fee(row) else "Usage-Based",
+        required=True,
+    ),
+    Column(
+        "ChargePeriodEnd",
+        ColumnType.SECOND,
+        lambda row: service_end(row) or _hour(row.occur_time) + _HOUR,
+        required=True,
+    ),
+    Column(
+        "ChargePeriodStart",
+        ColumnType.SECOND,
+        lambda row: service_start(row) or _hour(row.occur_time),
+        required=True,
+    ),
     Column("ConsumedQuantity", ColumnType.QUANTITY, _tokens),
     Column("ConsumedUnit", ColumnType.TEXT, lambda row: "Tokens" if _tokens(row) else None),
     Column("ContractedCost", ColumnType.MONEY, _billed, required=True),

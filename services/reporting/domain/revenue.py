@@ -43,6 +43,23 @@ class Revenue:
             self.charge_count + other.charge_count,
         )
 
+    def __sub__(self, other: Self) -> Self:
+        return type(self)(
+            self.platform_fees - other.platform_fees,
+            self.processing_fees - other.processing_fees,
+            self.net - other.net,
+            self.charge_count - other.charge_count,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RevenueParts:
+    """Revenue by what it was charged for."""
+
+    usage: Revenue
+    subscriptions: Revenue
+    period_closings: Revenue
+
 
 @dataclass(frozen=True, slots=True)
 class RevenueGroup:

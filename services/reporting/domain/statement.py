@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from services.kit.runs import ChargeKind, ServicePeriod
 from services.reporting.domain.owner import OwnerKind
 
 # Whose balance means something to its owner: not the other side of a memorandum, nor the platform's fees.
@@ -35,6 +36,9 @@ class Movement:
     reason: str
     occur_time: datetime
     create_time: datetime
+    # What its charge is for; None if it has none, or for no charge.
+    charge_kind: ChargeKind | None
+    service: ServicePeriod | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from services.kit.runs import ChargeKind
 from services.kit.times import timestamp
 from services.reporting.domain.charge import Charge
 from services.reporting.rpc.convert import money
@@ -22,8 +23,15 @@ COMPONENTS: Final = {
 }
 
 
+KINDS: Final = {
+    ChargeKind.USAGE: charge_report_pb2.CHARGE_KIND_USAGE,
+    ChargeKind.SUBSCRIPTION: charge_report_pb2.CHARGE_KIND_SUBSCRIPTION,
+    ChargeKind.PERIOD_CLOSE: charge_report_pb2.CHARGE_KIND_PERIOD_CLOSE,
+}
+
+
 def charge_to_proto(charge: Charge) -> charge_report_pb2.ReportedCharge:
-    currency, usage = charge.currency_code, charge.usage
+    currency, usage, service = charge.currency_code, charge.usage, charge.service
     message = charge_report_pb2.ReportedCharge()
     if usage is not None:
         # Kept as it travels, so that a price's parts need no words of their own here.
@@ -52,6 +60,9 @@ def charge_to_proto(charge: Charge) -> charge_report_pb2.ReportedCharge:
             price_version_id=charge.price_version_id,
             occur_time=timestamp(charge.occur_time),
             create_time=timestamp(charge.create_time),
+            kind=KINDS[charge.kind],
+            service_start_time=None if service is None else timestamp(service.start),
+            service_end_time=None if service is None else timestamp(service.end),
         )
     )
     return message

@@ -51,13 +51,15 @@ class RevenueRpcs(ReportingBase):
         async with self._snapshot(tenants_of_owner(owner)) as snapshot:
             earner = Earner(snapshot.projection_id, owner.id, currency)
             *trend, before = await revenue.sum_spans(snapshot.connection, earner, spans)
+            parts = await revenue.parts(snapshot.connection, earner, spans[months - 1], trend[-1])
             lifetime = await revenue.lifetime(snapshot.connection, earner)
             standing = await revenue.standing(snapshot.connection, earner)
         return pb.GetRevenueSummaryResponse(
             organization_id=owner.id,
             month_to_date=convert.revenue_to_proto(trend[-1], currency),
             previous_month_to_date=convert.revenue_to_proto(before, currency),
-            run_rate=convert.run_rate_to_proto(trend[-1], currency),
+            month_to_date_parts=convert.parts_to_proto(parts, currency),
+            run_rate=convert.run_rate_to_proto(parts.usage, currency),
             standing=convert.standing_to_proto(standing, currency),
             trend=convert.points_to_proto(begins, trend, currency),
             lifetime=convert.revenue_to_proto(lifetime, currency),

@@ -6,7 +6,7 @@ from typing import Final
 
 from services.kit.errors import InvalidArgument
 from services.kit.times import timestamp
-from services.reporting.domain.revenue import Revenue, RevenueGroup, RevenueGrouping, Standing
+from services.reporting.domain.revenue import Revenue, RevenueGroup, RevenueGrouping, RevenueParts, Standing
 from services.reporting.domain.shares import share_bps
 from services.reporting.rpc.convert import money
 from tallystick.reporting.v1 import revenue_pb2
@@ -69,10 +69,19 @@ def series_to_proto(
     )
 
 
-def run_rate_to_proto(month_to_date: Revenue, currency: str) -> revenue_pb2.RunRate:
+def parts_to_proto(parts: RevenueParts, currency: str) -> revenue_pb2.RevenueParts:
+    return revenue_pb2.RevenueParts(
+        usage=revenue_to_proto(parts.usage, currency),
+        subscriptions=revenue_to_proto(parts.subscriptions, currency),
+        period_closings=revenue_to_proto(parts.period_closings, currency),
+    )
+
+
+def run_rate_to_proto(usage: Revenue, currency: str) -> revenue_pb2.RunRate:
+    """What would come of the usage of a month so far."""
     return revenue_pb2.RunRate(
-        monthly_proxy=money(currency, month_to_date.net),
-        annual_proxy=money(currency, month_to_date.net * _MONTHS_OF_A_YEAR),
+        monthly_proxy=money(currency, usage.net),
+        annual_proxy=money(currency, usage.net * _MONTHS_OF_A_YEAR),
     )
 
 

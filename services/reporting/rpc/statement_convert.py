@@ -5,9 +5,10 @@ from typing import Final
 from services.kit.times import timestamp
 from services.reporting.domain.owner import Owner
 from services.reporting.domain.statement import Movement, StatementAccount
+from services.reporting.rpc.charge_convert import KINDS
 from services.reporting.rpc.convert import money
 from tallystick.ledger.v1 import account_pb2, transaction_pb2
-from tallystick.reporting.v1 import statement_pb2
+from tallystick.reporting.v1 import charge_report_pb2, statement_pb2
 
 _KIND_PREFIX: Final = "ACCOUNT_KIND_"
 _TYPE_PREFIX: Final = "TRANSACTION_TYPE_"
@@ -35,6 +36,7 @@ def movement_to_proto(
     movement: Movement, balance: int, owner: Owner, currency: str
 ) -> statement_pb2.Movement:
     """A movement, with the balance of its account after it."""
+    service = movement.service
     return statement_pb2.Movement(
         position=movement.position,
         transaction_id=movement.transaction_id,
@@ -49,6 +51,9 @@ def movement_to_proto(
         correction_id=movement.correction_id,
         payout_id=movement.payout_id,
         reason=movement.reason,
+        charge_kind=_kind(movement),
+        service_start_time=None if service is None else timestamp(service.start),
+        service_end_time=None if service is None else timestamp(service.end),
     )
 
 
@@ -58,6 +63,12 @@ def _ref(owner: Owner, kind: str, currency: str) -> account_pb2.AccountRef:
         kind=account_pb2.AccountKind.Value(_KIND_PREFIX + kind.upper()),
         currency_code=currency,
     )
+
+
+def _kind(movement: Movement) -> charge_report_pb2.ChargeKind.ValueType:
+    if movement.charge_kind is None:
+        return charge_report_pb2.CHARGE_KIND_UNSPECIFIED
+    return KINDS[movement.charge_kind]
 
 
 def _type(name: str) -> transaction_pb2.TransactionType.ValueType:

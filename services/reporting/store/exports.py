@@ -52,7 +52,7 @@ _OF_ORGANIZATION: Final = text(f"""
         LIMIT :limit
     )
     SELECT page.*, transaction_id AS mark, c.workflow_id, c.component, c.ordinal, c.price_version_id,
-           c.post_time, {_USAGE_COLUMNS}
+           c.work_time, c.post_time, {_USAGE_COLUMNS}
     FROM page
     JOIN reporting.charge_identities(:projection_id, ARRAY(SELECT charge_id FROM page)) AS c
       USING (charge_id, customer_id)
@@ -105,7 +105,7 @@ _OF_CUSTOMER: Final = text(f"""
            coalesce(u.agent_id, '') AS agent_id,
            NULL::bigint AS platform_fee_micros, NULL::bigint AS processing_fee_micros,
            NULL::bigint AS net_micros, c.currency_code, c.workflow_id, c.component, c.ordinal,
-           c.price_version_id, c.create_time AS post_time, {_USAGE_COLUMNS}
+           c.price_version_id, c.occur_time AS work_time, c.create_time AS post_time, {_USAGE_COLUMNS}
     FROM page
     JOIN reporting.charge AS c ON c.projection_id = :projection_id AND c.charge_id = page.charge_id
     {_USAGE}
@@ -169,4 +169,5 @@ def _row(row: Row[Any]) -> ExportRow:
         price_version_id=row.price_version_id,
         transaction_id=row.transaction_id,
         charge_time=None if row.kind == RowKind.CHARGE else row.post_time,
+        work_time=row.work_time,
     )

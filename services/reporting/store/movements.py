@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kit.runs import kind_of, service_period
 from services.reporting.domain.owner import Owner
 from services.reporting.domain.statement import STATEMENT_KINDS, Movement, Total
 from services.reporting.store.spans import Span
@@ -59,17 +60,26 @@ _TOTALS: Final = text("""
     ORDER BY kind, type
 """)
 
+# Of what work its charge is, whoever of both sides reads it: only the charge says.
 _PAGE: Final = text("""
-    SELECT kind, position, entry_number, transaction_id, type, amount_micros, charge_id, correction_id,
-           payout_id, reason, occur_time, create_time
-    FROM reporting.movement
-    WHERE projection_id = :projection_id AND owner_id = :owner_id AND currency_code = :currency_code
-      AND kind = ANY (CAST(:kinds AS text[]))
-      AND (create_time, position, entry_number)
-          > (CAST(:after_time AS timestamptz), CAST(:after_position AS bigint), CAST(:after_entry AS integer))
-      AND create_time < :end_time AND position <= :journal_position
-    ORDER BY create_time, position, entry_number
-    LIMIT :limit
+    WITH page AS (
+        SELECT kind, position, entry_number, transaction_id, type, amount_micros, charge_id, correction_id,
+               payout_id, reason, occur_time, create_time
+        FROM reporting.movement
+        WHERE projection_id = :projection_id AND owner_id = :owner_id AND currency_code = :currency_code
+          AND kind = ANY (CAST(:kinds AS text[]))
+          AND (create_time, position, entry_number) > (CAST(:after_time AS timestamptz),
+              CAST(:after_position AS bigint), CAST(:after_entry AS integer))
+          AND create_time < :end_time AND position <= :journal_position
+        ORDER BY create_time, position, entry_number
+        LIMIT :limit
+    )
+    SELECT page.*, c.workflow_id, c.work_time
+    FROM page
+    LEFT JOIN reporting.charge_identities(
+        :projection_id, ARRAY(SELECT DISTINCT charge_id FROM page WHERE charge_id <> '')
+    ) AS c USING (charge_id)
+    ORDER BY page.create_time, position, entry_number
 """)
 
 _PAYOUTS: Final = text("""
@@ -137,6 +147,8 @@ async def list_after(
             reason=row.reason,
             occur_time=row.occur_time,
             create_time=row.create_time,
+            charge_kind=None if row.workflow_id is None else kind_of(row.workflow_id),
+            service=None if row.workflow_id is None else service_period(row.workflow_id, row.work_time),
         )
         for row in rows
     ]

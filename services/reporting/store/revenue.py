@@ -7,7 +7,14 @@ from typing import Any, Final
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.reporting.domain.revenue import Ranking, Revenue, RevenueGroup, RevenueGrouping, Standing
+from services.reporting.domain.revenue import (
+    Ranking,
+    Revenue,
+    RevenueGroup,
+    RevenueGrouping,
+    RevenueParts,
+    Standing,
+)
 from services.reporting.store.spans import ROLLUP_PIECES, ROW_PIECES, Span, span_parameters
 
 
@@ -65,7 +72,7 @@ _ROW_FACTS: Final = """
                {sums}
         FROM reporting.revenue
         WHERE projection_id = :projection_id AND organization_id = :organization_id
-          AND currency_code = :currency_code
+          AND currency_code = :currency_code AND {rows}
           AND occur_time >= p.start_time AND occur_time < p.end_time
         GROUP BY 1
     ) AS f
@@ -108,12 +115,23 @@ _OUTER_SUMS: Final = """sum(platform_fees)::bigint AS platform_fees,
 
 
 def _facts(grouping: RevenueGrouping) -> str:
-    rows = _ROW_FACTS.format(pieces=ROW_PIECES, key=_KEYS[grouping], sums=_SUMS)
+    rows = _ROW_FACTS.format(pieces=ROW_PIECES, key=_KEYS[grouping], sums=_SUMS, rows="true")
     return " UNION ALL ".join((*_SOURCES[grouping], rows))
 
 
 _TOTALS: Final = text(f"""
     SELECT number, {_OUTER_SUMS} FROM ({_facts(RevenueGrouping.NONE)}) AS fact GROUP BY number
+""")  # noqa: S608 - of constants
+
+# What is no work has sums of its own, under the name that it has among actions: see reporting.apply_journal.
+_SUBSCRIPTION: Final = "subscription fee"
+_PERIOD_CLOSE: Final = "period close"
+_KINDS: Final = f"('{_SUBSCRIPTION}', '{_PERIOD_CLOSE}')"
+_KIND_ROWS: Final = _ROW_FACTS.format(
+    pieces=ROW_PIECES, key="action_type", sums=_SUMS, rows=f"action_type IN {_KINDS}"
+)
+_PARTS: Final = text(f"""
+    SELECT key, {_OUTER_SUMS} FROM ({_sums_of("kind")} UNION ALL {_KIND_ROWS}) AS fact GROUP BY key
 """)  # noqa: S608 - of constants
 
 # Bytewise order among equals, so that answers do not depend on how rows lie.
@@ -180,6 +198,15 @@ async def sum_spans(connection: AsyncConnection, earner: Earner, spans: Sequence
     rows = await connection.execute(_TOTALS, {**earner.parameters(), **span_parameters(spans)})
     found = {row.number: _revenue(row) for row in rows}
     return [found.get(number, Revenue()) for number in range(len(spans))]
+
+
+async def parts(connection: AsyncConnection, earner: Earner, span: Span, total: Revenue) -> RevenueParts:
+    """The revenue of a span, which is `total` in all, by what it was charged for."""
+    rows = await connection.execute(_PARTS, {**earner.parameters(), **span_parameters([span])})
+    found = {row.key: _revenue(row) for row in rows}
+    subscriptions = found.get(_SUBSCRIPTION, Revenue())
+    closings = found.get(_PERIOD_CLOSE, Revenue())
+    return RevenueParts(total - subscriptions - closings, subscriptions, closings)
 
 
 async def lifetime(connection: AsyncConnection, earner: Earner) -> Revenue:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.ledger.v1 import charge_pb2 as _charge_pb2
 from tallystick.metering.v1 import charge_line_pb2 as _charge_line_pb2
@@ -22,6 +23,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ChargeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChargeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChargeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHARGE_KIND_UNSPECIFIED: _ChargeKind.ValueType  # 0
+    """Never valid."""
+    CHARGE_KIND_USAGE: _ChargeKind.ValueType  # 1
+    """Work that a host reported, or its outcome."""
+    CHARGE_KIND_SUBSCRIPTION: _ChargeKind.ValueType  # 2
+    """The fee of a subscription: metering's ListSubscriptionFees has its lines, by its run."""
+    CHARGE_KIND_PERIOD_CLOSE: _ChargeKind.ValueType  # 3
+    """What is only known when a billing period is over, or an adjustment of that: metering's ListPeriodClosings has its
+    lines, by its run.
+    """
+
+class ChargeKind(_ChargeKind, metaclass=_ChargeKindEnumTypeWrapper):
+    """ChargeKind says what a charge is for."""
+
+CHARGE_KIND_UNSPECIFIED: ChargeKind.ValueType  # 0
+"""Never valid."""
+CHARGE_KIND_USAGE: ChargeKind.ValueType  # 1
+"""Work that a host reported, or its outcome."""
+CHARGE_KIND_SUBSCRIPTION: ChargeKind.ValueType  # 2
+"""The fee of a subscription: metering's ListSubscriptionFees has its lines, by its run."""
+CHARGE_KIND_PERIOD_CLOSE: ChargeKind.ValueType  # 3
+"""What is only known when a billing period is over, or an adjustment of that: metering's ListPeriodClosings has its
+lines, by its run.
+"""
+Global___ChargeKind: _TypeAlias = ChargeKind  # noqa: Y015
 
 @_typing.final
 class ReportedCharge(_message.Message):
@@ -50,6 +83,9 @@ class ReportedCharge(_message.Message):
     PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     OCCUR_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SERVICE_START_TIME_FIELD_NUMBER: _builtins.int
+    SERVICE_END_TIME_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     """"ch_…"."""
     customer_id: _builtins.str
@@ -65,7 +101,7 @@ class ReportedCharge(_message.Message):
     agent_version: _builtins.str
     """The agent's release, or empty."""
     action_type: _builtins.str
-    """What the agent did. Empty if the charge was not posted by metering, or if its usage was not read yet."""
+    """What the agent did. Empty if the charge is for no work that a host reported, or if its usage was not read yet."""
     model: _builtins.str
     """The model, or empty."""
     input_tokens: _builtins.int
@@ -76,6 +112,8 @@ class ReportedCharge(_message.Message):
     """How it ended, as far as is known now."""
     price_version_id: _builtins.str
     """The price version that was applied."""
+    kind: Global___ChargeKind.ValueType
+    """What it is for."""
     @_builtins.property
     def gross(self) -> _money_pb2.Money:
         """What was charged; for a caller that belongs to an organization, its own share of that."""
@@ -96,11 +134,19 @@ class ReportedCharge(_message.Message):
 
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
-        """When the work happened."""
+        """When the work happened; when the service of a fee begins, and the last instant of the period of a closing."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the charge was posted."""
+        """When the charge was posted: its accounting date."""
+
+    @_builtins.property
+    def service_start_time(self) -> _timestamp_pb2.Timestamp:
+        """The service period that a fee, or a closing, is for: when that begins. Unset for work."""
+
+    @_builtins.property
+    def service_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When that ends, exclusive."""
 
     def __init__(
         self,
@@ -124,10 +170,13 @@ class ReportedCharge(_message.Message):
         price_version_id: _builtins.str = ...,
         occur_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___ChargeKind.ValueType = ...,
+        service_start_time: _timestamp_pb2.Timestamp | None = ...,
+        service_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["corrected", b"corrected", "create_time", b"create_time", "gross", b"gross", "net", b"net", "occur_time", b"occur_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["corrected", b"corrected", "create_time", b"create_time", "gross", b"gross", "net", b"net", "occur_time", b"occur_time", "service_end_time", b"service_end_time", "service_start_time", b"service_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "agent_version", b"agent_version", "charge_id", b"charge_id", "component", b"component", "corrected", b"corrected", "create_time", b"create_time", "customer_id", b"customer_id", "gross", b"gross", "input_tokens", b"input_tokens", "lines", b"lines", "model", b"model", "net", b"net", "occur_time", b"occur_time", "ordinal", b"ordinal", "outcome", b"outcome", "output_tokens", b"output_tokens", "price_version_id", b"price_version_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_type", b"action_type", "agent_id", b"agent_id", "agent_version", b"agent_version", "charge_id", b"charge_id", "component", b"component", "corrected", b"corrected", "create_time", b"create_time", "customer_id", b"customer_id", "gross", b"gross", "input_tokens", b"input_tokens", "kind", b"kind", "lines", b"lines", "model", b"model", "net", b"net", "occur_time", b"occur_time", "ordinal", b"ordinal", "outcome", b"outcome", "output_tokens", b"output_tokens", "price_version_id", b"price_version_id", "service_end_time", b"service_end_time", "service_start_time", b"service_start_time", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

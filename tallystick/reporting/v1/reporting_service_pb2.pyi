@@ -120,6 +120,7 @@ class GetRevenueSummaryResponse(_message.Message):
     TREND_FIELD_NUMBER: _builtins.int
     LIFETIME_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    MONTH_TO_DATE_PARTS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization."""
     @_builtins.property
@@ -150,6 +151,10 @@ class GetRevenueSummaryResponse(_message.Message):
     def as_of(self) -> _period_pb2.AsOf:
         """What the answer knows."""
 
+    @_builtins.property
+    def month_to_date_parts(self) -> _revenue_pb2.RevenueParts:
+        """`month_to_date` by what it was charged for."""
+
     def __init__(
         self,
         *,
@@ -161,10 +166,11 @@ class GetRevenueSummaryResponse(_message.Message):
         trend: _abc.Iterable[_revenue_pb2.RevenuePoint] | None = ...,
         lifetime: _revenue_pb2.Revenue | None = ...,
         as_of: _period_pb2.AsOf | None = ...,
+        month_to_date_parts: _revenue_pb2.RevenueParts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "lifetime", b"lifetime", "month_to_date", b"month_to_date", "previous_month_to_date", b"previous_month_to_date", "run_rate", b"run_rate", "standing", b"standing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "lifetime", b"lifetime", "month_to_date", b"month_to_date", "month_to_date_parts", b"month_to_date_parts", "previous_month_to_date", b"previous_month_to_date", "run_rate", b"run_rate", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "lifetime", b"lifetime", "month_to_date", b"month_to_date", "organization_id", b"organization_id", "previous_month_to_date", b"previous_month_to_date", "run_rate", b"run_rate", "standing", b"standing", "trend", b"trend"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "lifetime", b"lifetime", "month_to_date", b"month_to_date", "month_to_date_parts", b"month_to_date_parts", "organization_id", b"organization_id", "previous_month_to_date", b"previous_month_to_date", "run_rate", b"run_rate", "standing", b"standing", "trend", b"trend"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

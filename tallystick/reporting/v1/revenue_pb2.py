@@ -26,17 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/reporting/v1/revenue.proto\x12\x17tallystick.reporting.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\"\xdf\x01\n\x07Revenue\x12*\n\x05gross\x18\x01 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x32\n\rplatform_fees\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0fprocessing_fees\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12(\n\x03net\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x14\n\x0c\x63harge_count\x18\x05 \x01(\x03\"a\n\x0cRevenueGroup\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x07revenue\x18\x02 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\x12\x11\n\tshare_bps\x18\x03 \x01(\x05\"q\n\x0cRevenuePoint\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07revenue\x18\x02 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\"\x94\x01\n\rRevenueSeries\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06others\x18\x02 \x01(\x08\x12\x35\n\x06points\x18\x03 \x03(\x0b\x32%.tallystick.reporting.v1.RevenuePoint\x12/\n\x05total\x18\x04 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\"p\n\x07RunRate\x12\x32\n\rmonthly_proxy\x18\x01 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x0c\x61nnual_proxy\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\xd3\x01\n\x10\x45\x61rningsStanding\x12.\n\tavailable\x18\x01 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07pending\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x0buncollected\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\nin_transit\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\xce\x01\n\x06Margin\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05gross\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x33\n\x0egross_of_known\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0emodel_cost_usd\x18\x04 \x01(\t\x12\x12\n\nmargin_usd\x18\x05 \x01(\t\x12\x13\n\x0bknown_count\x18\x06 \x01(\x03\x12\x15\n\runknown_count\x18\x07 \x01(\x03*\xaf\x01\n\x0fRevenueGrouping\x12 \n\x1cREVENUE_GROUPING_UNSPECIFIED\x10\x00\x12\x1a\n\x16REVENUE_GROUPING_AGENT\x10\x01\x12\"\n\x1eREVENUE_GROUPING_AGENT_VERSION\x10\x02\x12\x1d\n\x19REVENUE_GROUPING_CUSTOMER\x10\x03\x12\x1b\n\x17REVENUE_GROUPING_ACTION\x10\x04*\x9e\x01\n\x0eMarginGrouping\x12\x1f\n\x1bMARGIN_GROUPING_UNSPECIFIED\x10\x00\x12\x19\n\x15MARGIN_GROUPING_AGENT\x10\x01\x12\x19\n\x15MARGIN_GROUPING_MODEL\x10\x02\x12\x1c\n\x18MARGIN_GROUPING_CUSTOMER\x10\x03\x12\x17\n\x13MARGIN_GROUPING_RUN\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/reporting/v1/revenue.proto\x12\x17tallystick.reporting.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\"\xdf\x01\n\x07Revenue\x12*\n\x05gross\x18\x01 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x32\n\rplatform_fees\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x34\n\x0fprocessing_fees\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12(\n\x03net\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x14\n\x0c\x63harge_count\x18\x05 \x01(\x03\"a\n\x0cRevenueGroup\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x07revenue\x18\x02 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\x12\x11\n\tshare_bps\x18\x03 \x01(\x05\"q\n\x0cRevenuePoint\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07revenue\x18\x02 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\"\x94\x01\n\rRevenueSeries\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06others\x18\x02 \x01(\x08\x12\x35\n\x06points\x18\x03 \x03(\x0b\x32%.tallystick.reporting.v1.RevenuePoint\x12/\n\x05total\x18\x04 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\"\xb3\x01\n\x0cRevenueParts\x12/\n\x05usage\x18\x01 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\x12\x37\n\rsubscriptions\x18\x02 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\x12\x39\n\x0fperiod_closings\x18\x03 \x01(\x0b\x32 .tallystick.reporting.v1.Revenue\"p\n\x07RunRate\x12\x32\n\rmonthly_proxy\x18\x01 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x31\n\x0c\x61nnual_proxy\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\xd3\x01\n\x10\x45\x61rningsStanding\x12.\n\tavailable\x18\x01 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07pending\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x0buncollected\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\nin_transit\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\"\xce\x01\n\x06Margin\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05gross\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x33\n\x0egross_of_known\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0emodel_cost_usd\x18\x04 \x01(\t\x12\x12\n\nmargin_usd\x18\x05 \x01(\t\x12\x13\n\x0bknown_count\x18\x06 \x01(\x03\x12\x15\n\runknown_count\x18\x07 \x01(\x03*\xaf\x01\n\x0fRevenueGrouping\x12 \n\x1cREVENUE_GROUPING_UNSPECIFIED\x10\x00\x12\x1a\n\x16REVENUE_GROUPING_AGENT\x10\x01\x12\"\n\x1eREVENUE_GROUPING_AGENT_VERSION\x10\x02\x12\x1d\n\x19REVENUE_GROUPING_CUSTOMER\x10\x03\x12\x1b\n\x17REVENUE_GROUPING_ACTION\x10\x04*\x9e\x01\n\x0eMarginGrouping\x12\x1f\n\x1bMARGIN_GROUPING_UNSPECIFIED\x10\x00\x12\x19\n\x15MARGIN_GROUPING_AGENT\x10\x01\x12\x19\n\x15MARGIN_GROUPING_MODEL\x10\x02\x12\x1c\n\x18MARGIN_GROUPING_CUSTOMER\x10\x03\x12\x17\n\x13MARGIN_GROUPING_RUN\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.reporting.v1.revenue_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REVENUEGROUPING']._serialized_start=1262
-  _globals['_REVENUEGROUPING']._serialized_end=1437
-  _globals['_MARGINGROUPING']._serialized_start=1440
-  _globals['_MARGINGROUPING']._serialized_end=1598
+  _globals['_REVENUEGROUPING']._serialized_start=1444
+  _globals['_REVENUEGROUPING']._serialized_end=1619
+  _globals['_MARGINGROUPING']._serialized_start=1622
+  _globals['_MARGINGROUPING']._serialized_end=1780
   _globals['_REVENUE']._serialized_start=134
   _globals['_REVENUE']._serialized_end=357
   _globals['_REVENUEGROUP']._serialized_start=359
@@ -45,10 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVENUEPOINT']._serialized_end=571
   _globals['_REVENUESERIES']._serialized_start=574
   _globals['_REVENUESERIES']._serialized_end=722
-  _globals['_RUNRATE']._serialized_start=724
-  _globals['_RUNRATE']._serialized_end=836
-  _globals['_EARNINGSSTANDING']._serialized_start=839
-  _globals['_EARNINGSSTANDING']._serialized_end=1050
-  _globals['_MARGIN']._serialized_start=1053
-  _globals['_MARGIN']._serialized_end=1259
+  _globals['_REVENUEPARTS']._serialized_start=725
+  _globals['_REVENUEPARTS']._serialized_end=904
+  _globals['_RUNRATE']._serialized_start=906
+  _globals['_RUNRATE']._serialized_end=1018
+  _globals['_EARNINGSSTANDING']._serialized_start=1021
+  _globals['_EARNINGSSTANDING']._serialized_end=1232
+  _globals['_MARGIN']._serialized_start=1235
+  _globals['_MARGIN']._serialized_end=1441
 # @@protoc_insertion_point(module_scope)

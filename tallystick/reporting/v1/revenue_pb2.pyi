@@ -144,8 +144,9 @@ class RevenueGroup(_message.Message):
     REVENUE_FIELD_NUMBER: _builtins.int
     SHARE_BPS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """"agt_…", "agt_…@1.2.0", "cus_…" or an action such as "ticket.resolve". Empty for what is not known: charges that
-    were not posted by metering have no action, and events may leave out their version.
+    """"agt_…", "agt_…@1.2.0", "cus_…" or an action such as "ticket.resolve"; among actions also "subscription fee" and
+    "period close". Empty for what is not known: charges that were not posted by metering have no action, and events may
+    leave out their version.
     """
     share_bps: _builtins.int
     """Its part of the gross revenue of all groups, in basis points, rounded down. Zero if that is not above zero."""
@@ -237,9 +238,46 @@ class RevenueSeries(_message.Message):
 Global___RevenueSeries: _TypeAlias = RevenueSeries  # noqa: Y015
 
 @_typing.final
+class RevenueParts(_message.Message):
+    """RevenueParts is revenue by what it was charged for. The parts add up to all of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    PERIOD_CLOSINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def usage(self) -> Global___Revenue:
+        """Work that hosts reported."""
+
+    @_builtins.property
+    def subscriptions(self) -> Global___Revenue:
+        """Fees of subscriptions, at the begin of their service periods."""
+
+    @_builtins.property
+    def period_closings(self) -> Global___Revenue:
+        """What closing billing periods charged, at their last instants."""
+
+    def __init__(
+        self,
+        *,
+        usage: Global___Revenue | None = ...,
+        subscriptions: Global___Revenue | None = ...,
+        period_closings: Global___Revenue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["period_closings", b"period_closings", "subscriptions", b"subscriptions", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["period_closings", b"period_closings", "subscriptions", b"subscriptions", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevenueParts: _TypeAlias = RevenueParts  # noqa: Y015
+
+@_typing.final
 class RunRate(_message.Message):
-    """RunRate is what usage of this month would come to. The revenue is usage-based, not contracted: these are proxies of
-    recurring revenue, for the direction and not for the books.
+    """RunRate is what usage of this month would come to. It is usage-based, not contracted: these are proxies of recurring
+    revenue, for the direction and not for the books. What is charged for a whole billing period, fees of subscriptions
+    and closings, is not in it: of a year's fee, twelve times would be said to come.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -248,7 +286,7 @@ class RunRate(_message.Message):
     ANNUAL_PROXY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def monthly_proxy(self) -> _money_pb2.Money:
-        """Monthly recurring revenue, by proxy: the net earnings of the current calendar month so far."""
+        """Monthly recurring revenue, by proxy: what usage of the current calendar month so far made the organization earn."""
 
     @_builtins.property
     def annual_proxy(self) -> _money_pb2.Money:

@@ -27,21 +27,22 @@ from tallystick.common.v1 import money_pb2 as tallystick_dot_common_dot_v1_dot_m
 from tallystick.ledger.v1 import account_pb2 as tallystick_dot_ledger_dot_v1_dot_account__pb2
 from tallystick.ledger.v1 import transaction_pb2 as tallystick_dot_ledger_dot_v1_dot_transaction__pb2
 from tallystick.payouts.v1 import payout_pb2 as tallystick_dot_payouts_dot_v1_dot_payout__pb2
+from tallystick.reporting.v1 import charge_report_pb2 as tallystick_dot_reporting_dot_v1_dot_charge__report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/reporting/v1/statement.proto\x12\x17tallystick.reporting.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\x1a&tallystick/ledger/v1/transaction.proto\x1a\"tallystick/payouts/v1/payout.proto\"\xda\x01\n\x10StatementAccount\x12\x31\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32 .tallystick.ledger.v1.AccountRef\x12,\n\x07opening\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07\x63losing\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x37\n\x06totals\x18\x04 \x03(\x0b\x32\'.tallystick.reporting.v1.StatementTotal\"\x8a\x01\n\x0eStatementTotal\x12\x33\n\x04type\x18\x01 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0emovement_count\x18\x03 \x01(\x03\"\xbb\x03\n\x08Movement\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12\x14\n\x0c\x65ntry_number\x18\x03 \x01(\x05\x12\x33\n\x04type\x18\x04 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12\x31\n\x07\x61\x63\x63ount\x18\x05 \x01(\x0b\x32 .tallystick.ledger.v1.AccountRef\x12+\n\x06\x61mount\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07\x62\x61lance\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\noccur_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcharge_id\x18\n \x01(\t\x12\x15\n\rcorrection_id\x18\x0b \x01(\t\x12\x11\n\tpayout_id\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\"\xb5\x01\n\x0cPayoutRecord\x12-\n\x06payout\x18\x01 \x01(\x0b\x32\x1d.tallystick.payouts.v1.Payout\x12<\n\x0btransitions\x18\x02 \x03(\x0b\x32\'.tallystick.payouts.v1.PayoutTransition\x12\x1c\n\x14\x64\x65\x62it_transaction_id\x18\x03 \x01(\t\x12\x1a\n\x12\x65nd_transaction_id\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/reporting/v1/statement.proto\x12\x17tallystick.reporting.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\x1a&tallystick/ledger/v1/transaction.proto\x1a\"tallystick/payouts/v1/payout.proto\x1a+tallystick/reporting/v1/charge_report.proto\"\xda\x01\n\x10StatementAccount\x12\x31\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32 .tallystick.ledger.v1.AccountRef\x12,\n\x07opening\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07\x63losing\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x37\n\x06totals\x18\x04 \x03(\x0b\x32\'.tallystick.reporting.v1.StatementTotal\"\x8a\x01\n\x0eStatementTotal\x12\x33\n\x04type\x18\x01 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12+\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x16\n\x0emovement_count\x18\x03 \x01(\x03\"\xe3\x04\n\x08Movement\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12\x14\n\x0c\x65ntry_number\x18\x03 \x01(\x05\x12\x33\n\x04type\x18\x04 \x01(\x0e\x32%.tallystick.ledger.v1.TransactionType\x12\x31\n\x07\x61\x63\x63ount\x18\x05 \x01(\x0b\x32 .tallystick.ledger.v1.AccountRef\x12+\n\x06\x61mount\x18\x06 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12,\n\x07\x62\x61lance\x18\x07 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\noccur_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcharge_id\x18\n \x01(\t\x12\x15\n\rcorrection_id\x18\x0b \x01(\t\x12\x11\n\tpayout_id\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\x12\x38\n\x0b\x63harge_kind\x18\x0e \x01(\x0e\x32#.tallystick.reporting.v1.ChargeKind\x12\x36\n\x12service_start_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10service_end_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb5\x01\n\x0cPayoutRecord\x12-\n\x06payout\x18\x01 \x01(\x0b\x32\x1d.tallystick.payouts.v1.Payout\x12<\n\x0btransitions\x18\x02 \x03(\x0b\x32\'.tallystick.payouts.v1.PayoutTransition\x12\x1c\n\x14\x64\x65\x62it_transaction_id\x18\x03 \x01(\t\x12\x1a\n\x12\x65nd_transaction_id\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.reporting.v1.statement_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATEMENTACCOUNT']._serialized_start=248
-  _globals['_STATEMENTACCOUNT']._serialized_end=466
-  _globals['_STATEMENTTOTAL']._serialized_start=469
-  _globals['_STATEMENTTOTAL']._serialized_end=607
-  _globals['_MOVEMENT']._serialized_start=610
-  _globals['_MOVEMENT']._serialized_end=1053
-  _globals['_PAYOUTRECORD']._serialized_start=1056
-  _globals['_PAYOUTRECORD']._serialized_end=1237
+  _globals['_STATEMENTACCOUNT']._serialized_start=293
+  _globals['_STATEMENTACCOUNT']._serialized_end=511
+  _globals['_STATEMENTTOTAL']._serialized_start=514
+  _globals['_STATEMENTTOTAL']._serialized_end=652
+  _globals['_MOVEMENT']._serialized_start=655
+  _globals['_MOVEMENT']._serialized_end=1266
+  _globals['_PAYOUTRECORD']._serialized_start=1269
+  _globals['_PAYOUTRECORD']._serialized_end=1450
 # @@protoc_insertion_point(module_scope)

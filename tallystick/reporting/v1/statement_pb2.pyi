@@ -12,6 +12,7 @@ from tallystick.common.v1 import money_pb2 as _money_pb2
 from tallystick.ledger.v1 import account_pb2 as _account_pb2
 from tallystick.ledger.v1 import transaction_pb2 as _transaction_pb2
 from tallystick.payouts.v1 import payout_pb2 as _payout_pb2
+from tallystick.reporting.v1 import charge_report_pb2 as _charge_report_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -118,6 +119,9 @@ class Movement(_message.Message):
     CORRECTION_ID_FIELD_NUMBER: _builtins.int
     PAYOUT_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CHARGE_KIND_FIELD_NUMBER: _builtins.int
+    SERVICE_START_TIME_FIELD_NUMBER: _builtins.int
+    SERVICE_END_TIME_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Position of its transaction in the journal."""
     transaction_id: _builtins.str
@@ -134,6 +138,8 @@ class Movement(_message.Message):
     """The payout, or empty."""
     reason: _builtins.str
     """Why, in words, for grants, adjustments, corrections and what came back."""
+    charge_kind: _charge_report_pb2.ChargeKind.ValueType
+    """What the charge is for; unset where there is none."""
     @_builtins.property
     def account(self) -> _account_pb2.AccountRef:
         """The account."""
@@ -148,11 +154,19 @@ class Movement(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was posted: what decides the period."""
+        """When it was posted: its accounting date, which decides the period."""
 
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened in the world."""
+
+    @_builtins.property
+    def service_start_time(self) -> _timestamp_pb2.Timestamp:
+        """The service period that the charge is for, if it is a fee or a closing: when that begins."""
+
+    @_builtins.property
+    def service_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When that ends, exclusive."""
 
     def __init__(
         self,
@@ -170,10 +184,13 @@ class Movement(_message.Message):
         correction_id: _builtins.str = ...,
         payout_id: _builtins.str = ...,
         reason: _builtins.str = ...,
+        charge_kind: _charge_report_pb2.ChargeKind.ValueType = ...,
+        service_start_time: _timestamp_pb2.Timestamp | None = ...,
+        service_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "balance", b"balance", "create_time", b"create_time", "occur_time", b"occur_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "balance", b"balance", "create_time", b"create_time", "occur_time", b"occur_time", "service_end_time", b"service_end_time", "service_start_time", b"service_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "balance", b"balance", "charge_id", b"charge_id", "correction_id", b"correction_id", "create_time", b"create_time", "entry_number", b"entry_number", "occur_time", b"occur_time", "payout_id", b"payout_id", "position", b"position", "reason", b"reason", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "balance", b"balance", "charge_id", b"charge_id", "charge_kind", b"charge_kind", "correction_id", b"correction_id", "create_time", b"create_time", "entry_number", b"entry_number", "occur_time", b"occur_time", "payout_id", b"payout_id", "position", b"position", "reason", b"reason", "service_end_time", b"service_end_time", "service_start_time", b"service_start_time", "transaction_id", b"transaction_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

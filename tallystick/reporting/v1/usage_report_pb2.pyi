@@ -116,7 +116,8 @@ class UsageTotals(_message.Message):
     @_builtins.property
     def cost(self) -> _money_pb2.Money:
         """What was charged for it: the prices of the events, with what decided outcomes added. Corrections are not in it; they
-        are in statements. For an organization, of its own agents only.
+        are in statements. Fees of subscriptions and what closing a billing period charges are for no event, and not in it.
+        For an organization, of its own agents only.
         """
 
     @_builtins.property

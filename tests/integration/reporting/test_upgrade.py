@@ -68,3 +68,28 @@ def test_charges_that_have_no_usage_yet_are_named_after_the_upgrade(
         functions = admin.execute(FUNCTIONS).fetchall()
     with psycopg.connect(database_url) as new:
         assert new.execute(FUNCTIONS).fetchall() == functions
+
+
+@pytest.mark.parametrize(
+    ("run", "states"),
+    [
+        ("ticket-1", ["serving"]),
+        ("sub_1/2026-10-01T00:00:00Z/2026-11-01T00:00:00Z", ["serving", "building"]),
+        ("period/org_a/USD/2026-10-01T00:00:00Z", ["serving", "building"]),
+    ],
+)
+def test_what_was_not_told_from_work_is_read_again(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch, run: str, states: list[str]
+) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, revision: upgrade(config, "0003"))
+        migrations.migrate(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as admin:
+        admin.execute(
+            "INSERT INTO reporting.projection OVERRIDING SYSTEM VALUE SELECT 7, 'serving', now(), now(), NULL"
+        )
+        admin.execute(CHARGE, {"run": run, "position": 1})
+        migrations.migrate(empty_database_url)
+        found = admin.execute("SELECT state FROM reporting.projection ORDER BY state DESC").fetchall()
+        assert [state for (state,) in found] == states

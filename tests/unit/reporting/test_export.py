@@ -132,6 +132,9 @@ def test_a_row_reads_back_from_csv_as_it_was() -> None:
         ("create_time", "2026-11-01T00:00:01+00:00"),
         ("price_version_id", "pv_1"),
         ("transaction_id", "txn_1"),
+        ("charge_kind", "usage"),
+        ("service_start", ""),
+        ("service_end", ""),
     ]
     assert (rows[1]["gross"], rows[1]["net"]) == ("-0.50", "-0.4355")
 
@@ -156,6 +159,8 @@ def test_the_same_row_reads_back_from_parquet_with_types() -> None:
         "processing_fee",
         "net",
         "price_version_id",
+        "service_start",
+        "service_end",
     }
     assert table.schema.field("gross").type == pa.decimal128(19, 6)
     assert table.schema.field("create_time").type == pa.timestamp("us", tz="UTC")

@@ -29,6 +29,17 @@ CREATE FUNCTION reporting.add_up(so_far bigint, more bigint) RETURNS bigint LANG
 $$;
 
 
+-- What the charges of a run are for: work, the fees of a subscription, or what closing a billing period charges. The
+-- names of runs say it, as services/kit/runs.py makes them; hosts may not name theirs like that.
+CREATE FUNCTION reporting.charge_kind(workflow_id text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN workflow_id LIKE 'period/%' THEN 'period_close'
+        WHEN workflow_id LIKE 'sub\_%' AND workflow_id
+            ~ '^sub_[A-Za-z0-9_.-]+(/[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z){2}$' THEN 'subscription'
+        ELSE 'usage' END
+$$;
+
+
 -- Moves a feed on from exactly p_after to p_last; false, and nothing is changed, if it is not there. The caller applies
 -- what lies between in the same transaction.
 CREATE FUNCTION reporting.move_feed(
@@ -177,7 +188,8 @@ BEGIN
     PERFORM lock_revenue(p_projection_id);
     -- Of the event, if usage has said it. Bounded, so that it is looked up row by row and never by reading all usage.
     WITH posted AS MATERIALIZED (
-        SELECT c.position, c.customer_id, c.workflow_id, c.ordinal, u.agent_id, u.agent_version, u.action_type
+        SELECT c.position, c.customer_id, c.workflow_id, c.ordinal, u.agent_id, u.agent_version, u.action_type,
+               charge_kind(c.workflow_id) AS kind
         FROM (
             SELECT unnest(c_positions) AS position, unnest(c_customer_ids) AS customer_id,
                    unnest(c_workflow_ids) AS workflow_id, unnest(c_ordinals) AS ordinal
@@ -189,11 +201,11 @@ BEGIN
             LIMIT 1
         ) AS u ON true
     ),
-    -- Of others, usage looks up here what it must be told to.
+    -- Of other work, usage looks up here what it must be told to.
     unnamed AS (
         INSERT INTO unnamed_charge (projection_id, customer_id, workflow_id, ordinal, position)
         SELECT p_projection_id, p.customer_id, p.workflow_id, p.ordinal, p.position FROM posted p
-        WHERE p.agent_id IS NULL
+        WHERE p.agent_id IS NULL AND p.kind = 'usage'
     )
     INSERT INTO revenue (
         projection_id, position, organization_id, type, charge_id, agent_id, customer_id, agent_version, action_type,
@@ -201,7 +213,9 @@ BEGIN
         transaction_id, occur_time, create_time)
     SELECT p_projection_id, r.position, r.organization_id, 'charge', t.charge_id, r.agent_id, p.customer_id,
            CASE p.agent_id WHEN r.agent_id THEN p.agent_version ELSE '' END,
-           CASE p.agent_id WHEN r.agent_id THEN p.action_type ELSE '' END,
+           -- What is no work has a name that no host's action has: there is a space in it.
+           CASE WHEN p.kind = 'subscription' THEN 'subscription fee' WHEN p.kind = 'period_close' THEN 'period close'
+                WHEN p.agent_id = r.agent_id THEN p.action_type ELSE '' END,
            r.currency_code, r.billed, r.platform_fee, r.processing_fee, r.net, 1, t.transaction_id,
            from_micros(t.occur_time), from_micros(t.create_time)
     FROM (
@@ -311,13 +325,17 @@ BEGIN
             processing_fee_micros, net_micros, charge_count)
         SELECT p_projection_id, q.organization_id, q.currency_code, d.dimension, d.grain,
                CASE d.grain WHEN 'quarter' THEN q.start_time ELSE date_trunc(d.grain, q.start_time, 'UTC') END,
-               CASE d.dimension WHEN 'agent' THEN q.agent_id WHEN 'customer' THEN q.customer_id ELSE '' END,
+               CASE d.dimension WHEN 'agent' THEN q.agent_id WHEN 'customer' THEN q.customer_id
+                                WHEN 'kind' THEN q.action_type ELSE '' END,
                total(q.platform_fee), total(q.processing_fee), total(q.net), total(q.charges)
         FROM quarter q
         CROSS JOIN (VALUES
             ('all', 'quarter'), ('all', 'day'), ('all', 'month'),
             ('agent', 'quarter'), ('agent', 'day'), ('agent', 'month'),
-            ('customer', 'day'), ('customer', 'month')) AS d (dimension, grain)
+            ('customer', 'day'), ('customer', 'month'),
+            ('kind', 'quarter'), ('kind', 'day'), ('kind', 'month')) AS d (dimension, grain)
+        -- Of kinds, only what is no work: what is left of all is work.
+        WHERE d.dimension <> 'kind' OR q.action_type IN ('subscription fee', 'period close')
         GROUP BY 2, 3, 4, 5, 6, 7
         ON CONFLICT (projection_id, organization_id, currency_code, dimension, grain, start_time, key)
             DO UPDATE SET
@@ -747,10 +765,10 @@ $$;
 CREATE FUNCTION reporting.charge_identities(p_projection_id integer, p_charge_ids text[])
 RETURNS TABLE (
     charge_id text, customer_id text, workflow_id text, component text, ordinal integer, price_version_id text,
-    post_time timestamptz)
+    work_time timestamptz, post_time timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = reporting, pg_temp AS $$
     SELECT c.charge_id, c.customer_id, c.workflow_id, c.component, c.ordinal, c.price_version_id,
-           c.create_time
+           c.occur_time, c.create_time
     FROM charge AS c
     WHERE c.projection_id = p_projection_id AND c.charge_id = ANY (p_charge_ids)
       AND ((SELECT visible(NULL))

@@ -5,7 +5,6 @@ from pathlib import Path
 from alembic import op
 
 from services.kit.migrations import execute_sql_file
-from services.reporting.migrations.functions import replace_functions
 
 revision = "0003"
 down_revision = "0002"
@@ -17,7 +16,6 @@ _SQL = Path(__file__).parent.parent / "sql"
 
 def upgrade() -> None:
     execute_sql_file(op, _SQL / "0003_revenue_types.sql")
-    replace_functions(op)
 
 
 def downgrade() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
@@ -39,11 +40,29 @@ def made_up_books(seed: int = 7, count: int = 160) -> Books:
         books.purchase(customer_id, 10_000_000, datetime(2025, 12, 1, tzinfo=UTC))
     add_charges(books, chance, count)
     end = NOW - timedelta(minutes=20)
+    add_agreements(books)
     books.payout(LARK, "po_1", 1_000, end - timedelta(days=40), "payout_completion")
     books.payout(LARK, "po_2", 2_000, end - timedelta(days=3), "payout_return")
     books.payout(LARK, "po_3", 3_000, end)
     books.payout(WREN, "po_4", 400, end)
     return books
+
+
+def add_agreements(books: Books) -> None:
+    """Fees of subscriptions, one for a year, and closings of periods; some of them are corrected."""
+    helper = Payee(LARK, "agt_lark_helper", 0)
+    november, december = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
+    books.fee("cus_ada", replace(helper, gross=1_200_007), november, datetime(2027, 11, 1, tzinfo=UTC))
+    fee = books.fee("cus_bob", replace(helper, gross=25_000), november, december, 1)
+    # An upgrade, within the quarter hour that has begun.
+    books.fee("cus_bob", replace(helper, gross=7_001), NOW - timedelta(minutes=3), december, 2)
+    books.correct(fee, 5_000, NOW - timedelta(minutes=2))
+    books.close("cus_ada", replace(helper, gross=333), datetime(2026, 10, 1, tzinfo=UTC), november)
+    # A quarter that ended in the middle of a month.
+    books.close(
+        "cus_bob", replace(helper, gross=444), datetime(2026, 8, 15, tzinfo=UTC), NOW - timedelta(days=9)
+    )
+    books.fee("cus_cyd", replace(OTHER, gross=99), november, december)
 
 
 def add_charges(

@@ -7,6 +7,7 @@ from datetime import UTC
 import grpc
 import pytest
 
+from services.kit.runs import ChargeKind, kind_of, service_period
 from tallystick.ledger.v1 import charge_pb2
 from tallystick.metering.v1 import charge_line_pb2, usage_pb2
 from tallystick.reporting.v1 import charge_report_pb2, period_pb2
@@ -17,6 +18,13 @@ from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal, taken_apart
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+_KINDS = {
+    ChargeKind.USAGE: charge_report_pb2.CHARGE_KIND_USAGE,
+    ChargeKind.SUBSCRIPTION: charge_report_pb2.CHARGE_KIND_SUBSCRIPTION,
+    ChargeKind.PERIOD_CLOSE: charge_report_pb2.CHARGE_KIND_PERIOD_CLOSE,
+}
 
 
 def _newest(charges: list[Charge]) -> list[Charge]:
@@ -44,6 +52,12 @@ def _check(
     assert found.occur_time.ToDatetime(UTC) == charge.occur_time
     assert found.create_time.ToDatetime(UTC) == charge.post_time
     assert found.price_version_id == "pv_1"
+    assert found.kind == _KINDS[kind_of(charge.workflow_id)]
+    service = service_period(charge.workflow_id, charge.occur_time)
+    assert found.HasField("service_start_time") == found.HasField("service_end_time") == (service is not None)
+    if service is not None:
+        assert found.service_start_time.ToDatetime(UTC) == service.start
+        assert found.service_end_time.ToDatetime(UTC) == service.end
     billed = sum(one.billed for one in own if one.type == "charge")
     assert found.gross.amount_micros == (billed if organization_id else charge.gross)
     assert found.corrected.amount_micros == -sum(one.billed for one in own if one.type == "correction")

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from sqlalchemy import text
 
+from services.kit.runs import kind_of, service_period
 from services.kit.tenancy import Tenants, scope
 from services.reporting.domain.export_columns import ExportRow
 from services.reporting.domain.owner import Owner, OwnerKind
@@ -118,6 +119,50 @@ async def test_a_customer_exports_what_it_paid(
     ] == sorted(wanted)
     assert {row["net"] for row in rows} == {""}
     assert any(row["correction_id"] for row in rows)
+
+
+@pytest.mark.parametrize("key", [f"owner/{LARK}", "customer/cus_bob"])
+async def test_fees_and_closings_say_both_dates(reporting: ReportingServer, books: Books, key: str) -> None:
+    period = period_pb2.Period(name="12m")
+    owner_id = key.partition("/")[2]
+    rows = await _rows(reporting, key, pb.ExportTransactionsRequest(period=period))
+    facts = {
+        one.charge_id: one
+        for one in books.charges
+        if owner_id in (one.customer_id, one.payees[0].organization_id)
+    }
+    kinds = set()
+    for row in rows:
+        charge = facts.get(row["charge_id"])
+        if charge is None:
+            continue
+        kind = kind_of(charge.workflow_id)
+        kinds.add((row["type"], kind.value))
+        assert row["charge_kind"] == kind
+        service = service_period(charge.workflow_id, charge.occur_time)
+        assert (row["service_start"], row["service_end"]) == (
+            ("", "") if service is None else (service.start.isoformat(), service.end.isoformat())
+        )
+    assert kinds >= {("charge", "subscription"), ("correction", "subscription"), ("charge", "period_close")}
+
+    focus = await _rows(
+        reporting, key, pb.ExportTransactionsRequest(period=period, columns=pb.EXPORT_COLUMNS_FOCUS)
+    )
+    assert len(focus) == len(rows)
+    told = {
+        "subscription": ("Purchase", "Recurring"),
+        "period_close": ("Usage", "Usage-Based"),
+        "usage": ("Usage", "Usage-Based"),
+    }
+    for row in focus:
+        assert (row["ChargeCategory"], row["ChargeFrequency"]) == told[row["x_ChargeKind"]]
+        posted = datetime.fromisoformat(row["x_CreateTime"])
+        assert row["BillingPeriodStart"] == f"{posted:%Y-%m-01T00:00:00Z}"
+        if row["x_ChargeKind"] != "usage":
+            for column, own in (("ChargePeriodStart", "x_ServiceStart"), ("ChargePeriodEnd", "x_ServiceEnd")):
+                found = datetime.fromisoformat(row[own])
+                assert datetime.fromisoformat(row[column]) == found.replace(microsecond=0)
+            assert not row["ConsumedQuantity"]
 
 
 async def test_a_page_of_a_customer_reads_no_more_than_what_it_is_made_of(filled: Filled) -> None:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import grpc
 import pytest
 
+from services.kit.runs import ChargeKind, kind_of
 from tallystick.reporting.v1 import period_pb2, revenue_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.integration.reporting.reports.facts import (
@@ -19,6 +20,7 @@ from tests.integration.reporting.reports.facts import (
     revenue_figures,
 )
 from tests.support.reporting_books import Books, Earned
+from tests.support.reporting_world import NOT_WORK
 from tests.support.reports_server import ReportingServer
 from tests.support.rpc_errors import refusal
 
@@ -39,7 +41,9 @@ def _version(earned: Earned) -> str:
 
 def _action(earned: Earned) -> str:
     event = earned.charge.event
-    return event.action if event and event.agent_id == earned.agent_id else ""
+    if event is None:
+        return NOT_WORK[kind_of(earned.charge.workflow_id)]
+    return event.action if event.agent_id == earned.agent_id else ""
 
 
 KEYS: dict[int, Callable[[Earned], str]] = {
@@ -77,8 +81,17 @@ async def test_the_summary_is_that_of_the_facts(reporting: ReportingServer, book
         "", (0,) * 5
     )
     assert found.organization_id == LARK
-    assert found.run_rate.monthly_proxy.amount_micros == trend[-1][3]
-    assert found.run_rate.annual_proxy.amount_micros == trend[-1][3] * 12
+    parts = books.revenue(LARK, begin, NOW, lambda one: kind_of(one.charge.workflow_id))
+    for kind, part in (
+        (ChargeKind.USAGE, found.month_to_date_parts.usage),
+        (ChargeKind.SUBSCRIPTION, found.month_to_date_parts.subscriptions),
+        (ChargeKind.PERIOD_CLOSE, found.month_to_date_parts.period_closings),
+    ):
+        assert revenue_figures(part) == parts[kind]
+    assert tuple(map(sum, zip(*parts.values(), strict=True))) == trend[-1]
+    # A fee for a year is no run rate, and least of all twelve times.
+    assert found.run_rate.monthly_proxy.amount_micros == parts[ChargeKind.USAGE][3]
+    assert found.run_rate.annual_proxy.amount_micros == parts[ChargeKind.USAGE][3] * 12
     assert found.as_of.journal_position == books.position
     assert found.as_of.usage_position == books.usage_position
     assert found.as_of.HasField("time")

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.kit.clock import FixedClock
+from services.kit.runs import service_period
 from tallystick.ledger.v1 import account_pb2, transaction_pb2
-from tallystick.reporting.v1 import period_pb2, statement_pb2
+from tallystick.reporting.v1 import charge_report_pb2, period_pb2, statement_pb2
 from tallystick.reporting.v1 import reporting_service_pb2 as pb
 from tests.conftest import FreshDatabase
 from tests.integration.reporting.reports.facts import HELPER, LARK, NOW, WREN
@@ -97,6 +98,35 @@ async def test_statements_are_those_of_the_facts(
         assert first.as_of.journal_position == books.position
         movements = [one for batch in batches for one in batch]
         _check(first, movements, books.movements(owner_id, currency), start, end)
+
+
+@pytest.mark.parametrize("key", [f"owner/{LARK}", "customer/cus_bob", "operator"])
+async def test_movements_of_fees_and_closings_say_their_service_periods(
+    reporting: ReportingServer, books: Books, key: str
+) -> None:
+    request = pb.GetStatementRequest(period=period_pb2.Period(name="12m"))
+    if key == "operator":
+        request.organization_id = LARK
+    _, batches = await _read(reporting, key, request)
+    facts = {one.charge_id: one for one in books.charges}
+    kinds = set()
+    for movement in (one for batch in batches for one in batch):
+        kinds.add((movement.charge_kind, movement.type))
+        if not movement.charge_id:
+            assert movement.charge_kind == charge_report_pb2.CHARGE_KIND_UNSPECIFIED
+            continue
+        charge = facts[movement.charge_id]
+        service = service_period(charge.workflow_id, charge.occur_time)
+        assert movement.HasField("service_end_time") == (service is not None)
+        if service is not None:
+            assert movement.service_start_time.ToDatetime(UTC) == service.start
+            assert movement.service_end_time.ToDatetime(UTC) == service.end
+    assert kinds >= {
+        (charge_report_pb2.CHARGE_KIND_USAGE, transaction_pb2.TRANSACTION_TYPE_CHARGE),
+        (charge_report_pb2.CHARGE_KIND_SUBSCRIPTION, transaction_pb2.TRANSACTION_TYPE_CHARGE),
+        (charge_report_pb2.CHARGE_KIND_SUBSCRIPTION, transaction_pb2.TRANSACTION_TYPE_CORRECTION),
+        (charge_report_pb2.CHARGE_KIND_PERIOD_CLOSE, transaction_pb2.TRANSACTION_TYPE_CHARGE),
+    }
 
 
 async def test_a_statement_is_of_the_month_to_date_unless_a_period_is_named(

@@ -18,8 +18,9 @@ from typing import Final
 from services.kit import log
 from services.kit.web import WebServer
 from tests.support.browser import Page, browser, find_chromium, screenshot_name
+from tests.support.dashboard_agreements import agreed
 from tests.support.dashboard_server import dashboard
-from tests.support.dashboard_world import key_of, populated
+from tests.support.dashboard_world import key_of
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DESK, PHONE = 1280, 390
@@ -92,7 +93,7 @@ async def of_tests(chromium: str, job: Job) -> None:
     """Pictures of the made-up world."""
     log.configure("error")
     keys = {who: key_of(who) for _, who, _ in PICTURES if who}
-    async with dashboard(populated()) as served:
+    async with dashboard(agreed()) as served:
         web = WebServer(served.app, "127.0.0.1:0")
         web.start()
         try:

@@ -23,6 +23,7 @@ from tallystick.reporting.v1 import (
 from tallystick.reports import (
     AsOf,
     BankStatus,
+    ChargeKind,
     Earnings,
     Interval,
     OutcomeCounts,
@@ -37,6 +38,11 @@ from tallystick.reports import (
     UsageReport,
     UsageTotals,
 )
+
+_KINDS: dict[int, ChargeKind] = {
+    charge_report_pb2.CHARGE_KIND_SUBSCRIPTION: "subscription",
+    charge_report_pb2.CHARGE_KIND_PERIOD_CLOSE: "period_close",
+}
 
 
 def usage_from_proto(response: reporting_service_pb2.GetUsageResponse) -> UsageReport:
@@ -60,6 +66,9 @@ def earnings_from_proto(response: reporting_service_pb2.GetRevenueSummaryRespons
         organization=response.organization_id,
         month_to_date=_revenue(response.month_to_date),
         previous_month_to_date=_revenue(response.previous_month_to_date),
+        usage=_revenue(response.month_to_date_parts.usage),
+        subscriptions=_revenue(response.month_to_date_parts.subscriptions),
+        period_closings=_revenue(response.month_to_date_parts.period_closings),
         monthly_proxy=money_from_proto(run_rate.monthly_proxy),
         annual_proxy=money_from_proto(run_rate.annual_proxy),
         available=money_from_proto(standing.available),
@@ -129,6 +138,9 @@ def charge_from_proto(response: reporting_service_pb2.GetChargeResponse) -> Repo
         price_version_id=charge.price_version_id,
         occur_time=charge.occur_time.ToDatetime(UTC),
         create_time=charge.create_time.ToDatetime(UTC),
+        kind=_KINDS.get(charge.kind, "usage"),
+        service_start=optional_time(charge, "service_start_time"),
+        service_end=optional_time(charge, "service_end_time"),
         as_of=_as_of(response.as_of),
     )
 

@@ -115,8 +115,14 @@ class Earnings:
     """The current calendar month so far."""
     previous_month_to_date: Revenue
     """The month before it, as long as this one is old."""
+    usage: Revenue
+    """Of `month_to_date`, what was earned by work."""
+    subscriptions: Revenue
+    """Of `month_to_date`, what was earned by fees of subscriptions, at the begin of their service periods."""
+    period_closings: Revenue
+    """Of `month_to_date`, what was earned by closing billing periods, at their last instants."""
     monthly_proxy: Money
-    """Monthly recurring revenue, by proxy: net earnings of this month so far. Usage-based, not contracted."""
+    """Monthly recurring revenue, by proxy: net earnings by usage of this month so far. Not contracted."""
     annual_proxy: Money
     """Annual run rate, by proxy: twelve times that."""
     available: Money
@@ -179,6 +185,9 @@ class Payout:
     """The transaction that ended it; empty until then."""
 
 
+ChargeKind = Literal["usage", "subscription", "period_close"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedCharge:
     """A charge with what it was for. An organization sees its own share, a customer what it paid."""
@@ -206,7 +215,14 @@ class ReportedCharge:
     """How the price came about. Empty under the same conditions as the action."""
     price_version_id: str
     occur_time: datetime
-    """When the work happened."""
+    """When the work happened; the begin of a fee's service, or the last instant of a closed period."""
     create_time: datetime
-    """When the charge was posted."""
+    """When the charge was posted: its accounting date."""
+    kind: ChargeKind
+    """What it is for: "usage" for work, "subscription" for the fee of one, "period_close" for what is only
+    known when a billing period is over."""
+    service_start: datetime | None
+    """When the service period begins that a fee, or a closing, is for; None for work."""
+    service_end: datetime | None
+    """When it ends, exclusive."""
     as_of: AsOf

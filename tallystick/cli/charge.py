@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from typing import Annotated
 
 import typer
 
-from tallystick._convert import money_from_proto
+from tallystick._convert import lines_from_proto, money_from_proto
 from tallystick.cli.output import Answer, Facts, Part, Table, amount, count, decimal, moment, money
 from tallystick.cli.session import Session
 from tallystick.errors import DeadlineExceeded, NotFound, Unavailable
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
 from tallystick.ledger.v1.ledger_service_pb2_grpc import LedgerServiceStub
+from tallystick.metering.v1 import period_service_pb2, subscription_service_pb2
+from tallystick.metering.v1.period_service_pb2_grpc import PeriodServiceStub
+from tallystick.metering.v1.subscription_service_pb2_grpc import SubscriptionServiceStub
 from tallystick.models import ChargeLine, LineKind
 from tallystick.money import Money
 from tallystick.reports import ReportedCharge
@@ -34,6 +39,20 @@ _KINDS: dict[LineKind, str] = {
 }
 
 
+_WHAT = {"subscription": "subscription fee", "period_close": "period close"}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """How a charge came about that is for no work: it is the lines without the two amounts."""
+
+    lines: tuple[ChargeLine, ...]
+    closed_before: Money
+    """What earlier closings of the period came to."""
+    from_credit: Money
+    """What credit of earlier fees or closings paid."""
+
+
 def show(
     session: Session,
     charge_id: Annotated[str, typer.Argument(metavar="ID", help='The charge, "ch_…".')],
@@ -43,6 +62,9 @@ def show(
     request = ledger_service_pb2.GetChargeRequest(charge_id=charge_id)
     booked = session.call(stub.GetCharge, request).charge
     usage, note = _usage(session, charge_id)
+    agreed = None
+    if usage is not None and usage.kind != "usage":
+        agreed, note = _agreed(session, usage)
     payment = _payment(booked) if booked.HasField("payment") else None
     shares = [_share(one) for one in booked.earnings]
     data = {
@@ -60,10 +82,11 @@ def show(
         "payment": payment,
         "shares": shares,
         "usage": usage,
+        "agreed": agreed,
     }
-    parts: list[Part] = [Facts(f"Charge {charge_id}", [*_facts(booked), *(_work(usage) if usage else ())])]
+    parts: list[Part] = [Facts(f"Charge {charge_id}", _facts(booked, usage))]
     if usage is not None:
-        parts.append(_lines(usage))
+        parts.append(_lines(usage.lines, usage.gross) if agreed is None else _agreed_lines(agreed, usage))
     if payment is not None:
         rows = [(name.replace("_", " "), money(part)) for name, part in payment.items()]
         parts.append(Facts("How it is paid", rows))
@@ -102,17 +125,29 @@ def _share(earning: charge_pb2.Earning) -> dict[str, str | Money]:
     }
 
 
-def _facts(booked: charge_pb2.Charge) -> list[tuple[str, str]]:
+def _facts(booked: charge_pb2.Charge, usage: ReportedCharge | None) -> list[tuple[str, str]]:
+    what, posted = _COMPONENTS.get(booked.component, ""), moment(booked.create_time.ToDatetime(UTC))
+    times = [("work ended", moment(booked.occur_time.ToDatetime(UTC))), ("posted", posted)]
+    work = [] if usage is None else _work(usage)
+    if usage is not None and usage.kind != "usage":
+        what = _WHAT[usage.kind]
+        if usage.kind == "period_close" and booked.ordinal:
+            what = f"adjustment of a {what}"
+        times = [
+            ("service period", f"{moment(usage.service_start)} to {moment(usage.service_end)}"),
+            ("accounting date", posted),
+        ]
+        work = [("agent", usage.agent)]
     return [
         ("customer", booked.customer_id),
         ("workflow", f"{booked.workflow_id}, number {booked.ordinal}"),
-        ("what", _COMPONENTS.get(booked.component, "")),
+        ("what", what),
         ("charged", money(money_from_proto(booked.gross))),
         ("taken back", money(money_from_proto(booked.corrected))),
-        ("work ended", moment(booked.occur_time.ToDatetime(UTC))),
-        ("posted", moment(booked.create_time.ToDatetime(UTC))),
+        *times,
         ("price version", booked.price_version_id or "–"),
         ("transaction", booked.transaction_id),
+        *work,
     ]
 
 
@@ -127,10 +162,55 @@ def _work(usage: ReportedCharge) -> list[tuple[str, str]]:
     ]
 
 
-def _lines(usage: ReportedCharge) -> Table:
-    columns = ("line", ">quantity", ">price", f">amount, {usage.gross.currency}")
-    rows = [(_name(line), count(line.quantity), _price(line), amount(line.amount)) for line in usage.lines]
+def _lines(lines: Sequence[ChargeLine], gross: Money, others: Sequence[tuple[str, Money]] = ()) -> Table:
+    """The lines of a price, and amounts that are none and add to them."""
+    columns = ("line", ">quantity", ">price", f">amount, {gross.currency}")
+    rows = [(_name(line), count(line.quantity), _price(line), amount(line.amount)) for line in lines]
+    rows += [(name, "", "", amount(other)) for name, other in others if other.micros]
     return Table("How the price came about", columns, rows, empty="not known")
+
+
+def _agreed(session: Session, usage: ReportedCharge) -> tuple[Agreed | None, list[str]]:
+    """How a fee, or what closing a period charged, came about, or why that is not known."""
+    try:
+        found = _fee(session, usage) if usage.kind == "subscription" else _closing(session, usage)
+    except NotFound:
+        found = None
+    except (Unavailable, DeadlineExceeded) as error:
+        return None, [f"How it came about is not known here: metering does not answer ({error.message})."]
+    return found, [] if found else ["How it came about is not known: metering has no such fee or closing."]
+
+
+def _fee(session: Session, usage: ReportedCharge) -> Agreed | None:
+    stub = SubscriptionServiceStub(session.channel("metering"))
+    request = subscription_service_pb2.ListSubscriptionFeesRequest(
+        subscription_id=usage.workflow_id.partition("/")[0], workflow_id=usage.workflow_id, page_size=1_000
+    )
+    for fee in session.call(stub.ListSubscriptionFees, request).fees:
+        if fee.charge_id == usage.charge_id:
+            zero = Money(usage.gross.currency, 0)
+            return Agreed(lines_from_proto(fee.lines), zero, money_from_proto(fee.from_credit))
+    return None
+
+
+def _closing(session: Session, usage: ReportedCharge) -> Agreed | None:
+    stub = PeriodServiceStub(session.channel("metering"))
+    request = period_service_pb2.ListPeriodClosingsRequest(
+        customer_id=usage.customer, workflow_id=usage.workflow_id, page_size=1_000
+    )
+    for one in session.call(stub.ListPeriodClosings, request).period_closings:
+        if one.charge_id == usage.charge_id:
+            lines = lines_from_proto([line for price in one.prices for line in price.lines])
+            return Agreed(lines, money_from_proto(one.closed_before), money_from_proto(one.from_credit))
+    return None
+
+
+def _agreed_lines(agreed: Agreed, usage: ReportedCharge) -> Table:
+    others = [
+        ("charged by earlier closings", -agreed.closed_before),
+        ("paid from credit", -agreed.from_credit),
+    ]
+    return _lines(agreed.lines, usage.gross, others)
 
 
 def _name(line: ChargeLine) -> str:

@@ -24,6 +24,9 @@ def earnings(
     columns = ("", ">charges", f">gross, {currency}", ">platform fees", ">processing fees", ">net")
     times = {
         "month to date": found.month_to_date,
+        "  by usage": found.usage,
+        "  by subscriptions": found.subscriptions,
+        "  by closed periods": found.period_closings,
         "month before, as long": found.previous_month_to_date,
         "all time": found.lifetime,
     }
@@ -42,7 +45,7 @@ def earnings(
             Facts(f"Earnings of {found.organization}", standing),
             Table("Revenue", columns, [(name, *_cells(revenue)) for name, revenue in times.items()]),
             Table("By month", ("month", *columns[1:]), trend),
-            "Run rates follow from usage this month so far; nobody has contracted them.",
+            "Run rates follow from usage this month so far, not from fees; nobody has contracted them.",
             as_of(found.as_of),
         ],
     )

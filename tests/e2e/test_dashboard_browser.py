@@ -12,14 +12,15 @@ import pytest
 from services.kit.web import WebServer
 from tallystick.payouts.v1 import connected_account_pb2
 from tests.support.browser import Page, browser, find_chromium
+from tests.support.dashboard_agreements import agreed
 from tests.support.dashboard_server import Served, dashboard
-from tests.support.dashboard_world import ACME, AZURE, SIERRA, key_of, populated, reported
+from tests.support.dashboard_world import ACME, AZURE, SIERRA, key_of, reported
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 ORGANIZATION, CUSTOMER = f"/organizations/{SIERRA}", f"/customers/{ACME}"
-CHARGE = f"/charges/{populated().charges[0].charge_id}"
+CHARGE = f"/charges/{agreed().charges[0].charge_id}"
 PAGES = {
     "owner": (ORGANIZATION, f"{ORGANIZATION}/payouts", f"{ORGANIZATION}/charges", CHARGE),
     "stranger": (f"/organizations/{AZURE}",),
@@ -66,7 +67,7 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    async with dashboard(populated()) as found:
+    async with dashboard(agreed()) as found:
         yield found
 
 

@@ -28,10 +28,14 @@ from tallystick.ledger.v1 import (
 from tallystick.metering.v1 import (
     metering_service_pb2,
     metering_service_pb2_grpc,
+    period_service_pb2,
+    period_service_pb2_grpc,
     pricing_service_pb2,
     pricing_service_pb2_grpc,
     rating_service_pb2,
     rating_service_pb2_grpc,
+    subscription_service_pb2,
+    subscription_service_pb2_grpc,
 )
 from tallystick.payouts.v1 import (
     connect_service_pb2,
@@ -49,6 +53,7 @@ from tallystick.reporting.v1 import (
     reporting_service_pb2,
     reporting_service_pb2_grpc,
 )
+from tests.support.dashboard_agreements import Periods, Subscriptions
 from tests.support.dashboard_services import (
     Audits,
     Connect,
@@ -114,6 +119,20 @@ def _bindings(world: World) -> dict[str, list[ServiceBinding]]:
                 "PricingService",
                 pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
                 Pricing,
+                world,
+            ),
+            _bound(
+                subscription_service_pb2,
+                "SubscriptionService",
+                subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server,
+                Subscriptions,
+                world,
+            ),
+            _bound(
+                period_service_pb2,
+                "PeriodService",
+                period_service_pb2_grpc.add_PeriodServiceServicer_to_server,
+                Periods,
                 world,
             ),
             _bound(

@@ -87,6 +87,9 @@ USAGE = reporting_service_pb2.GetUsageResponse(
 EARNINGS = reporting_service_pb2.GetRevenueSummaryResponse(
     organization_id="org_lark",
     month_to_date=revenue(218_012),
+    month_to_date_parts=revenue_pb2.RevenueParts(
+        usage=revenue(218_012), subscriptions=revenue(0, 0), period_closings=revenue(0, 0)
+    ),
     previous_month_to_date=revenue(100_000),
     run_rate=revenue_pb2.RunRate(monthly_proxy=usd(178_989), annual_proxy=usd(2_147_868)),
     standing=revenue_pb2.EarningsStanding(
@@ -135,6 +138,7 @@ CHARGE = charge_report_pb2.ReportedCharge(
     price_version_id="pv_1",
     occur_time=at(NOON),
     create_time=at(NOON),
+    kind=charge_report_pb2.CHARGE_KIND_USAGE,
 )
 
 

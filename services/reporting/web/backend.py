@@ -25,8 +25,10 @@ from tallystick.ledger.v1 import (
 )
 from tallystick.metering.v1 import (
     metering_service_pb2_grpc,
+    period_service_pb2_grpc,
     pricing_service_pb2_grpc,
     rating_service_pb2_grpc,
+    subscription_service_pb2_grpc,
 )
 from tallystick.payouts.v1 import (
     connect_service_pb2_grpc,
@@ -86,6 +88,8 @@ class Backend:
         self.ledger: Final = ledger_service_pb2_grpc.LedgerServiceStub(channels.ledger)
         self.metering: Final = metering_service_pb2_grpc.MeteringServiceStub(channels.metering)
         self.pricing: Final = pricing_service_pb2_grpc.PricingServiceStub(channels.metering)
+        self.periods: Final = period_service_pb2_grpc.PeriodServiceStub(channels.metering)
+        self.subscriptions: Final = subscription_service_pb2_grpc.SubscriptionServiceStub(channels.metering)
         self.rating: Final = rating_service_pb2_grpc.RatingServiceStub(channels.metering)
         self.payouts: Final = payout_service_pb2_grpc.PayoutServiceStub(channels.payouts)
         self.connect: Final = connect_service_pb2_grpc.ConnectServiceStub(channels.payouts)

@@ -1,16 +1,32 @@
 """The page of one charge: what it was for, how its price came about, and where the money went."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from starlette.responses import Response
 from starlette.routing import Route
 
 from services.kit.errors import NotFound, TallystickError
+from services.kit.runs import ChargeKind, kind_of, subscription_of
 from services.reporting.web.backend import answers
 from services.reporting.web.site import Site, Subject, Visit
-from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.reporting.v1 import reporting_service_pb2
+from tallystick.common.v1 import money_pb2
+from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
+from tallystick.metering.v1 import charge_line_pb2, period_service_pb2, subscription_service_pb2
+from tallystick.reporting.v1 import charge_report_pb2, reporting_service_pb2
+
+AnyCharge: TypeAlias = charge_pb2.Charge | charge_report_pb2.ReportedCharge
+
+
+class Agreed(NamedTuple):
+    """How a charge came about that is for no work."""
+
+    # The name of the price, if lines are of several, and the line.
+    lines: list[tuple[str, charge_line_pb2.ChargeLine]]
+    # What credit of earlier fees or closings paid.
+    from_credit: money_pb2.Money
+    # What earlier closings of the period came to.
+    closed_before: money_pb2.Money | None = None
 
 
 class ChargePage:
@@ -40,6 +56,12 @@ class ChargePage:
         if posted.value is None and reported.value is None:
             # Neither knows it, and at least one could not be asked.
             raise posted.error or reported.error or _unknown(charge_id)
+        charge = reported.value.charge if reported.value is not None else posted.value.charge
+        match kind_of(charge.workflow_id):
+            case ChargeKind.SUBSCRIPTION:
+                found |= await answers(agreed=self._fee(visit, charge))
+            case ChargeKind.PERIOD_CLOSE:
+                found |= await answers(agreed=self._closing(visit, charge))
         return self._site.render(
             visit.request,
             "charge.html",
@@ -48,7 +70,7 @@ class ChargePage:
             title=charge_id,
             subject=_own(visit),
             charge_id=charge_id,
-            charge=reported.value.charge if reported.value is not None else posted.value.charge,
+            charge=charge,
             **found,
         )
 
@@ -63,6 +85,34 @@ class ChargePage:
             )
         except NotFound:
             return None
+
+    async def _fee(self, visit: Visit, charge: AnyCharge) -> Agreed | None:
+        """How the fee of a subscription came about, as metering tells; None if it knows no such fee."""
+        request = subscription_service_pb2.ListSubscriptionFeesRequest(
+            subscription_id=subscription_of(charge.workflow_id),
+            workflow_id=charge.workflow_id,
+            page_size=1_000,
+        )
+        try:
+            listed = await visit.asker.ask(self._backend.subscriptions.ListSubscriptionFees, request)
+        except NotFound:
+            return None
+        for fee in listed.fees:
+            if fee.charge_id == charge.charge_id:
+                return Agreed([("", line) for line in fee.lines], fee.from_credit)
+        return None
+
+    async def _closing(self, visit: Visit, charge: AnyCharge) -> Agreed | None:
+        """The same of what closing a billing period charged."""
+        request = period_service_pb2.ListPeriodClosingsRequest(
+            customer_id=charge.customer_id, workflow_id=charge.workflow_id, page_size=1_000
+        )
+        listed = await visit.asker.ask(self._backend.periods.ListPeriodClosings, request)
+        for one in listed.period_closings:
+            if one.charge_id == charge.charge_id:
+                lines = [(price.price_name, line) for price in one.prices for line in price.lines]
+                return Agreed(lines, one.from_credit, one.closed_before)
+        return None
 
 
 def _own(visit: Visit) -> Subject | None:

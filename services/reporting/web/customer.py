@@ -19,13 +19,14 @@ from services.reporting.web.rendering import path
 from services.reporting.web.site import Site, Subject, Visit
 from tallystick.common.v1 import money_pb2
 from tallystick.ledger.v1 import directory_service_pb2, ledger_service_pb2
-from tallystick.metering.v1 import metering_service_pb2
+from tallystick.metering.v1 import metering_service_pb2, subscription_service_pb2
 from tallystick.payouts.v1 import payment_service_pb2, purchase_pb2
 from tallystick.reporting.v1 import reporting_service_pb2, usage_report_pb2
 
 _LATEST_CHARGES: Final = 8
 _CHARGES: Final = 50
 _PURCHASES: Final = 20
+_SUBSCRIPTIONS: Final = 100
 
 
 class CustomerPages:
@@ -65,6 +66,12 @@ class CustomerPages:
             charges=ask(
                 reporting.ListCharges,
                 reporting_service_pb2.ListChargesRequest(customer_id=customer_id, page_size=_LATEST_CHARGES),
+            ),
+            subscriptions=ask(
+                self._backend.subscriptions.ListSubscriptions,
+                subscription_service_pb2.ListSubscriptionsRequest(
+                    customer_id=customer_id, page_size=_SUBSCRIPTIONS
+                ),
             ),
             accounts=self._accounts(visit),
         )

@@ -38,6 +38,7 @@ def make_environment(statics: StaticFiles) -> Environment:
         count=count,
         percent=percent,
         path=path,
+        minus=minus,
         moment=moment,
         day=day,
         clock=clock,
@@ -76,6 +77,11 @@ def _money(amount: money_pb2.Money, *, pad: bool) -> Markup:
     value = f"{'-' if sign else ''}{units}.{decimals}"
     shown = f"{sign}{units:,}{'.' if digits else ''}{minor}{small}"
     return Markup(f'<data class="money{" negative" if sign else ""}" value="{value}">{shown}</data>')  # noqa: S704
+
+
+def minus(amount: money_pb2.Money) -> money_pb2.Money:
+    """What is taken off: the amount with the other sign."""
+    return money_pb2.Money(currency_code=amount.currency_code, amount_micros=-amount.amount_micros)
 
 
 def count(number: int) -> str:

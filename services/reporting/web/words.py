@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Final, NamedTuple
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.errors import Code, TallystickError
 from services.kit.money import Money
+from services.kit.runs import ChargeKind, kind_of, service_period
+from services.kit.times import timestamp
 from tallystick.ledger.v1 import charge_pb2
-from tallystick.metering.v1 import charge_line_pb2, usage_pb2
+from tallystick.metering.v1 import charge_line_pb2, subscription_pb2, usage_pb2
 from tallystick.payouts.v1 import connected_account_pb2, payout_pb2, purchase_pb2, reconciliation_pb2
-from tallystick.reporting.v1 import projection_pb2
+from tallystick.reporting.v1 import charge_report_pb2, projection_pb2
 
 # What may succeed when the same request is sent again, and of which it is not known whether it did.
 _UNDECIDED: Final = frozenset(
@@ -145,6 +150,36 @@ def outcome(value: int) -> Words:
 def component(value: int) -> str:
     """Which part of a run a charge is for."""
     return _COMPONENTS.get(value, "")
+
+
+def agreed(charge: charge_pb2.Charge | charge_report_pb2.ReportedCharge) -> str:
+    """What a charge is for that is for no work; empty for work. Its run says it, whoever tells of it."""
+    match kind_of(charge.workflow_id):
+        case ChargeKind.SUBSCRIPTION:
+            return "Subscription fee"
+        case ChargeKind.PERIOD_CLOSE:
+            return "Adjustment of a period close" if charge.ordinal else "Period close"
+        case _:
+            return ""
+
+
+def service(
+    charge: charge_pb2.Charge | charge_report_pb2.ReportedCharge,
+) -> tuple[Timestamp, Timestamp] | None:
+    """The service period, begin and end, of a charge that is for no work."""
+    found = service_period(charge.workflow_id, charge.occur_time.ToDatetime(UTC))
+    return None if found is None else (timestamp(found.start), timestamp(found.end))
+
+
+def subscription_state(one: subscription_pb2.Subscription) -> Words:
+    """Where a subscription is in its life."""
+    if one.state == subscription_pb2.SUBSCRIPTION_STATE_CANCELED:
+        return Words("Ended")
+    if one.cancel_at_period_end:
+        return Words("Ends with its period", "busy")
+    if one.pending_plan_name:
+        return Words("Changes with its period", "busy")
+    return Words("Active", "good")
 
 
 def line_note(line: charge_line_pb2.ChargeLine) -> str:

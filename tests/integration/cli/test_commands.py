@@ -101,7 +101,7 @@ def test_earnings_are_labelled_as_proxies(run: Run) -> None:
         "annual run rate, by usage 2.147868 USD",
         "month to date 1 0.218012 0.032701 0.006322 0.178989",
         "2026-10 1 0.100000 0.015000 0.002900 0.082100",
-        "Run rates follow from usage this month so far; nobody has contracted them.",
+        "Run rates follow from usage this month so far, not from fees; nobody has contracted them.",
     } <= set(lines(shown.out))
     told = run("owner", "earnings", "--json").data
     assert (told["annual_proxy"], told["in_transit"]) == (usd("2.147868"), usd("0.010000"))

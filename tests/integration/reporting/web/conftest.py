@@ -10,8 +10,9 @@ from html import unescape
 import httpx
 import pytest
 
+from tests.support.dashboard_agreements import agreed
 from tests.support.dashboard_server import Served, dashboard
-from tests.support.dashboard_world import PUBLIC_URL, World, key_of, populated
+from tests.support.dashboard_world import PUBLIC_URL, World, key_of
 
 
 @dataclass
@@ -51,7 +52,7 @@ def browser_of(served: Served, address: str = "203.0.113.7") -> Browser:
 
 @pytest.fixture
 def world() -> World:
-    return populated()
+    return agreed()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 from services.kit.errors import NotFound, Unavailable
@@ -10,6 +11,7 @@ from services.reporting.web.headers import CONTENT_SECURITY_POLICY
 from tallystick.metering.v1 import charge_line_pb2
 from tallystick.payouts.v1 import connected_account_pb2
 from tests.integration.reporting.web.conftest import Browser
+from tests.support.dashboard_agreements import ADJUSTMENT, FEE, SUBSCRIPTION
 from tests.support.dashboard_server import Served
 from tests.support.dashboard_world import ACME, AZURE, GLOBEX, PRINCIPALS, SIERRA, reported
 from tests.support.reach import Reach, RecordProperty
@@ -36,6 +38,8 @@ PAGES: dict[str, set[str]] = {
     f"/customers/{ACME}/credits": {"customer", "operator"},
     f"/customers/{GLOBEX}": {"other", "operator"},
     f"/charges/{CHARGE}": {"owner", "billing", "customer", "operator"},
+    f"/charges/{FEE}": {"owner", "billing", "customer", "operator"},
+    f"/charges/{ADJUSTMENT}": {"owner", "billing", "customer", "operator"},
     "/operator": {"operator"},
     "/operator/charges": {"operator"},
     "/operator/prices": {"operator"},
@@ -55,7 +59,7 @@ SECRETS = {
         "acct_1QxSierraResearch",
         "po_01m7xj2ex96zkkhb2kskg00007",
     ),
-    ACME: ("4242", "pur_01m7xj2ex96zkkhb2kskg00003", "78.51"),
+    ACME: ("team, 4 seats", "4242", "pur_01m7xj2ex96zkkhb2kskg00003", "78.51"),
 }
 READERS = {
     SIERRA: {"owner", "billing", "member", "operator"},
@@ -256,7 +260,8 @@ async def test_hostile_texts_stay_texts(served: Served, browser: Browser) -> Non
             price.selector.action_types[:] = [hostile]
     for charge in world.charges:
         charge.workflow_id = charge.action_type = charge.model = charge.agent_version = hostile
-        charge.lines[0].component_name = hostile
+        for line in charge.lines:
+            line.component_name = hostile
     for record in world.payouts:
         record.payout.failure_reason = record.transitions[0].reason = record.payout.transfer_id = hostile
     shown = 0
@@ -372,6 +377,66 @@ async def test_lines_of_a_charge_say_what_they_are_for(served: Served, browser: 
     assert 'loyal <span class="faint">discount</span>' in page
     assert '<td data-label="Price" class="number">–</td>' in page
     assert '<data class="money negative" value="-1.500000">−1.50' in page
+
+
+async def test_a_fee_is_said_to_be_one_with_both_its_dates(served: Served, browser: Browser) -> None:
+    for name in ("customer", "owner", "operator"):
+        await browser.sign_in(name)
+        page = _plain((await browser.get(f"/charges/{FEE}")).text)
+        assert "What for Subscription fee" in page
+        assert "Service period 14 Nov 2026, 09:30 to 14 Dec 2026, 09:30" in page
+        assert "Accounting date when it was posted 14 Nov 2026, 09:30" in page
+        assert "team subscription 1 99.00 99.000000 seats subscription 4 12.00 48.000000" in page
+        assert "Paid from credit \u221213.000000 Charged 134.000000" in page
+        assert "Not known" not in page
+        assert "Outcome" not in page
+    await browser.sign_in("customer")
+    for address in (f"/customers/{ACME}", f"/customers/{ACME}/charges"):
+        page = _plain((await browser.get(address)).text)
+        if address.endswith("charges"):
+            assert "to 14 Dec 2026, 09:30" in page
+            assert "Subscription fee — 134.000000 USD" in page
+        else:
+            assert f"team, 4 seats {SUBSCRIPTION}" in page
+            assert "Changes with its period to small, 1 seat" in page
+
+
+async def test_a_closing_is_said_to_be_one_with_what_was_closed_before(
+    served: Served, browser: Browser
+) -> None:
+    await browser.sign_in("customer")
+    page = _plain((await browser.get(f"/charges/{ADJUSTMENT}")).text)
+    assert "What for Adjustment of a period close" in page
+    assert "Service period 1 Oct 2026, 00:00 to 1 Nov 2026, 00:00" in page
+    assert "Accounting date when it was posted 10 Nov 2026, 00:00" in page
+    assert "resolved tickets, tier 2 1,250 0.01 12.500000" in page
+    assert "Charged by earlier closings of this period \u22129.750000 Charged 2.750000" in page
+
+
+async def test_a_fee_stands_when_metering_is_away_and_when_reporting_has_not_read_it(
+    served: Served, browser: Browser
+) -> None:
+    await browser.sign_in("customer")
+    served.world.refusing["reporting"] = NotFound("not yet", reason="CHARGE_NOT_FOUND")
+    page = _plain((await browser.get(f"/charges/{FEE}")).text)
+    assert "What for Subscription fee" in page
+    assert "Charged 134.000000" in page
+    served.world.away.add("metering")
+    page = _plain((await browser.get(f"/charges/{FEE}")).text)
+    assert "Metering did not answer." in page
+    assert "Paid from credits 134.00" in page
+    served.world.refusing.clear()
+    page = _plain((await browser.get(f"/customers/{ACME}")).text)
+    assert "Subscriptions Metering did not answer." in page
+    # A list of fees that does not have it says so.
+    served.world.away.clear()
+    served.world.failing["ListSubscriptionFees"] = NotFound("none", reason="SUBSCRIPTION_NOT_FOUND")
+    assert "Metering does not know how it came about." in (await browser.get(f"/charges/{FEE}")).text
+
+
+def _plain(page: str) -> str:
+    """The text of a page, words one space apart, amounts in one."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page.replace('<span class="micro">', ""))).split())
 
 
 async def test_live_charges_come_when_there_are_any(served: Served, browser: Browser) -> None:

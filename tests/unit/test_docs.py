@@ -111,6 +111,15 @@ def port(config: type[ServerConfig], setting: str) -> int:
     return int(default.rpartition(":")[2])
 
 
+def test_the_readme_names_every_service_where_it_is_served() -> None:
+    processes = (ROOT / "README.md").read_text().partition("## Processes")[2].partition("\n## ")[0]
+    rows = {line.split("`")[1]: line for line in processes.splitlines() if line.startswith("| `")}
+    for proto in sorted((ROOT / "protos/tallystick").glob("*/v1/*.proto")):
+        for name in re.findall(r"^service (\w+)", proto.read_text(), re.MULTILINE):
+            link = f"[`{name}`]({proto.relative_to(ROOT)})"
+            assert link in rows[proto.parts[-3]], name
+
+
 def test_the_readme_tells_the_ports() -> None:
     told = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \| (\d+) \|$", README, flags=re.MULTILINE)
     defaults = {

@@ -74,12 +74,19 @@ class JournalReader(FeedReader[JournalBatch]):
 
     def _add(self, batch: JournalBatch, response: pb.ReadJournalResponse) -> None:
         columns = response.columns
+        if response.transactions:
+            raise FeedGap("journal: not served as columns: upgrade the ledger, which is older than this")
         for position in columns.positions:
             batch.follow(position)
         if columns.positions:
             batch.apply_time = columns.create_times_micros[-1]
-            _add_transactions(batch, columns)
-            _add_entries(batch, columns)
+            try:
+                _add_transactions(batch, columns)
+                _add_entries(batch, columns)
+            except KeyError as error:
+                # Of a kind that only a newer release knows. To go on would be to leave it out for ever.
+                last = columns.positions[-1]
+                raise FeedGap(f"journal: what is up to position {last} is not known here: {error}") from error
 
 
 def _add_transactions(batch: JournalBatch, columns: JournalColumns) -> None:

@@ -232,6 +232,34 @@ async def test_a_charge_that_the_feed_leaves_out_is_a_gap(
         await reporting.catch_up()
 
 
+@pytest.mark.parametrize("newer", ["type", "kind"])
+async def test_what_only_a_newer_ledger_knows_stops_the_feed_and_raises_an_alarm(
+    reporting: ReportingServer, feeds: FakeFeeds, newer: str
+) -> None:
+    world = busy_world()
+    show(world, feeds)
+    transaction = world.journal[0].transaction
+    # An enum of proto3 is open: what is not known travels as its number.
+    if newer == "type":
+        transaction.type = 99  # type: ignore[assignment]
+    else:
+        transaction.entries[0].account.kind = 99  # type: ignore[assignment]
+    alarms = count("tallystick_feed_gaps_total", "journal")
+    with pytest.raises(FeedGap, match="is not known here: 99"):
+        await reporting.catch_up()
+    assert count("tallystick_feed_gaps_total", "journal") == alarms + 1
+
+
+async def test_a_ledger_that_serves_no_columns_is_told_to_be_older(
+    reporting: ReportingServer, feeds: FakeFeeds
+) -> None:
+    """It knows nothing of forms, and answers in the only one that it has."""
+    show(busy_world(), feeds)
+    feeds.journal.knows_columns = False
+    with pytest.raises(FeedGap, match="not served as columns: upgrade the ledger"):
+        await reporting.catch_up()
+
+
 async def test_an_outcome_without_its_event_is_not_applied(
     reporting: ReportingServer, feeds: FakeFeeds
 ) -> None:

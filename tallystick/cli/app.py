@@ -13,6 +13,7 @@ from tallystick.cli import (
     audit,
     balance,
     charge,
+    contracts,
     doctor,
     earnings,
     failures,
@@ -22,6 +23,7 @@ from tallystick.cli import (
     prices,
     proofs,
     simulate,
+    subscriptions,
     usage,
 )
 from tallystick.cli.output import Answer, show
@@ -161,9 +163,24 @@ _add(_prices, "apply", prices.apply)
 _add(_prices, "list", prices.list_books)
 _add(_prices, "show", prices.show)
 _add(_prices, "diff", prices.diff)
+_contracts = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was agreed with customers.")
+_add(_contracts, "list", contracts.list_contracts)
+_add(_contracts, "show", contracts.show)
+_add(_contracts, "create", contracts.create)
+_add(_contracts, "update", contracts.update)
+_add(_contracts, "end", contracts.end)
+_subscriptions = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What customers subscribe to.")
+_add(_subscriptions, "list", subscriptions.list_subscriptions)
+_add(_subscriptions, "show", subscriptions.show)
+_add(_subscriptions, "start", subscriptions.start)
+_add(_subscriptions, "change", subscriptions.change)
+_add(_subscriptions, "cancel", subscriptions.cancel)
+_add(_subscriptions, "resume", subscriptions.resume)
 _add(app, "audit", audit.audit)
 _add(app, "doctor", doctor.doctor)
 app.add_typer(_charge, name="charge")
+app.add_typer(_contracts, name="contracts")
 app.add_typer(_journal, name="journal")
 app.add_typer(_keys, name="keys")
 app.add_typer(_prices, name="prices")
+app.add_typer(_subscriptions, name="subscriptions")

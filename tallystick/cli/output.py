@@ -132,6 +132,11 @@ def moment(time: datetime | None) -> str:
     return "–" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def period(start: datetime | None, end: datetime | None) -> str:
+    """From a time to another one, in UTC."""
+    return f"{moment(start)} to {moment(end)}"
+
+
 def local(time: datetime, time_zone: str) -> datetime:
     """A time as a reader in this time zone has it; in UTC where the machine does not know the zone."""
     try:

@@ -111,17 +111,21 @@ class PriceFile:
 
 def read(path: Path) -> PriceFile:
     """Read a file. Raises PriceFileError with everything that is wrong, and OSError."""
+    return parse(text_of_file(path), str(path))
+
+
+def text_of_file(path: Path) -> str:
+    """The text of a file. Raises PriceFileError if it is too large or no text, and OSError."""
     with path.open("rb") as file:
         raw = file.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
         raise PriceFileError(str(path), [Problem(Place(1, 1), f"is larger than {MAX_FILE_BYTES} bytes")])
     try:
-        text = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - raw.rfind(b"\n", 0, error.start)
         raise PriceFileError(str(path), [Problem(Place(line, column), "is not UTF-8")]) from None
-    return parse(text, str(path))
 
 
 def parse(text: str, path: str = "book.yaml") -> PriceFile:
@@ -130,7 +134,7 @@ def parse(text: str, path: str = "book.yaml") -> PriceFile:
     found = PriceFile(path)
     if (node := nodes.root(text, problems)) is not None:
         try:
-            _Reader(found, problems, text.splitlines()).book(node)
+            Reader(found, problems, text.splitlines()).book(node)
         except RecursionError:
             problems.add(Place(1, 1), "is nested too deeply")
     if problems:
@@ -138,7 +142,7 @@ def parse(text: str, path: str = "book.yaml") -> PriceFile:
     return found
 
 
-class _Reader:
+class Reader:
     """Makes messages of nodes. What is wrong becomes a problem, and an empty message in its place."""
 
     def __init__(self, found: PriceFile, problems: Problems, lines: list[str]) -> None:

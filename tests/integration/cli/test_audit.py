@@ -41,7 +41,10 @@ def test_an_audit_of_sound_books(run: Run) -> None:
 
 
 def test_differences_end_it_with_one(run: Run, world: World) -> None:
-    raise_ = "UPDATE ledger.account SET credits = credits + {} WHERE kind = 'platform_fees'"
+    raise_ = (
+        "UPDATE ledger.account SET credits = credits + {}"
+        " WHERE kind = 'platform_fees' AND owner_id = 'org_lark'"
+    )
     with changed(world, raise_.format(1)) as superuser:
         ran = run("operator", "audit", "--json")
         shown = run("operator", "audit")

@@ -23,9 +23,10 @@ VARIES = {
     r"\d+\.\d ms": "SPAN",
     r"within \d+\.\d+ s": "within SPAN",
     r"\btsk_[\w-]+": "SECRET",
-    r"\b(key|pv|txn|aud|log)_\w+": "ID",
+    r"\b(key|pv|txn|aud|log|sub)_\w+": "ID",
     # The log grows while other tests post.
     r"\b2 of \d+": "2 of SIZE",
+    r"up to position \d+": "up to position SIZE",
     r"(?m)^\d+$": "SIZE",
     r"\b\d+ transactions are in": "SIZE transactions are in",
     # Hashes and signatures.
@@ -47,7 +48,7 @@ def test_every_command_has_its_examples() -> None:
     shown = {command.split()[0] for command, _ in EXAMPLES}
     assert shown == {
         *("balance", "usage", "earnings", "payouts", "charge", "keys", "doctor"),
-        *("proof", "verify", "checkpoint", "audit", "journal", "prices"),
+        *("proof", "verify", "checkpoint", "audit", "journal", "prices", "contracts", "subscriptions"),
     }
 
 
@@ -56,8 +57,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the examples write and read their files."""
     made = tmp_path_factory.mktemp("examples")
     (made / "ledger.vkey").write_text(f"{KEY.verifier}\n")
+    (made / "contract.yaml").write_text((ROOT / "examples/contracts/eve.yaml").read_text())
     (made / "flat-fee.yaml").write_text((ROOT / "examples/prices/flat-fee.yaml").read_text())
     return made
+
+
+def subscribed(run: Run) -> str:
+    """The subscription of the examples, begun if there is none."""
+    listed = ("operator", "subscriptions", "list", "--customer", "cus_eve", "--json")
+    if not run(*listed).data["subscriptions"]:
+        (begin,) = (command for command, _ in EXAMPLES if command.startswith("subscriptions start"))
+        assert run("operator", *shlex.split(begin)).status == 0
+    return str(run(*listed).data["subscriptions"][0]["subscription_id"])
 
 
 @pytest.mark.parametrize(("command", "shown"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
@@ -68,7 +79,9 @@ def test_the_examples_print_what_the_page_says(
     if command.startswith("verify") and not (folder / "proof.json").exists():
         # As the example before it does.
         assert run("operator", "proof", world.charge_id, "-o", "proof.json").status == 0
-    ran = run("operator", *shlex.split(command))
+    if command.startswith("contracts list"):
+        assert run("operator", "contracts", "create", "contract.yaml").status == 0
+    ran = run("operator", *shlex.split(re.sub(r"\bsub_\w+", lambda _: subscribed(run), command)))
     printed = words(ran.out + ran.err)
     # "…" stands for lines that are left out.
     for part in shown.split("…\n"):

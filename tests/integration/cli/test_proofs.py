@@ -159,7 +159,7 @@ def test_a_checkpoint_that_was_kept_vouches_for_history(
     told = run("customer", "checkpoint", "-o", str(kept), "--json").data
     assert told["size"] >= 2
     assert kept.read_text() == told["checkpoint"] == run("host", "checkpoint").out
-    _post_more(world)
+    _post_more(world, told["size"])
     later = tmp_path / "later.json"
     assert run("owner", "proof", world.charge_id, "-o", str(later), "--since", str(kept)).status == 0
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_that_was_kept_vouches_for_history(
 def test_the_first_checkpoint_of_a_log_can_be_had(run: Run, world: World) -> None:
     """After a restore it names the log that this one continues, and the newest does not."""
     early = run("customer", "checkpoint", "--json").data
-    _post_more(world)
+    _post_more(world, early["size"])
     newest = run("customer", "checkpoint", "--json").data
     assert newest["size"] > 2
 
@@ -190,12 +190,14 @@ def test_the_first_checkpoint_of_a_log_can_be_had(run: Run, world: World) -> Non
     assert run("customer", "checkpoint", "--first").out == first["checkpoint"]
 
 
-def _post_more(world: World) -> None:
+def _post_more(world: World, size: int) -> None:
+    """Post something that the log, which holds so much, does not have yet, and wait for it there."""
+
     async def post() -> None:
-        charge = intent("ticket-more", 0, customer="cus_ada", organization="org_lark")
+        charge = intent(f"ticket-more-{size}", 0, customer="cus_ada", organization="org_lark")
         charge.payees[0].agent_id = "agt_lark"
         await Credits(world.ledger).post(charge)
-        await sealed(world.ledger, 3)
+        await sealed(world.ledger, size + 1)
 
     world.background.run(post())
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,11 +19,16 @@ from services.kit.keys import LedgerKeys
 from services.kit.server import bind, build_server
 from tallystick.common.v1 import access_pb2, money_pb2
 from tallystick.ledger.v1 import audit_service_pb2, directory_service_pb2, ledger_service_pb2
-from tallystick.metering.v1 import metering_service_pb2, price_book_pb2, usage_pb2
+from tallystick.metering.v1 import (
+    metering_service_pb2,
+    price_book_pb2,
+    pricing_service_pb2,
+    usage_pb2,
+)
 from tallystick.payouts.v1 import payout_service_pb2, payout_service_pb2_grpc
 from tests.support.ledger_seal import sealed, sealing_ledger
 from tests.support.ledger_server import Caller, LedgerServer
-from tests.support.metering_server import bonus, fee, price, running_metering, tokens
+from tests.support.metering_server import MeteringServer, bonus, fee, price, running_metering, tokens
 from tests.support.reporting_fake import CHARGE, Fake, running_fake
 from tests.support.waiting import eventually
 
@@ -85,6 +90,13 @@ class World:
     addresses: dict[str, str]
     keys: dict[str, str]
     charge_id: str
+    # Those that tests made for themselves.
+    customers: list[str] = field(default_factory=list)
+
+    async def new_customer(self, customer_id: str) -> None:
+        """Somebody with a thousand dollars."""
+        self.customers.append(customer_id)
+        await _customer(self.ledger, customer_id)
 
 
 @contextmanager
@@ -123,6 +135,7 @@ async def _enter(stack: AsyncExitStack, database_url: str, background: Backgroun
     async for _ in ledger.operator.audits.RunAudit(audit_service_pb2.RunAuditRequest()):
         pass
     await sealed(ledger, 2)
+    await _offer_plans(ledger, metering)
     schema = Schema()
     channel = await stack.enter_async_context(connect(ledger.address, ledger.service.key))
     authenticator = CachedAuthenticator(LedgerKeys(channel))
@@ -151,6 +164,48 @@ async def _enter(stack: AsyncExitStack, database_url: str, background: Backgroun
         },
         charge_id=charge_id,
     )
+
+
+async def _offer_plans(ledger: LedgerServer, metering: MeteringServer) -> None:
+    """Another organization offers plans, and somebody may subscribe to them."""
+    await ledger.create_organization("org_wren")
+    await _customer(ledger, "cus_eve")
+    pricing = metering.operator.pricing
+    await pricing.CreatePriceBook(
+        pricing_service_pb2.CreatePriceBookRequest(
+            price_book_id="pb_wren", organization_id="org_wren", currency_code="USD"
+        )
+    )
+    draft = await pricing.CreatePriceVersion(
+        pricing_service_pb2.CreatePriceVersionRequest(
+            price_book_id="pb_wren",
+            idempotency_key="plans",
+            prices=[price(fee("0.01", "run"))],
+            plans=[
+                price_book_pb2.Plan(name="team", fee=_unit("49"), seat_fee=_unit("10")),
+                price_book_pb2.Plan(name="large", fee=_unit("199")),
+            ],
+        )
+    )
+    await pricing.PublishPriceVersion(
+        pricing_service_pb2.PublishPriceVersionRequest(price_version_id=draft.price_version.price_version_id)
+    )
+
+
+async def _customer(ledger: LedgerServer, customer_id: str) -> None:
+    await ledger.create_customer(customer_id)
+    await ledger.operator.ledger.GrantCredits(
+        ledger_service_pb2.GrantCreditsRequest(
+            customer_id=customer_id,
+            amount=money_pb2.Money(currency_code="USD", amount_micros=1_000_000_000),
+            source=ledger_service_pb2.CREDIT_SOURCE_PURCHASE,
+            idempotency_key=customer_id,
+        )
+    )
+
+
+def _unit(amount: str) -> price_book_pb2.UnitPrice:
+    return price_book_pb2.UnitPrice(amount=amount)
 
 
 async def _meter(host: Any) -> str:

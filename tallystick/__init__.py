@@ -77,6 +77,7 @@ from tallystick.money import Money
 from tallystick.reports import (
     AsOf,
     BankStatus,
+    ChargeKind,
     Earnings,
     Interval,
     OutcomeCounts,
@@ -109,6 +110,7 @@ __all__ = [
     "BufferInUse",
     "BufferStats",
     "Cancelled",
+    "ChargeKind",
     "ChargeLine",
     "ChargePending",
     "Client",

@@ -436,6 +436,10 @@ class TestTenants:
         for caller, sees in ((owner_a, True), (owner_b, False), (customers[0], True), (customers[1], False)):
             listed = await caller.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
             assert [one.period_closing_id for one in listed.period_closings] == [id_] * sees
+            for workflow_id, has_any in ((made.workflow_id, sees), ("period/another", False)):
+                request = pb.ListPeriodClosingsRequest(workflow_id=workflow_id)
+                of_run = await caller.periods.ListPeriodClosings(request)
+                assert [one.period_closing_id for one in of_run.period_closings] == [id_] * has_any
             get = caller.periods.GetPeriodClosing(pb.GetPeriodClosingRequest(period_closing_id=id_))
             if sees:
                 assert (await get).period_closing == made

@@ -183,6 +183,11 @@ class TestLife:
         again = await operator.subscriptions.ChangeSubscription(request)
         assert (again.subscription, again.HasField("fee")) == (changed.subscription, False)
         fees = await posted_fees_of(operator, subscription.subscription_id)
+        for run, count in ((fees[0].workflow_id, len(fees)), ("another", 0)):
+            of_run = await operator.subscriptions.ListSubscriptionFees(
+                pb.ListSubscriptionFeesRequest(subscription_id=subscription.subscription_id, workflow_id=run)
+            )
+            assert len(of_run.fees) == count
         assert [one.ordinal for one in fees] == [1, 0]
         assert fees[0].posted
         total = sum(one.amount.amount_micros for one in fees)
@@ -256,7 +261,7 @@ class TestLife:
         assert all(other.subscription_id == first.subscription_id for other in others)
         answer = await refused(subscribe(operator, key="other"))
         assert (answer.code, answer.metadata["resource_id"]) == (Code.ALREADY_EXISTS, first.subscription_id)
-        assert len(charged(world)) == 1
+        assert len(await posted_fees_of(operator, first.subscription_id)) == len(charged(world)) == 1
         answer = await refused(subscribe(operator, "small"))
         assert answer.reason == "IDEMPOTENCY_KEY_REUSED"
 

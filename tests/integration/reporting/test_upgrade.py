@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import psycopg
 import pytest
 from alembic import command
 
+from services.kit.runs import kind_of, period_run, subscription_run
 from services.reporting import migrations
 
 # As the first version had them: other functions, under the same names and under one that is gone.
@@ -93,3 +96,17 @@ def test_what_was_not_told_from_work_is_read_again(
         migrations.migrate(empty_database_url)
         found = admin.execute("SELECT state FROM reporting.projection ORDER BY state DESC").fetchall()
         assert [state for (state,) in found] == states
+
+
+def test_the_database_tells_runs_apart_as_the_services_do(database_url: str) -> None:
+    begin, end = datetime(2026, 1, 31, 8, tzinfo=UTC), datetime(2026, 2, 28, 8, tzinfo=UTC)
+    fee = subscription_run("sub_01m8npc3pdtgkxam1hsk9cf3cy", begin, end)
+    closing = period_run("org_a", "USD", end)
+    runs = [fee, closing, f"x{fee}", f"{fee}x", f"{fee}/", fee[:-1], fee[:51], fee.upper(), f"x{closing}"]
+    runs += ["sub_", "period", "period/", "ticket-1", "subXabc/1", fee.replace("sub_", "sub-")]
+    runs += [fee.replace("2026", "202"), fee.replace("Z/", "Z-"), fee.replace("/", "//")]
+    runs += [fee.replace("cy/", "cy.-_/"), fee.replace("_", "_/")]
+    with psycopg.connect(database_url) as connection:
+        for run in runs:
+            found = connection.execute("SELECT reporting.charge_kind(%s)", (run,)).fetchone()
+            assert found == (kind_of(run).value,), run

@@ -18,7 +18,7 @@ from typing import Final
 from services.kit import log
 from services.kit.web import WebServer
 from tests.support.browser import Page, browser, find_chromium, screenshot_name
-from tests.support.dashboard_agreements import agreed
+from tests.support.dashboard_agreements import FEE, agreed
 from tests.support.dashboard_server import dashboard
 from tests.support.dashboard_world import key_of
 
@@ -39,6 +39,7 @@ PICTURES: Final = (
     ("not-found", "owner", "-of-somebody-else"),
     ("customer", "customer", ""),
     ("charge", "customer", "/charges"),
+    ("fee", "customer", f"/../../charges/{FEE}"),
     ("credits", "customer", "/credits"),
     ("operator", "operator", ""),
     ("member", "member", ""),

@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from services.kit.auth import Principal
+from services.kit.runs import ChargeKind, kind_of
 from tallystick.ledger.v1 import (
     account_pb2,
     audit_pb2,
@@ -156,7 +157,8 @@ class Ledger(ledger_service_pb2_grpc.LedgerServiceServicer):
         )
         if principal.organization_id is None:
             charge.payment.from_credits.CopyFrom(one.gross)
-            charge.captured.CopyFrom(one.gross)
+            if kind_of(one.workflow_id) is ChargeKind.USAGE:
+                charge.captured.CopyFrom(one.gross)
         if principal.customer_id is None:
             charge.earnings.add(
                 organization_id=SIERRA,
@@ -370,12 +372,14 @@ class Reporting(reporting_service_pb2_grpc.ReportingServiceServicer):
         trend = self._points(period_pb2.Period(name="12m", time_zone=request.time_zone), None, active, 3)
         month = self._revenue(trend[-1].revenue.gross.amount_micros if active else 0)
         before = self._revenue(trend[-2].revenue.gross.amount_micros * 29 // 31 if active else 0)
+        parts = self._parts(month)
+        usage = parts.usage if active else month
         return reporting_service_pb2.GetRevenueSummaryResponse(
             organization_id=request.organization_id,
             month_to_date=month,
             previous_month_to_date=before,
             run_rate=revenue_pb2.RunRate(
-                monthly_proxy=month.net, annual_proxy=usd(12 * month.net.amount_micros)
+                monthly_proxy=usage.net, annual_proxy=usd(12 * usage.net.amount_micros)
             ),
             standing=revenue_pb2.EarningsStanding(
                 available=usd(self._world.available if active else 0),
@@ -384,8 +388,19 @@ class Reporting(reporting_service_pb2_grpc.ReportingServiceServicer):
                 in_transit=usd(310_000_000 if active else 0),
             ),
             trend=trend,
+            month_to_date_parts=parts,
             lifetime=self._revenue(sum(one.revenue.gross.amount_micros for one in trend)),
             as_of=self._as_of(),
+        )
+
+    def _parts(self, month: revenue_pb2.Revenue) -> revenue_pb2.RevenueParts:
+        """A fee and an adjustment of a period close, if there was anything; the rest is usage."""
+        if not month.charge_count:
+            return revenue_pb2.RevenueParts()
+        fees, closings = revenue(134_000_000, 1), revenue(2_750_000, 1)
+        left = month.gross.amount_micros - fees.gross.amount_micros - closings.gross.amount_micros
+        return revenue_pb2.RevenueParts(
+            usage=revenue(left, month.charge_count - 2), subscriptions=fees, period_closings=closings
         )
 
     def _revenue(self, gross: int) -> revenue_pb2.Revenue:

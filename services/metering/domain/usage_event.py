@@ -27,6 +27,8 @@ MAX_ORDINAL = 2**31 - 1
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}", re.ASCII)
 # What the runs of charges begin with that close billing periods.
 PERIOD_WORKFLOW = "period/"
+# The runs of the fees of subscriptions: the subscription, and the begin of the period.
+_FEE_WORKFLOW = re.compile(r"sub_[^/]+/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", re.ASCII)
 _IDENTIFIER_RULE = "must be 1 to 128 letters, digits, '_', '.', ':', '/' or '-', the first a letter or digit"
 _ID_RULE = "must be {} followed by 1 to 59 letters, digits, '_', '.' or '-', the first a letter or digit"
 _CUSTOMER_ID = re.compile(r"cus_[A-Za-z0-9][A-Za-z0-9_.-]{0,58}", re.ASCII)
@@ -275,6 +277,8 @@ def _check_identity(event: UsageEvent, refuse: Callable[[str, str], None]) -> No
     elif event.key.workflow_id.startswith(PERIOD_WORKFLOW):
         # Who reported that run first would keep the period from being charged.
         refuse("workflow_id", f"must not begin with {PERIOD_WORKFLOW}: the charges that close periods do")
+    elif _FEE_WORKFLOW.fullmatch(event.key.workflow_id):
+        refuse("workflow_id", "must not be that of a fee: a subscription and the begin of a billing period")
     if not 0 <= event.key.ordinal <= MAX_ORDINAL:
         refuse("ordinal", "must not be negative")
     if not _AGENT_ID.fullmatch(event.agent_id):

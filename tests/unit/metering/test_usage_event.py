@@ -90,6 +90,7 @@ def set_to(path: str, value: object) -> Callable[[usage_pb2.UsageEvent], None]:
         ("workflow_id", "w" * 129),
         ("workflow_id", "w\n"),
         ("workflow_id", "period/org_a/USD/2026-10-01T00:00:00Z"),
+        ("workflow_id", "sub_1/2026-10-01T00:00:00Z"),
         ("ordinal", -1),
         ("agent_id", "agt"),
         ("agent_id", "agt_\u0661"),

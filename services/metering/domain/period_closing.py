@@ -9,11 +9,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from services.metering.domain.billing_period import Period
+from services.metering.domain.price_book import UnitPrice
 from services.metering.domain.price_counter import CounterPeriod
 from services.metering.domain.rating import (
+    UNCHARGED,
+    CompiledComponent,
     CompiledPrice,
     CompiledTerms,
     Counters,
+    Limit,
     Rated,
     close_period,
 )
@@ -67,18 +71,66 @@ def counted_prices(counters: Iterable[str]) -> list[str]:
     return sorted(keys)
 
 
-def find_prices(
-    keys: Iterable[str], versions: Sequence[str], compiled: Mapping[str, Sequence[CompiledPrice]]
-) -> list[PricedAtClose]:
-    """Each price in the first of the versions that has it, in the order of the keys."""
-    found: list[PricedAtClose] = []
-    for key in keys:
-        for version in versions:
-            price = next((one for one in compiled.get(version, ()) if one.key == key), None)
-            if price is not None:
-                found.append(PricedAtClose(version, price))
-                break
+def to_find(counters: Counters) -> set[str]:
+    """What closing needs versions for: keys of prices, and counters of what nobody has charged yet."""
+    return {*counted_prices(counters), *_uncharged(counters)}
+
+
+def found_in(prices: Iterable[CompiledPrice]) -> set[str]:
+    """What of that a version answers."""
+    found: set[str] = set()
+    for price in prices:
+        found.add(price.key)
+        found.update(one.counter for one in price.components if one.close is not None)
     return found
+
+
+def find_prices(
+    counters: Counters, versions: Sequence[str], compiled: Mapping[str, Sequence[CompiledPrice]]
+) -> list[PricedAtClose]:
+    """Each price in the first of the versions that has it, in the order of the keys.
+
+    Units that this version does not charge at the end, because it has another component of that name or
+    none, were counted for an earlier one: they cost what the first version says that does. They come before,
+    with the discounts and limits of the price.
+    """
+    found: list[PricedAtClose] = []
+    uncharged = _uncharged(counters)
+    for key in counted_prices(counters):
+        having = [
+            PricedAtClose(version, price)
+            for version in dict.fromkeys(versions)
+            for price in compiled.get(version, ())
+            if price.key == key
+        ]
+        if not having:
+            continue
+        last = having[0]
+        left = {name for name in uncharged if name.startswith(f"{key}/")} - found_in([last.price])
+        for version, price in having[1:]:
+            components = tuple(one for one in price.components if one.counter in left)
+            if components:
+                left.difference_update(one.counter for one in components)
+                found.append(PricedAtClose(version, _remainder(last.price, price, components)))
+        found.append(last)
+    return found
+
+
+def _uncharged(counters: Counters) -> list[str]:
+    return [name for name, value in counters.items() if value and name.endswith(UNCHARGED)]
+
+
+def _remainder(
+    last: CompiledPrice, earlier: CompiledPrice, components: tuple[CompiledComponent, ...]
+) -> CompiledPrice:
+    """What an earlier version charges at the end of what the last one does not."""
+    is_limited = last.period_minimum is not None or last.period_maximum is not None
+    return last._replace(
+        components=components,
+        denominator=earlier.denominator,
+        # Never reached: it has what is charged counted, for the minimum of the last version.
+        period_minimum=Limit(0, UnitPrice("0")) if is_limited else None,
+    )
 
 
 def close_prices(

@@ -20,8 +20,10 @@ from services.metering.domain.period_closing import (
     close_prices,
     counted_prices,
     find_prices,
+    found_in,
     last_instant,
     settle,
+    to_find,
     workflow_id_of,
 )
 from services.metering.domain.price_counter import CounterPeriod
@@ -144,7 +146,7 @@ class PeriodCloser:
         for book in dict.fromkeys(one.partition("/")[0] for one in keys):
             versions += index.versions_until(book, end)
         prices = close_prices(
-            find_prices(keys, versions, await self._compiled(versions, keys)), terms, counters
+            find_prices(counters, versions, await self._compiled(versions, counters)), terms, counters
         )
         return Drafted(period, "" if work is None else work.agent_id, prices, counters, known.binding)
 
@@ -276,16 +278,18 @@ class PeriodCloser:
             )
         return len(taken)
 
-    async def _compiled(self, versions: list[str], keys: list[str]) -> Mapping[str, list[CompiledPrice]]:
+    async def _compiled(
+        self, versions: list[str], counters: Mapping[str, int]
+    ) -> Mapping[str, list[CompiledPrice]]:
         """Versions, until every price is found: of a book that has many, most often its last one will do."""
         found: dict[str, list[CompiledPrice]] = {}
-        missing = set(keys)
+        missing = to_find(counters)
         for version in dict.fromkeys(versions):
             if not missing:
                 break
             if version:
                 found[version] = list((await self._catalog.compiled([version])).get(version, ()))
-                missing.difference_update(price.key for price in found[version])
+                missing -= found_in(found[version])
         return found
 
 

@@ -6,7 +6,7 @@ Periods tile time: each is half-open, [start, end) in UTC, and ends where the ne
 from calendar import monthrange
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from services.kit import zones
@@ -29,6 +29,10 @@ class Period:
 
     def contains(self, moment: datetime) -> bool:
         return self.start <= moment < self.end
+
+    @property
+    def length(self) -> timedelta:
+        return self.end - self.start
 
     @property
     def seconds(self) -> int:

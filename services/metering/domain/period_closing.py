@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+from services.kit.money import round_half_even
 from services.metering.domain.billing_period import Period
 from services.metering.domain.price_book import UnitPrice
 from services.metering.domain.price_counter import CounterPeriod
@@ -55,8 +56,9 @@ def last_instant(period: Period) -> datetime:
 
 def workflow_id_of(key: CounterPeriod) -> str:
     """The run of the charges that close a period."""
-    # Two ways to cut periods may begin some on the same day.
-    start = key.start.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Two ways to cut periods may begin some on the same day, and one way may end in the middle of a second.
+    spec = "microseconds" if key.start.microsecond else "seconds"
+    start = key.start.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=spec) + "Z"
     return f"{PERIOD_WORKFLOW}{key.organization_id}/{key.currency_code}/{start}"
 
 
@@ -131,6 +133,15 @@ def _remainder(
         # Never reached: it has what is charged counted, for the minimum of the last version.
         period_minimum=Limit(0, UnitPrice("0")) if is_limited else None,
     )
+
+
+def prorate_minimum(price: CompiledPrice, applied: timedelta, whole: timedelta) -> CompiledPrice:
+    """A price with the part of its minimum that is due if it had one for so long of a whole period."""
+    limit = price.period_minimum
+    if limit is None or applied >= whole:
+        return price
+    micros = round_half_even(limit.micros * (applied // _INSTANT), whole // _INSTANT)
+    return price._replace(period_minimum=limit._replace(micros=micros))
 
 
 def close_prices(

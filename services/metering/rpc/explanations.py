@@ -28,6 +28,7 @@ from services.metering.rpc.terms import (
     contracts_in_force,
     customer_not_found,
     organization_of,
+    period_of,
     work_time,
 )
 from services.metering.store import price_books
@@ -74,17 +75,18 @@ class Explanations:
         currency_code = request.currency_code or index.currency_of(organization_id)
         at = work_time(optional_time_from_proto(request, "time"), now)
         key = ContractKey(request.customer_id, organization_id, currency_code)
-        known = contracts_in_force(await self._contracts.index(), key, at)
+        contracts, subscriptions = await self._contracts.index(), await self._subscriptions.index()
+        known = contracts_in_force(contracts, key, at)
         found = list(candidates(index, key, known, at, request.price_version_id))
         versions = await self._versions([one.price_version_id for one in found if one.price_version_id])
         answer = pb.ExplainPriceResponse(organization_id=organization_id, currency_code=currency_code)
         for candidate in found:
             _add(answer, candidate, versions, request, principal)
-        subscribed = (await self._subscriptions.index()).in_force(key, at)
+        subscribed = subscriptions.in_force(key, at)
         answer.subscription_id = "" if subscribed is None else subscribed.subscription_id
         billing_period = billing_period_of(known.binding, subscribed)
         answer.billing_period.CopyFrom(billing_period_to_proto(billing_period))
-        period = billing_period.period_containing(at)
+        period = period_of(contracts, subscriptions, key, at)
         set_timestamp(answer.period_start_time, period.start)
         set_timestamp(answer.period_end_time, period.end)
         contract = known.binding

@@ -1,7 +1,8 @@
 """Closes billing periods that are over, and posts what that charges to the ledger, however often it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise, product
 from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Gauge
@@ -14,7 +15,7 @@ from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
 from services.kit.worker import PeriodicWorker
 from services.metering.domain.billing_period import Period
-from services.metering.domain.contract import Contract, ContractKey
+from services.metering.domain.contract import Contract, ContractIndex, ContractKey
 from services.metering.domain.period_closing import (
     ClosedPrice,
     close_prices,
@@ -22,12 +23,14 @@ from services.metering.domain.period_closing import (
     find_prices,
     found_in,
     last_instant,
+    prorate_minimum,
     settle,
     to_find,
     workflow_id_of,
 )
 from services.metering.domain.price_counter import CounterPeriod
-from services.metering.domain.rating import CompiledPrice
+from services.metering.domain.price_index import PriceIndex
+from services.metering.domain.rating import CompiledPrice, select
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import IntendedCharge
 from services.metering.rpc.contract_catalog import ContractCatalog
@@ -35,7 +38,14 @@ from services.metering.rpc.convert import line_to_proto, money_to_proto
 from services.metering.rpc.ledger import Ledger, is_passing
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
-from services.metering.rpc.terms import agreed_in, billing_period_of, candidates, contracts_in_force
+from services.metering.rpc.terms import (
+    agreed_in,
+    candidates,
+    contracts_in_force,
+    moments_of,
+    period_of,
+    whole_period_of,
+)
 from services.metering.store import periods, price_counters
 from services.metering.store.periods import Connection, LatestWork, StoredClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2 as pb
@@ -133,10 +143,8 @@ class PeriodCloser:
         counters, work = tally
         contracts, subscriptions = await self._contracts.index(), await self._subscriptions.index()
         about = ContractKey(key.customer_id, key.organization_id, key.currency_code)
-        at = key.start if work is None else work.occur_time
-        contract = contracts_in_force(contracts, about, at).binding
-        cut = billing_period_of(contract, subscriptions.in_force(about, at))
-        period = Period(key.start, cut.period_containing(at).end)
+        period = Period(key.start, period_of(contracts, subscriptions, about, key.start).end)
+        whole = whole_period_of(contracts, subscriptions, about, key.start)
         end = last_instant(period)
         known = contracts_in_force(contracts, about, end)
         terms = agreed_in(known.binding, subscriptions.in_force(about, end)).compiled
@@ -145,10 +153,46 @@ class PeriodCloser:
         versions = [one.price_version_id for one in candidates(index, about, known, end)]
         for book in dict.fromkeys(one.partition("/")[0] for one in keys):
             versions += index.versions_until(book, end)
-        prices = close_prices(
-            find_prices(counters, versions, await self._compiled(versions, counters)), terms, counters
-        )
+        found = find_prices(counters, versions, await self._compiled(versions, counters))
+        prorated = [
+            one._replace(
+                price=prorate_minimum(
+                    one.price,
+                    await self._applied(one.price, about, period, contracts, index),
+                    whole.length,
+                )
+            )
+            for one in found
+        ]
+        prices = close_prices(prorated, terms, counters)
         return Drafted(period, "" if work is None else work.agent_id, prices, counters, known.binding)
+
+    async def _applied(
+        self,
+        price: CompiledPrice,
+        about: ContractKey,
+        period: Period,
+        contracts: ContractIndex,
+        index: PriceIndex,
+    ) -> timedelta:
+        """For how long of a period a price applied and had a minimum, if it has one at the end."""
+        if price.period_minimum is None:
+            return timedelta(0)
+        samples = _samples(price)
+        moments = [*index.effective_times(price.key.partition("/")[0]), *moments_of(contracts, about)]
+        begins = sorted({period.start, *(moment for moment in moments if period.contains(moment))})
+        applied = timedelta(0)
+        for begin, end in pairwise([*begins, period.end]):
+            known = contracts_in_force(contracts, about, begin)
+            versions = [
+                one.price_version_id for one in candidates(index, about, known, begin) if one.price_version_id
+            ]
+            compiled = await self._catalog.compiled(versions)
+            lists = [compiled.get(version, ()) for version in versions]
+            chosen = (_first(lists, action_type, agent_id) for action_type, agent_id in samples)
+            if any(one and one.key == price.key and one.period_minimum is not None for one in chosen):
+                applied += end - begin
+        return applied
 
     async def close(self, key: CounterPeriod, *, early: bool = False) -> StoredClosing | None:
         """Close a period, if it is time (or, if `early`, over); what that made, None for nothing."""
@@ -298,6 +342,21 @@ async def tally_of(connection: Connection, key: CounterPeriod) -> Tally:
     # The counters first: each event is there as soon as it has moved them.
     counters = await price_counters.values_of(connection, key)
     return Tally(counters, await periods.latest_work(connection, key))
+
+
+def _samples(price: CompiledPrice) -> list[tuple[str, str]]:
+    """Work that a price is for: action types and agents, "" for one that no price names."""
+    selector = price.selector
+    return list(product(selector.action_types or ("",), selector.agent_ids or ("",)))
+
+
+def _first(lists: Iterable[Sequence[CompiledPrice]], action_type: str, agent_id: str) -> CompiledPrice | None:
+    """The price of such work: of the first version that has one."""
+    for prices in lists:
+        price = select(prices, action_type, agent_id)
+        if price is not None:
+            return price
+    return None
 
 
 def _price_to_proto(closed: ClosedPrice, currency_code: str) -> pb.ClosedPrice:

@@ -20,6 +20,7 @@ from services.kit.db import Database
 from services.kit.errors import Code
 from services.kit.times import timestamp
 from services.metering.domain.billing_period import BillingPeriod
+from services.metering.domain.price_book import PeriodUnit
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.period_closer import CloseTimes, PeriodCloser
 from services.metering.rpc.price_catalog import PriceCatalog
@@ -27,7 +28,7 @@ from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.store import period_tables
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.metering.v1 import period_closing_pb2, price_book_pb2, usage_pb2
+from tallystick.metering.v1 import period_closing_pb2, price_book_pb2, pricing_service_pb2, usage_pb2
 from tallystick.metering.v1 import period_service_pb2 as pb
 from tests.integration.metering.test_contracts import a_contract, is_denied, usd
 from tests.integration.metering.test_contracts import create as create_contract
@@ -286,6 +287,60 @@ class TestClosing:
         assert made.period_start_time.ToDatetime(UTC) == period.start
         assert made.period_end_time.ToDatetime(UTC) == period.end
         assert made.workflow_id == f"period/org_a/USD/{period.start:%Y-%m-%dT%H:%M:%SZ}"
+
+    async def test_a_contract_that_cuts_periods_otherwise_ends_the_one_that_runs(self, world: World) -> None:
+        """Two periods that follow each other, with the part of the minimum that each is of a whole one."""
+        await world.server.publish(priced(TIERS, minimum="0.1"), organization_id="org_a")
+        operator = world.server.operator
+        start = LAST_MONTH + timedelta(days=9, microseconds=5)
+        contract = a_contract(start=start)
+        contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_QUARTER
+        contract.content.end_time.FromDatetime(LAST_MONTH + timedelta(days=20))
+        await create_contract(operator, contract)
+        # The quarter may have begun with the month: what tells the periods apart is not that.
+        moments = [
+            LAST_MONTH,
+            start - timedelta(microseconds=1),
+            start,
+            LAST_MONTH + timedelta(days=19),
+            LAST_MONTH + timedelta(days=20),
+        ]
+        for number, at in enumerate(moments):
+            await world.meter(used(f"run-{number}", 600, at))
+        made = [await close(operator, at) for at in (moments[0], moments[2], moments[4])]
+        bounds = [
+            (one.period_start_time.ToDatetime(UTC), one.period_end_time.ToDatetime(UTC))
+            for one in made
+            if one is not None
+        ]
+        assert bounds == [(LAST_MONTH, start), (start, moments[4]), (moments[4], THIS_MONTH)]
+        assert len({one.workflow_id for one in made if one is not None}) == 3
+        month = (THIS_MONTH - LAST_MONTH).total_seconds()
+        quarter = BillingPeriod(PeriodUnit.QUARTER).period_containing(start).length.total_seconds()
+        spent = [2 * FEE + 4 * 1_200, 2 * FEE + 4 * 1_200, FEE + 10 * 600]
+        least = [
+            round(100_000 * (end - begin).total_seconds() / whole)
+            for (begin, end), whole in zip(bounds, (month, quarter, month), strict=True)
+        ]
+        found = [FEE * 2 + made[0].total.amount_micros, FEE * 2 + made[1].total.amount_micros]  # type: ignore[union-attr]
+        found.append(FEE + made[2].total.amount_micros)  # type: ignore[union-attr]
+        assert found == [max(one, other) for one, other in zip(spent, least, strict=True)]
+
+    async def test_a_minimum_is_due_for_as_long_as_there_was_one(self, world: World) -> None:
+        """What was charged before a price had a minimum does not count towards it, nor does that time."""
+        await world.server.publish(priced(), organization_id="org_a")
+        operator = world.server.operator
+        await world.meter(used("run-1", 1, datetime.now(UTC)))
+        version = await world.server.publish(priced(minimum="100"), organization_id="org_a")
+        found = await operator.pricing.GetPriceVersion(
+            pricing_service_pb2.GetPriceVersionRequest(price_version_id=version)
+        )
+        since = found.price_version.effective_time.ToDatetime(UTC)
+        await world.meter(used("run-2", 1, datetime.now(UTC)))
+        ahead = await preview(operator, datetime.now(UTC))
+        begin = ahead.period_start_time.ToDatetime(UTC)
+        end = ahead.period_end_time.ToDatetime(UTC)
+        assert ahead.total.amount_micros + FEE == round(100_000_000 * ((end - since) / (end - begin)))
 
 
 class TestLateEvents:

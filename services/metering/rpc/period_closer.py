@@ -10,7 +10,8 @@ from prometheus_client import Counter, Gauge
 from services.kit import ids, log
 from services.kit.clock import Clock
 from services.kit.db import Database, retry_transaction
-from services.kit.errors import TallystickError
+from services.kit.errors import FailedPrecondition, PreconditionViolation, TallystickError
+from services.kit.money import MAX_AMOUNT_MICROS
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
 from services.kit.worker import PeriodicWorker
@@ -53,12 +54,15 @@ from tallystick.metering.v1 import period_closing_pb2 as pb
 _CLOSED_AT_ONCE: Final = 20
 _POSTED_AT_ONCE: Final = 200
 _LONGEST_DELAY: Final = timedelta(minutes=2)
+# Until the ledger is asked again for what it refused: it takes a person to mend the cause.
+_REFUSED_DELAY: Final = timedelta(hours=1)
 # When somebody else looks at a period that this process took and did not finish; when to look for the first
 # event of one whose counters were just made.
 _RETRY_AFTER: Final = timedelta(minutes=1)
 _POSTED = Counter("tallystick_period_closings", "Closings of billing periods that were posted to the ledger.")
+_FAILED = Counter("tallystick_failed_period_closings", "Attempts to close a billing period that failed.")
 _REFUSED = Gauge(
-    "tallystick_refused_period_closings", "Closings whose charge the ledger refuses: each needs an operator."
+    "tallystick_refused_period_closings", "Closings whose charge the ledger refuses: it is asked again."
 )
 _log = log.get_logger()
 
@@ -132,7 +136,18 @@ class PeriodCloser:
             await scope(connection, PLATFORM)
             due = await periods.take_due(connection, now, _CLOSED_AT_ONCE, _RETRY_AFTER)
         for key in due:
-            await self.close(key)
+            try:
+                await self.close(key)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+                # One that cannot be closed keeps nobody else's from it.
+                _FAILED.inc()
+                _log.error(
+                    "period_closing.not_made",
+                    customer_id=key.customer_id,
+                    organization_id=key.organization_id,
+                    period_start=key.start.isoformat(),
+                    exc_info=error,
+                )
         posted = await self.post()
         return len(due) == _CLOSED_AT_ONCE or posted == _POSTED_AT_ONCE
 
@@ -165,6 +180,9 @@ class PeriodCloser:
             for one in found
         ]
         prices = close_prices(prorated, terms, counters)
+        total = sum(one.rated.total_micros for one in prices)
+        if total > MAX_AMOUNT_MICROS:
+            raise _out_of_range(key, total)
         return Drafted(period, "" if work is None else work.agent_id, prices, counters, known.binding)
 
     async def _applied(
@@ -214,7 +232,9 @@ class PeriodCloser:
                 return None
             if not drafted.agent_id:
                 # The counters are made before the first event is recorded, which may be refused.
-                await periods.check_next(connection, key, None if now >= window_end else now + _RETRY_AFTER)
+                is_new = now - stored.create_time < self.times.interval
+                later = now + (_RETRY_AFTER if is_new else self.times.interval)
+                await periods.check_next(connection, key, None if now >= window_end else later)
                 return None
             if now < opens:
                 await periods.check_next(connection, key, end + self.times.delay)
@@ -311,7 +331,7 @@ class PeriodCloser:
         async with self._writer.begin() as connection:
             await scope(connection, PLATFORM)
             await periods.note_posted(connection, posted)
-            await periods.note_failed(connection, failed)
+            await periods.note_failed(connection, failed, refused_delay=_REFUSED_DELAY)
         _POSTED.inc(len(posted))
         for closing, (error, refused) in failed.items():
             _log.error(
@@ -342,6 +362,17 @@ async def tally_of(connection: Connection, key: CounterPeriod) -> Tally:
     # The counters first: each event is there as soon as it has moved them.
     counters = await price_counters.values_of(connection, key)
     return Tally(counters, await periods.latest_work(connection, key))
+
+
+def _out_of_range(key: CounterPeriod, total_micros: int) -> FailedPrecondition:
+    charge_id = ids.charge_id(key.customer_id, workflow_id_of(key), "BASE", 0)
+    why = f"it comes to {total_micros} micros, more than a charge may"
+    return FailedPrecondition(
+        f"the period of {key.customer_id} that began {key.start.isoformat()} cannot be closed: {why}",
+        reason="BALANCE_OUT_OF_RANGE",
+        metadata={"customer_id": key.customer_id, "charge_id": charge_id},
+        precondition_violations=[PreconditionViolation("BALANCE_OUT_OF_RANGE", charge_id, why)],
+    )
 
 
 def _samples(price: CompiledPrice) -> list[tuple[str, str]]:

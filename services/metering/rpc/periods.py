@@ -153,4 +153,5 @@ def _from_stored(content: bytes) -> period_closing_pb2.PeriodClosing:
 def _to_proto(found: ListedClosing) -> period_closing_pb2.PeriodClosing:
     message = _from_stored(found.content)
     message.posted = found.posted
+    message.last_error = found.last_error
     return message

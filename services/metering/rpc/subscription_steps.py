@@ -17,7 +17,7 @@ from services.metering.rpc.subscription_convert import (
     segment_to_stored,
     subscription_to_stored,
 )
-from services.metering.store import price_books, subscriptions
+from services.metering.store import periods, price_books, subscriptions
 from services.metering.store.subscriptions import Connection
 
 
@@ -34,6 +34,10 @@ async def record(
     await subscriptions.save(connection, subscription_to_stored(after))
     if after.segments != before.segments or after.end_time != before.end_time:
         await subscriptions.add_segment(connection, segment_to_stored(after, api_key_id))
+    if after.end_time is not None:
+        # The billing period of the work ends with it.
+        key = (after.customer_id, after.organization_id, after.currency_code)
+        await periods.look_again(connection, *key)
     if step.fee is not None:
         await subscriptions.add_fee(connection, fee_to_stored(step.fee, now))
 

@@ -114,6 +114,12 @@ async def list_contracts(
     return [_to_stored(row) for row in await connection.execute(query)]
 
 
+async def list_of_customer(connection: Connection, customer_id: str) -> list[StoredContract]:
+    """Every version of every contract of a customer."""
+    query = _versions().where(contract.c.customer_id == customer_id)
+    return [_to_stored(row) for row in await connection.execute(query)]
+
+
 async def list_versions(
     connection: Connection, contract_id: str, *, before: int | None, limit: int
 ) -> list[StoredContract]:

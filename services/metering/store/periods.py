@@ -6,11 +6,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
-    DateTime,
     Interval,
     and_,
     func,
-    literal_column,
     or_,
     select,
     tuple_,
@@ -25,7 +23,6 @@ from services.metering.store.tables import recorded_usage
 
 Connection = AsyncConnection
 
-_NEVER: Final = literal_column("'infinity'::timestamptz", DateTime(timezone=True))
 _PERIOD_KEY: Final = (
     counted_period.c.customer_id,
     counted_period.c.organization_id,
@@ -75,6 +72,7 @@ class ListedClosing(NamedTuple):
     period_closing_id: str
     content: bytes
     posted: bool
+    last_error: str
 
 
 async def take_due(
@@ -126,6 +124,42 @@ async def check_next(connection: Connection, key: CounterPeriod, at: datetime | 
     await connection.execute(
         update(counted_period).where(tuple_(*_PERIOD_KEY) == tuple_(*key)).values(next_check_time=at)
     )
+
+
+async def counted_since(
+    connection: Connection, customer_id: str, organization_id: str, currency_code: str, since: datetime
+) -> list[tuple[str, datetime, datetime]]:
+    """In which periods work was counted since then, with an organization or, for "", with any: for each the
+    organization, when the period began, and when the latest such work was done.
+    """
+    usage = recorded_usage.c
+    conditions = [
+        usage.customer_id == customer_id,
+        usage.currency_code == currency_code,
+        usage.period_start.is_not(None),
+        usage.occur_time >= since,
+    ]
+    if organization_id:
+        conditions.append(usage.organization_id == organization_id)
+    query = select(usage.organization_id, usage.period_start, func.max(usage.occur_time)).where(*conditions)
+    query = query.group_by(usage.organization_id, usage.period_start).order_by(usage.period_start)
+    return [(row[0], row[1], row[2]) for row in await connection.execute(query)]
+
+
+async def look_again(
+    connection: Connection, customer_id: str, organization_id: str, currency_code: str
+) -> None:
+    """Have the periods of a customer looked at now, with an organization or, for "", with all: they may end
+    at another time than before.
+    """
+    conditions = [
+        counted_period.c.customer_id == customer_id,
+        counted_period.c.currency_code == currency_code,
+        counted_period.c.next_check_time > func.now(),
+    ]
+    if organization_id:
+        conditions.append(counted_period.c.organization_id == organization_id)
+    await connection.execute(update(counted_period).where(*conditions).values(next_check_time=func.now()))
 
 
 async def latest_work(connection: Connection, key: CounterPeriod) -> LatestWork | None:
@@ -242,8 +276,8 @@ async def take_closings(
 
 
 async def count_refused(connection: Connection) -> int:
-    """How many closings the ledger has refused for good."""
-    query = select(func.count()).where(period_closing.c.next_attempt_time == _NEVER)
+    """How many closings the ledger refuses."""
+    query = select(func.count()).where(period_closing.c.refused)
     return (await connection.execute(query)).scalar_one()
 
 
@@ -253,16 +287,18 @@ async def note_posted(connection: Connection, closings: Sequence[StoredClosing])
         await connection.execute(
             update(period_closing)
             .where(period_closing.c.period_closing_id.in_([one.period_closing_id for one in closings]))
-            .values(next_attempt_time=None, last_error="")
+            .values(next_attempt_time=None, last_error="", refused=False)
         )
 
 
-async def note_failed(connection: Connection, errors: Mapping[StoredClosing, tuple[str, bool]]) -> None:
-    """Keep why attempts failed; those that are refused for good are not tried again."""
+async def note_failed(
+    connection: Connection, errors: Mapping[StoredClosing, tuple[str, bool]], *, refused_delay: timedelta
+) -> None:
+    """Keep why attempts failed; those that are refused are tried again after `refused_delay`."""
     for closing, (error, refused) in errors.items():
         values: dict[str, Any] = {"last_error": error}
         if refused:
-            values["next_attempt_time"] = _NEVER
+            values |= {"refused": True, "next_attempt_time": func.now() + refused_delay}
         await connection.execute(
             update(period_closing)
             .where(period_closing.c.period_closing_id == closing.period_closing_id)
@@ -271,9 +307,13 @@ async def note_failed(connection: Connection, errors: Mapping[StoredClosing, tup
 
 
 def _listed() -> Any:
-    # Not the time of the next attempt itself: what the ledger refused has none that Python can hold.
     posted = and_(period_closing.c.amount_micros > 0, period_closing.c.next_attempt_time.is_(None))
-    return select(period_closing.c.period_closing_id, period_closing.c.content, posted.label("posted"))
+    return select(
+        period_closing.c.period_closing_id,
+        period_closing.c.content,
+        posted.label("posted"),
+        period_closing.c.last_error,
+    )
 
 
 def _to_period(row: Any) -> StoredPeriod:

@@ -92,6 +92,7 @@ async def create_version(connection: AsyncConnection, book: PriceBook, version: 
             version_number=version.version_number,
             **_columns(version.price_list),
             create_time=version.create_time,
+            creator_api_key_id=version.creator_api_key_id,
         )
     )
 
@@ -261,6 +262,7 @@ def _to_version(row: Row[Any]) -> PriceVersion:
         publisher_api_key_id=row.publisher_api_key_id or "",
         meters=price_format.meters_from_json(row.meters),
         plans=price_format.plans_from_json(row.plans),
+        creator_api_key_id=row.creator_api_key_id,
     )
 
 

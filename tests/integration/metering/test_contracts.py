@@ -364,6 +364,49 @@ class TestTenants:
         assert (await refused(explain(customer, customer_id="cus_2"))).reason == "CUSTOMER_NOT_FOUND"
 
 
+class TestBillingPeriods:
+    """What is counted over a period is counted once: periods of the past stay as they are."""
+
+    @pytest.fixture
+    async def counted(self, world: World) -> datetime:
+        """Work of ten days ago that was counted, in a month of UTC."""
+        of = price(fee("0.001"))
+        of.period_maximum.amount = "1"
+        await world.server.publish(of, organization_id="org_a")
+        at = datetime.now(UTC) - timedelta(days=10)
+        event = run("counted")
+        event.occur_time.FromDatetime(at)
+        await world.meter(event)
+        return at
+
+    async def test_a_contract_does_not_cut_what_was_counted(self, world: World, counted: datetime) -> None:
+        operator = world.server.operator
+        for organization_id in ("org_a", ""):
+            contract = a_contract(start=counted - HOUR, organization_id=organization_id)
+            contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_MONTH
+            contract.billing_period.anchor_time.FromDatetime(LONG_AGO + 13 * HOUR)
+            answer = await refused(create(operator, contract))
+            assert (answer.code, answer.reason) == (Code.FAILED_PRECONDITION, "BILLING_PERIODS_COUNTED")
+            assert answer.metadata["organization_id"] == "org_a"
+        # From behind that work on it may, and one that cuts them as they are may begin whenever it likes.
+        contract.start_time.FromDatetime(counted + HOUR)
+        await create(operator, contract)
+        contract = a_contract("con_2", start=counted - HOUR, organization_id="")
+        contract.content.end_time.FromDatetime(counted + HOUR)
+        contract.billing_period.time_zone = "UTC"
+        await create(operator, contract)
+
+    async def test_periods_that_a_contract_cuts_off_are_looked_at(
+        self, world: World, counted: datetime
+    ) -> None:
+        contract = a_contract()
+        contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_YEAR
+        await create(world.server.operator, contract)
+        assert world.server.query(
+            "SELECT next_check_time <= now() + interval '1 hour' FROM metering.counted_period"
+        ) == [(True,)]
+
+
 class TestPrices:
     async def test_the_order_of_resolution(self, world: World) -> None:
         """From the last place to the first: each that is added overrules those behind it."""

@@ -32,7 +32,7 @@ from tallystick.metering.v1 import period_closing_pb2, price_book_pb2, pricing_s
 from tallystick.metering.v1 import period_service_pb2 as pb
 from tests.integration.metering.test_contracts import a_contract, is_denied, usd
 from tests.integration.metering.test_contracts import create as create_contract
-from tests.integration.metering.test_subscriptions import FailingLedger
+from tests.integration.metering.test_subscriptions import FailingLedger, RefusingLedger
 from tests.integration.metering.world import World, refused, run
 from tests.support.metering_server import Caller, fee, price
 
@@ -140,12 +140,17 @@ async def closers(world: World, database_url: str) -> AsyncIterator[Closers]:
         channel = await stack.enter_async_context(
             connect(world.server.ledger.address, world.server.ledger.service.key)
         )
-        ledger = FailingLedger(channel)
+        failing = FailingLedger(channel)
 
         def make(
-            clock: Clock | None = None, *, times: CloseTimes | None = None, failures: int = 0
+            clock: Clock | None = None,
+            *,
+            times: CloseTimes | None = None,
+            failures: int = 0,
+            refuses: bool = False,
         ) -> PeriodCloser:
-            ledger.failures = failures
+            failing.failures = failures
+            ledger = RefusingLedger(channel) if refuses else failing
             return PeriodCloser(
                 writer=writer,
                 catalog=PriceCatalog(reader),
@@ -464,6 +469,45 @@ class TestWorker:
         assert charged(world) == 18 * FEE + 6 * 3_000
         listed = await world.server.operator.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
         assert [one.posted for one in listed.period_closings] == [True] * 6
+
+    async def test_a_period_that_cannot_be_closed_keeps_no_other_from_it(
+        self, world: World, closers: Closers
+    ) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        for customer_id in ("cus_1", "cus_2"):
+            await world.meter(used("run-1", 100, LAST_MONTH, customer_id))
+        world.server.execute(
+            "UPDATE metering.price_counter SET value = 9223372036854775807 WHERE customer_id = 'cus_1'"
+        )
+        world.server.execute("UPDATE metering.counted_period SET next_check_time = now()")
+        await closers().step()
+        assert [amount for _, _, amount in closing_charges(world)] == [1_000]
+        answer = await refused(preview(world.server.operator))
+        assert (answer.code, answer.reason) == (Code.FAILED_PRECONDITION, "BALANCE_OUT_OF_RANGE")
+
+    async def test_what_the_ledger_refuses_is_seen_and_tried_again(
+        self, world: World, closers: Closers
+    ) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        world.server.execute("UPDATE metering.counted_period SET next_check_time = now()")
+        closer = closers(refuses=True)
+        await closer.step()
+
+        async def listed() -> list[tuple[bool, str]]:
+            found = await world.server.operator.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
+            return [(one.posted, one.last_error) for one in found.period_closings]
+
+        assert await listed() == [(False, "BALANCE_OUT_OF_RANGE: no room")]
+        assert world.server.query(
+            "SELECT refused, next_attempt_time BETWEEN now() + interval '50 minutes'"
+            " AND now() + interval '2 hours' FROM metering.period_closing"
+        ) == [(True, True)]
+        world.server.execute("UPDATE metering.period_closing SET next_attempt_time = now()")
+        await closers().step()
+        assert await listed() == [(True, "")]
+        assert world.server.query("SELECT refused FROM metering.period_closing") == [(False,)]
+        assert [amount for _, _, amount in closing_charges(world)] == [1_000]
 
     async def test_it_is_closed_by_one_at_a_time(self, world: World) -> None:
         await world.server.publish(priced(TIERS), organization_id="org_a")

@@ -12,11 +12,12 @@ from services.kit.auth import Principal, Role
 from services.kit.client import connect
 from services.kit.clock import SystemClock
 from services.kit.db import Database
-from services.kit.errors import Code
+from services.kit.errors import Code, FailedPrecondition
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
 from services.metering.domain import subscription as domain
 from services.metering.domain.billing_period import BillingPeriod
+from services.metering.domain.contract import ContractKey
 from services.metering.domain.subscription import Segment, Subscription
 from services.metering.domain.usage_record import IntendedCharge
 from services.metering.rpc.contract_catalog import ContractCatalog
@@ -41,7 +42,7 @@ from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import subscription_service_pb2 as pb
 from tests.integration.metering.test_contracts import a_contract, explain, is_denied, usd
 from tests.integration.metering.test_contracts import create as create_contract
-from tests.integration.metering.world import World, fields_of, refused
+from tests.integration.metering.world import World, fields_of, refused, run
 from tests.support.metering_server import Caller, fee, price
 from tests.support.waiting import eventually
 
@@ -64,7 +65,9 @@ def plan(
 PLANS = (plan("small", "1"), plan("team", "2.5", "0.5", 1_000), plan("yearly", "20", unit="YEAR"))
 
 
-async def offer(world: World, *plans: price_book_pb2.Plan, first: bool = True) -> str:
+async def offer(
+    world: World, *plans: price_book_pb2.Plan, first: bool = True, of: price_book_pb2.Price | None = None
+) -> str:
     """Publish plans in org_a's book, by its owner; the version's id."""
     operator = world.server.operator.pricing
     await operator.CreatePriceBook(
@@ -75,7 +78,7 @@ async def offer(world: World, *plans: price_book_pb2.Plan, first: bool = True) -
     draft = await operator.CreatePriceVersion(
         pricing.CreatePriceVersionRequest(
             price_book_id="pb_plans",
-            prices=[price(fee("0.01"))],
+            prices=[of or price(fee("0.01"))],
             plans=plans,
             idempotency_key=str(len(plans)) + plans[0].fee.amount,
         )
@@ -358,6 +361,57 @@ class TestTerms:
         (first,) = await fees_of(operator, subscription.subscription_id)
         assert abs(first.amount.amount_micros - 3_500_000 * rest / length) <= 1
 
+    async def test_its_periods_are_those_of_the_work_that_it_includes(self, world: World) -> None:
+        """Neither a later contract nor a start in the past cuts them otherwise."""
+        of = price(fee("0.001"))
+        of.period_maximum.amount = "1"
+        await offer(world, *PLANS, of=of)
+        operator = world.server.operator
+        subscription = await subscribe(operator)
+        contract = a_contract()
+        contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_QUARTER
+        answer = await refused(create_contract(operator, contract))
+        assert (answer.reason, answer.metadata["resource_id"]) == (
+            "AGREEMENT_STATE_CONFLICT",
+            subscription.subscription_id,
+        )
+        contract.billing_period.CopyFrom(subscription.billing_period)
+        await create_contract(operator, contract)
+
+        event = run("counted", "cus_2")
+        event.occur_time.FromDatetime(datetime.now(UTC) - timedelta(days=5))
+        counted = await world.meter(event)
+        assert counted.period_start_time.seconds > 0
+        answer = await refused(subscribe(operator, customer_id="cus_2", key="early", days_ago=6))
+        assert answer.reason == "BILLING_PERIODS_COUNTED"
+        await subscribe(operator, customer_id="cus_2", key="late", days_ago=4)
+
+    async def test_what_it_includes_is_never_prorated(self, world: World) -> None:
+        """The plan of the time counts in full, less what was used in the period before."""
+        billing = BillingPeriod(anchor=datetime(2026, 1, 1, tzinfo=UTC))
+        begin = datetime(2026, 1, 1, tzinfo=UTC)
+        index = domain.SubscriptionIndex()
+        key = ContractKey("cus_1", "org_a", "USD")
+        late = begin + timedelta(days=30)
+        index.add(key, domain.Subscribed("sub_1", 1, begin, billing, {"input_tokens": 1_000}))
+        index.add(key, domain.Subscribed("sub_1", 2, late, billing, {"input_tokens": 9_000}))
+        found = [index.in_force(key, at) for at in (begin, late)]
+        assert [one.included for one in found if one] == [{"input_tokens": 1_000}, {"input_tokens": 9_000}]
+
+
+class RefusingLedger(Ledger):
+    """Refuses what it is asked, as long as it is told to."""
+
+    refuses = True
+
+    async def post_charges(self, charges: Sequence[IntendedCharge]) -> list[PostVerdict]:
+        if self.refuses:
+            return [
+                FailedPrecondition("no room", reason="BALANCE_OUT_OF_RANGE", precondition_violations=[])
+                for _ in charges
+            ]
+        return await super().post_charges(charges)
+
 
 class FailingLedger(Ledger):
     """Posts, and then is cut off before the answer: as a process that is killed in between."""
@@ -481,12 +535,32 @@ class TestRenewals:
 
         await eventually(tried)
         rows = world.server.query(
-            "SELECT last_error, next_attempt_time = 'infinity' FROM metering.subscription_fee"
-            " WHERE next_attempt_time IS NOT NULL"
+            "SELECT last_error, refused, next_attempt_time > now() + interval '50 minutes'"
+            " FROM metering.subscription_fee WHERE next_attempt_time IS NOT NULL"
         )
-        ((error, is_refused),) = rows
+        ((error, is_refused, waits),) = rows
         assert str(error).startswith("IDEMPOTENCY_KEY_REUSED")
-        assert is_refused
+        assert (is_refused, waits) == (True, True)
+        listed = await fees_of(world.server.operator, id_)
+        assert [one.last_error for one in listed] == ["", "", error]
+
+    async def test_a_subscription_that_cannot_be_renewed_keeps_no_other_from_it(
+        self, world: World, writer: Database
+    ) -> None:
+        version = await offer(world, *PLANS)
+        broken = datetime.now(UTC) - timedelta(days=90)
+        world.server.execute(
+            "INSERT INTO metering.subscription (subscription_id, customer_id, organization_id,"
+            " currency_code, state, start_time, renew_time, content)"
+            " VALUES ('sub_broken', 'cus_1', 'org_a', 'XXX', 'active',"
+            f" '{broken.isoformat()}', '{broken.isoformat()}', '\\xff')"
+        )
+        (id_,) = await self.backlog(writer, 1, version)
+
+        async def is_renewed() -> bool:
+            return len(await fees_of(world.server.operator, id_)) == 3
+
+        await eventually(is_renewed)
 
     async def test_a_renewal_takes_the_plan_as_it_is_offered_then(
         self, world: World, writer: Database

@@ -532,6 +532,35 @@ class TestPrices:
         answer = await refused(explain(await world.new_owner("org_b")))
         assert answer.reason == "AGENT_NOT_FOUND"
 
+    async def test_nobody_learns_prices_of_others_by_naming_their_version(self, world: World) -> None:
+        """As if it was pinned: an organization those of another one, a customer those of another customer."""
+        operator = world.server.operator
+        of_b = await contract_book(world, "pb_b", "0.07", organization_id="org_b")
+        of_other = await contract_book(world, "pb_other", "0.06", organization_id="org_a")
+        own = await contract_book(world, "pb_own", "0.05", organization_id="org_a")
+        newer = await publish(world, "pb_own", "0.04")
+        await create(operator, a_contract(content=contract_pb2.ContractContent(price_book_id="pb_own")))
+        owner = await world.new_owner("org_a")
+        key = await world.server.ledger.create_caller(
+            access_pb2.ROLE_CUSTOMER, "customer", customer_id="cus_1"
+        )
+        customer = world.server.caller(key.key)
+        for caller, pinned, is_told in (
+            (operator, of_b, True),
+            (owner, of_b, False),
+            (owner, of_other, True),
+            (customer, of_b, False),
+            (customer, of_other, False),
+            (customer, own, True),
+            (customer, newer, True),
+        ):
+            answer = await explain(caller, pinned=pinned)
+            assert (answer.candidates[0].price_name, answer.HasField("price")) == (
+                ("of-" + {of_b: "pb_b", of_other: "pb_other"}.get(pinned, "pb_own"), True)
+                if is_told
+                else ("", False)
+            )
+
     async def test_another_replica_goes_by_a_contract_soon(
         self, world: World, database_url: str, ledger: LedgerServer, host_key: str
     ) -> None:

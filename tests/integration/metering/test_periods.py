@@ -550,6 +550,23 @@ class TestTenants:
                 )
             )
 
+    async def test_an_organization_does_not_learn_of_a_contract_for_all(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC), organization_id="")
+        await create_contract(world.server.operator, contract)
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        owner = await world.new_owner("org_a")
+        assert (await preview(owner)).contract_id == ""
+        made = await close(world.server.operator)
+        assert made is not None
+        assert made.contract_id == "con_1"
+        listed = await owner.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
+        got = await owner.periods.GetPeriodClosing(
+            pb.GetPeriodClosingRequest(period_closing_id=made.period_closing_id)
+        )
+        for one in (*listed.period_closings, got.period_closing):
+            assert (one.contract_id, one.contract_version_number) == ("", 0)
+
     @pytest.mark.parametrize(
         "statement",
         [

@@ -1,7 +1,7 @@
 """Subscriptions: their fees in the ledger, once each, whoever renews them and whatever dies meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -428,6 +428,41 @@ class FailingLedger(Ledger):
         return verdicts
 
 
+async def backlog(
+    writer: Database, numbers: Iterable[int], version_id: str, start: datetime | None = None
+) -> list[str]:
+    """Subscriptions that began 70 days ago and were never renewed since, each in its own transaction."""
+    start = start or datetime.now(UTC).replace(microsecond=0) - timedelta(days=70)
+    billing = BillingPeriod(anchor=start)
+    made = []
+    for number in numbers:
+        first = Segment(start, "team", 0, 2_500_000, 0, (), version_id)
+        step = domain.start(
+            Subscription(
+                subscription_id=f"sub_{number:03}",
+                # About something else each: there may be one of a customer, organization and currency.
+                customer_id="cus_1",
+                organization_id="org_a",
+                agent_id="agt_a",
+                currency_code="USD",
+                price_book_id="pb_plans",
+                billing_period=billing,
+                start_time=start,
+                period=billing.period_containing(start),
+                segments=(first,),
+            )
+        )
+        assert step.fee is not None
+        stored = subscription_to_stored(step.subscription)
+        async with writer.begin() as connection:
+            await scope(connection, PLATFORM)
+            assert await store.create(connection, stored._replace(currency_code=f"X{number:02}"))
+            await store.add_segment(connection, segment_to_stored(step.subscription, "key_1"))
+            await store.add_fee(connection, fee_to_stored(step.fee, start))
+        made.append(stored.subscription_id)
+    return made
+
+
 class TestRenewals:
     @pytest.fixture
     async def writer(self, database_url: str) -> AsyncIterator[Database]:
@@ -436,44 +471,10 @@ class TestRenewals:
         yield writer
         await writer.close()
 
-    async def backlog(
-        self, writer: Database, count: int, version_id: str, start: datetime | None = None
-    ) -> list[str]:
-        """Subscriptions that began 70 days ago and were never renewed since, each in its own transaction."""
-        start = start or datetime.now(UTC).replace(microsecond=0) - timedelta(days=70)
-        billing = BillingPeriod(anchor=start)
-        made = []
-        for number in range(count):
-            first = Segment(start, "team", 0, 2_500_000, 0, (), version_id)
-            step = domain.start(
-                Subscription(
-                    subscription_id=f"sub_{number:03}",
-                    # About something else each: there may be one of a customer, organization and currency.
-                    customer_id="cus_1",
-                    organization_id="org_a",
-                    agent_id="agt_a",
-                    currency_code="USD",
-                    price_book_id="pb_plans",
-                    billing_period=billing,
-                    start_time=start,
-                    period=billing.period_containing(start),
-                    segments=(first,),
-                )
-            )
-            assert step.fee is not None
-            stored = subscription_to_stored(step.subscription)
-            async with writer.begin() as connection:
-                await scope(connection, PLATFORM)
-                assert await store.create(connection, stored._replace(currency_code=f"X{number:02}"))
-                await store.add_segment(connection, segment_to_stored(step.subscription, "key_1"))
-                await store.add_fee(connection, fee_to_stored(step.fee, start))
-            made.append(stored.subscription_id)
-        return made
-
     async def test_two_replicas_and_a_cut_charge_each_fee_once(self, world: World, writer: Database) -> None:
         """The worker of the server runs, too: that makes three."""
         version = await offer(world, *PLANS)
-        made = await self.backlog(writer, 12, version)
+        made = await backlog(writer, range(12), version)
         async with connect(world.server.ledger.address, world.server.ledger.service.key) as channel:
             ledger = FailingLedger(channel)
             ledger.failures = 3
@@ -526,7 +527,7 @@ class TestRenewals:
                 )
             )
         )
-        (id_,) = await self.backlog(writer, 1, version, start)
+        (id_,) = await backlog(writer, range(1), version, start)
 
         async def tried() -> bool:
             fees = await fees_of(world.server.operator, id_)
@@ -555,7 +556,7 @@ class TestRenewals:
             " VALUES ('sub_broken', 'cus_1', 'org_a', 'XXX', 'active',"
             f" '{broken.isoformat()}', '{broken.isoformat()}', '\\xff')"
         )
-        (id_,) = await self.backlog(writer, 1, version)
+        (id_,) = await backlog(writer, range(1), version)
 
         async def is_renewed() -> bool:
             return len(await fees_of(world.server.operator, id_)) == 3

@@ -9,7 +9,7 @@ from services.metering.domain.contract import Contract, ContractIndex, ContractK
 from services.metering.domain.subscription import SubscriptionIndex
 from services.metering.rpc.contract_convert import from_stored
 from services.metering.rpc.subscription_convert import subscription_from_stored
-from services.metering.rpc.terms import contracts_in_force, period_of
+from services.metering.rpc.terms import contracts_in_force, moments_of, period_of
 from services.metering.store import contracts, periods, subscriptions
 from services.metering.store.contracts import Connection
 
@@ -42,7 +42,14 @@ async def check_subscription(
     known: ContractIndex,
     now: datetime,
 ) -> None:
-    """Raise FailedPrecondition if a new subscription cuts periods of the past in which work was counted."""
+    """Raise FailedPrecondition if a new subscription cuts periods of the past in which work was counted, or
+    if a contract is to cut them otherwise later.
+    """
+    for moment in moments_of(known, about):
+        contract = contracts_in_force(known, about, moment).binding
+        if moment <= now or contract is None or contract.billing_period in (None, billing_period):
+            continue
+        raise _conflict(contract.contract_id, "agreed", "it cuts the billing periods otherwise later")
     if start >= now - _A_MOMENT:
         return
     for _, counted, latest in await periods.counted_since(connection, *about, start):
@@ -66,18 +73,16 @@ async def _check_subscriptions(
             continue
         if contract.contract_id != new.contract_id:
             continue
-        why = f"subscription {subscription.subscription_id} has other billing periods"
-        raise FailedPrecondition(
-            f"contract {new.contract_id} cannot cut billing periods so: {why}",
-            reason="AGREEMENT_STATE_CONFLICT",
-            metadata={
-                "resource_id": subscription.subscription_id,
-                "state": subscription.state.value,
-            },
-            precondition_violations=[
-                PreconditionViolation("AGREEMENT_STATE_CONFLICT", subscription.subscription_id, why)
-            ],
-        )
+        raise _conflict(subscription.subscription_id, subscription.state, "it has other billing periods")
+
+
+def _conflict(resource_id: str, state: str, why: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{resource_id} is in the way: {why}",
+        reason="AGREEMENT_STATE_CONFLICT",
+        metadata={"resource_id": resource_id, "state": state},
+        precondition_violations=[PreconditionViolation("AGREEMENT_STATE_CONFLICT", resource_id, why)],
+    )
 
 
 def _counted(key: ContractKey, start: datetime) -> FailedPrecondition:

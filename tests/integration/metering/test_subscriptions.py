@@ -37,6 +37,7 @@ from services.metering.rpc.terms import Terms, TermsFinder, Work
 from services.metering.store import subscriptions as store
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
+from tallystick.metering.v1 import contract_service_pb2 as contracts_pb
 from tallystick.metering.v1 import price_book_pb2, subscription_pb2
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import subscription_service_pb2 as pb
@@ -377,6 +378,12 @@ class TestTerms:
         )
         contract.billing_period.CopyFrom(subscription.billing_period)
         await create_contract(operator, contract)
+        later = a_contract("con_2", customer_id="cus_2", start=datetime.now(UTC) + timedelta(days=9))
+        later.billing_period.unit = price_book_pb2.PERIOD_UNIT_MONTH
+        await create_contract(operator, later)
+        answer = await refused(subscribe(operator, customer_id="cus_2", key="early"))
+        assert (answer.reason, answer.metadata["resource_id"]) == ("AGREEMENT_STATE_CONFLICT", "con_2")
+        await operator.contracts.EndContract(contracts_pb.EndContractRequest(contract_id="con_2"))
 
         event = run("counted", "cus_2")
         event.occur_time.FromDatetime(datetime.now(UTC) - timedelta(days=5))

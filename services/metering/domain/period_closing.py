@@ -27,11 +27,19 @@ from services.metering.domain.usage_event import PERIOD_WORKFLOW
 _INSTANT: Final = timedelta(microseconds=1)
 
 
+class Offer(NamedTuple):
+    """A version that may close a period, and the terms that it then has."""
+
+    price_version_id: str
+    terms: CompiledTerms
+
+
 class PricedAtClose(NamedTuple):
-    """A price that was counted for, and the version that it is taken from."""
+    """A price that was counted for, the version that it is taken from, and its terms."""
 
     price_version_id: str
     price: CompiledPrice
+    terms: CompiledTerms
 
 
 class ClosedPrice(NamedTuple):
@@ -50,7 +58,7 @@ class Settlement(NamedTuple):
 
 
 def last_instant(period: Period) -> datetime:
-    """The moment whose prices and terms close a period."""
+    """The moment of a period's charge."""
     return period.end - _INSTANT
 
 
@@ -88,7 +96,7 @@ def found_in(prices: Iterable[CompiledPrice]) -> set[str]:
 
 
 def find_prices(
-    counters: Counters, versions: Sequence[str], compiled: Mapping[str, Sequence[CompiledPrice]]
+    counters: Counters, offers: Sequence[Offer], compiled: Mapping[str, Sequence[CompiledPrice]]
 ) -> list[PricedAtClose]:
     """Each price in the first of the versions that has it, in the order of the keys.
 
@@ -100,8 +108,8 @@ def find_prices(
     uncharged = _uncharged(counters)
     for key in counted_prices(counters):
         having = [
-            PricedAtClose(version, price)
-            for version in dict.fromkeys(versions)
+            PricedAtClose(version, price, terms)
+            for version, terms in offers
             for price in compiled.get(version, ())
             if price.key == key
         ]
@@ -109,11 +117,12 @@ def find_prices(
             continue
         last = having[0]
         left = {name for name in uncharged if name.startswith(f"{key}/")} - found_in([last.price])
-        for version, price in having[1:]:
+        for version, price, _ in having[1:]:
             components = tuple(one for one in price.components if one.counter in left)
             if components:
                 left.difference_update(one.counter for one in components)
-                found.append(PricedAtClose(version, _remainder(last.price, price, components)))
+                remainder = _remainder(last.price, price, components)
+                found.append(PricedAtClose(version, remainder, last.terms))
         found.append(last)
     return found
 
@@ -144,15 +153,13 @@ def prorate_minimum(price: CompiledPrice, applied: timedelta, whole: timedelta) 
     return price._replace(period_minimum=limit._replace(micros=micros))
 
 
-def close_prices(
-    prices: Iterable[PricedAtClose], terms: CompiledTerms, counters: Counters
-) -> list[ClosedPrice]:
+def close_prices(prices: Iterable[PricedAtClose], counters: Counters) -> list[ClosedPrice]:
     """What closing makes of prices, one after the other: what the maximum of a contract leaves to one, those
     before it have not used. Only those are answered of which there is something to say.
     """
     left = dict(counters)
     closed: list[ClosedPrice] = []
-    for version, price in prices:
+    for version, price, terms in prices:
         if price.period_minimum is None and all(one.close is None for one in price.components):
             continue
         rated = close_period(price, terms, left)

@@ -1,6 +1,6 @@
 """Closes billing periods that are over, and posts what that charges to the ledger, however often it takes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, product
 from typing import Final, NamedTuple
@@ -19,6 +19,8 @@ from services.metering.domain.billing_period import Period
 from services.metering.domain.contract import Contract, ContractIndex, ContractKey
 from services.metering.domain.period_closing import (
     ClosedPrice,
+    Offer,
+    PricedAtClose,
     close_prices,
     counted_prices,
     find_prices,
@@ -31,7 +33,7 @@ from services.metering.domain.period_closing import (
 )
 from services.metering.domain.price_counter import CounterPeriod
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, select
+from services.metering.domain.rating import CompiledPrice, CompiledTerms, select
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import IntendedCharge
 from services.metering.rpc.contract_catalog import ContractCatalog
@@ -64,6 +66,7 @@ _FAILED = Counter("tallystick_failed_period_closings", "Attempts to close a bill
 _REFUSED = Gauge(
     "tallystick_refused_period_closings", "Closings whose charge the ledger refuses: it is asked again."
 )
+_INSTANT: Final = timedelta(microseconds=1)
 _log = log.get_logger()
 
 
@@ -160,30 +163,30 @@ class PeriodCloser:
         about = ContractKey(key.customer_id, key.organization_id, key.currency_code)
         period = Period(key.start, period_of(contracts, subscriptions, about, key.start).end)
         whole = whole_period_of(contracts, subscriptions, about, key.start)
-        end = last_instant(period)
-        known = contracts_in_force(contracts, about, end)
-        terms = agreed_in(known.binding, subscriptions.in_force(about, end)).compiled
-        keys = counted_prices(counters)
         index = await self._catalog.index()
-        versions = [one.price_version_id for one in candidates(index, about, known, end)]
-        for book in dict.fromkeys(one.partition("/")[0] for one in keys):
-            versions += index.versions_until(book, end)
-        found = find_prices(counters, versions, await self._compiled(versions, counters))
-        prorated = [
-            one._replace(
-                price=prorate_minimum(
-                    one.price,
-                    await self._applied(one.price, about, period, contracts, index),
-                    whole.length,
-                )
-            )
-            for one in found
-        ]
-        prices = close_prices(prorated, terms, counters)
+        at = last_instant(period)
+        if work is not None:
+            # What was agreed or published after all of its work is not about it.
+            at = min(at, work.occur_time)
+        offers = list(_offers(contracts, index, about, period.start, at))
+        terms = _terms_at(contracts, about, at)
+        for book in dict.fromkeys(one.partition("/")[0] for one in counted_prices(counters)):
+            offers += [Offer(version, terms) for version in index.versions_until(book, at)]
+        first: dict[str, Offer] = {}
+        for one in offers:
+            first.setdefault(one.price_version_id, one)
+        offers = list(first.values())
+        found = find_prices(counters, offers, await self._compiled(offers, counters))
+        prorated: list[PricedAtClose] = []
+        for priced in found:
+            applied = await self._applied(priced.price, about, period, contracts, index)
+            prorated.append(priced._replace(price=prorate_minimum(priced.price, applied, whole.length)))
+        prices = close_prices(prorated, counters)
         total = sum(one.rated.total_micros for one in prices)
         if total > MAX_AMOUNT_MICROS:
             raise _out_of_range(key, total)
-        return Drafted(period, "" if work is None else work.agent_id, prices, counters, known.binding)
+        contract = contracts_in_force(contracts, about, at).binding
+        return Drafted(period, "" if work is None else work.agent_id, prices, counters, contract)
 
     async def _applied(
         self,
@@ -343,17 +346,16 @@ class PeriodCloser:
         return len(taken)
 
     async def _compiled(
-        self, versions: list[str], counters: Mapping[str, int]
+        self, offers: Iterable[Offer], counters: Mapping[str, int]
     ) -> Mapping[str, list[CompiledPrice]]:
         """Versions, until every price is found: of a book that has many, most often its last one will do."""
         found: dict[str, list[CompiledPrice]] = {}
         missing = to_find(counters)
-        for version in dict.fromkeys(versions):
+        for version, _ in offers:
             if not missing:
                 break
-            if version:
-                found[version] = list((await self._catalog.compiled([version])).get(version, ()))
-                missing -= found_in(found[version])
+            found[version] = list((await self._catalog.compiled([version])).get(version, ()))
+            missing -= found_in(found[version])
         return found
 
 
@@ -362,6 +364,30 @@ async def tally_of(connection: Connection, key: CounterPeriod) -> Tally:
     # The counters first: each event is there as soon as it has moved them.
     counters = await price_counters.values_of(connection, key)
     return Tally(counters, await periods.latest_work(connection, key))
+
+
+def _offers(
+    contracts: ContractIndex, index: PriceIndex, about: ContractKey, start: datetime, at: datetime
+) -> Iterator[Offer]:
+    """The versions that may price such work at that time, and those that contracts had before, in a period
+    that began at `start`, with the terms of then: work that was done by what a contract said is closed by it.
+    """
+    terms = _terms_at(contracts, about, at)
+    for one in candidates(index, about, contracts_in_force(contracts, about, at), at):
+        if one.price_version_id:
+            yield Offer(one.price_version_id, terms)
+    moments = {moment for moment in moments_of(contracts, about) if start < moment <= at}
+    for moment in sorted(moments, reverse=True):
+        before = moment - _INSTANT
+        known, terms = contracts_in_force(contracts, about, before), _terms_at(contracts, about, before)
+        for one in candidates(index, about, known, before):
+            if one.price_version_id and one.contract is not None:
+                yield Offer(one.price_version_id, terms)
+
+
+def _terms_at(contracts: ContractIndex, about: ContractKey, at: datetime) -> CompiledTerms:
+    # What subscriptions include is used up when work is reported.
+    return agreed_in(contracts_in_force(contracts, about, at).binding, None).compiled
 
 
 def _out_of_range(key: CounterPeriod, total_micros: int) -> FailedPrecondition:

@@ -34,7 +34,7 @@ class ClosedPrice(_message.Message):
     price_name: _builtins.str
     """The price: its name within the version."""
     price_version_id: _builtins.str
-    """The version: the one in force at the period's last instant, if it has the price."""
+    """The version: the one in force when the period's latest work was done, if it has the price."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_charge_line_pb2.ChargeLine]:
         """Volume tiers, discounts, what is missing up to the minimum of the period, what is more than its maximum."""
@@ -122,7 +122,7 @@ class PeriodClosing(_message.Message):
     charge_id: _builtins.str
     """The charge in the ledger; empty if nothing was to be charged."""
     contract_id: _builtins.str
-    """The contract whose terms applied at the period's last instant; empty for none."""
+    """The contract whose terms applied when the period's latest work was done; empty for none."""
     contract_version_number: _builtins.int
     """Its version."""
     posted: _builtins.bool

@@ -278,6 +278,43 @@ class TestClosing:
         assert (made.contract_id, made.contract_version_number) == ("con_1", 1)
         assert charged(world) == 9_000
 
+    async def test_what_was_done_by_a_contract_is_closed_by_it(self, world: World) -> None:
+        """It ended in mid-period, and its version is not the newest of its book."""
+        operator = world.server.operator
+        await world.server.publish(priced(volume((0, "0.5"))), organization_id="org_a")
+        await operator.pricing.CreatePriceBook(
+            pricing_service_pb2.CreatePriceBookRequest(
+                price_book_id="pb_deal", organization_id="org_a", currency_code="USD", for_contracts=True
+            )
+        )
+        versions = []
+        for number, amount in enumerate(("0.00001", "0.3")):
+            draft = await operator.pricing.CreatePriceVersion(
+                pricing_service_pb2.CreatePriceVersionRequest(
+                    price_book_id="pb_deal",
+                    prices=[priced(volume((0, amount)))],
+                    idempotency_key=f"deal-{number}",
+                )
+            )
+            versions.append(draft.price_version.price_version_id)
+            request = pricing_service_pb2.PublishPriceVersionRequest(price_version_id=versions[-1])
+            if not number:
+                request.effective_time.FromSeconds(0)
+            await operator.pricing.PublishPriceVersion(request)
+        contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC))
+        contract.content.price_version_id = versions[0]
+        contract.content.discounts.add(name="loyal", basis_points=5_000)
+        contract.content.end_time.FromDatetime(LAST_MONTH + timedelta(days=9))
+        await create_contract(operator, contract)
+        await world.meter(used("run-1", 1_000, LAST_MONTH))
+        for later in (0, 10):
+            made = await preview(operator)
+            amounts = {one.price_version_id: one.amount.amount_micros for one in made.prices}
+            assert amounts[versions[0]] == 5_000
+            assert made.total.amount_micros == 5_000 + later * 500_000
+            assert made.contract_id == ("" if later else "con_1")
+            await world.meter(used(f"later-{later}", 10, LAST_MONTH + timedelta(days=9 + later)))
+
     async def test_the_contract_cuts_the_period(self, world: World) -> None:
         await world.server.publish(priced(TIERS), organization_id="org_a")
         contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC))

@@ -6,6 +6,7 @@ import pytest
 
 from services.metering.domain.billing_period import Period
 from services.metering.domain.period_closing import (
+    Offer,
     Settlement,
     close_prices,
     counted_prices,
@@ -30,6 +31,7 @@ from services.metering.domain.price_counter import CounterPeriod
 from services.metering.domain.price_index import PriceIndex, PublishedVersion
 from services.metering.domain.rating import (
     NO_COMPILED_TERMS,
+    CompiledTerms,
     ContractTerms,
     compile_price_list,
     compile_terms,
@@ -59,6 +61,10 @@ PLAIN = Price(
 )
 
 
+def offers(*versions: str, terms: CompiledTerms = NO_COMPILED_TERMS) -> list[Offer]:
+    return [Offer(version, terms) for version in versions]
+
+
 def test_counters_name_their_prices() -> None:
     names = [
         "pb_a/run/input",
@@ -80,7 +86,7 @@ def test_each_price_is_that_of_the_first_version_that_has_it() -> None:
         "elsewhere": compile_price_list(PriceList((tiered("run", "5"),)), "pb_b"),
     }
     counters = dict.fromkeys(("pb_a/gone:charged", "pb_a/never:charged", "pb_a/run:charged"), 1)
-    found = find_prices(counters, ["elsewhere", "", "new", "old"], compiled)
+    found = find_prices(counters, offers("elsewhere", "new", "old"), compiled)
     assert [(one.price_version_id, one.price.key) for one in found] == [
         ("old", "pb_a/gone"),
         ("new", "pb_a/run"),
@@ -96,15 +102,16 @@ def test_the_maximum_of_a_contract_holds_over_all_prices() -> None:
         "pb_a/second/input:uncharged": 300,
     }
     counters["contract:charged"] = 500
-    found = find_prices(counters, ["v"], compiled)
-    terms = compile_terms(ContractTerms(period_maximum_micros=3_000))
-    closed = close_prices(found, terms, counters)
+    found = find_prices(
+        counters, offers("v", terms=compile_terms(ContractTerms(period_maximum_micros=3_000))), compiled
+    )
+    closed = close_prices(found, counters)
     assert [(one.price_name, one.rated.total_micros) for one in closed] == [
         ("first", 1_000),
         ("second", 1_500),
     ]
     # Nothing moved: it comes to the same again.
-    assert close_prices(found, terms, counters) == closed
+    assert close_prices(found, counters) == closed
 
 
 @pytest.mark.parametrize("least", ["", "0.005"])
@@ -116,8 +123,8 @@ def test_what_an_earlier_version_left_to_the_end_is_charged_by_it(least: str) ->
         "oldest": compile_price_list(PriceList((tiered("run", "5"),)), "pb_a"),
     }
     counters = {"pb_a/run/input:uncharged": 100, "pb_a/run/input": 7, "pb_a/run:charged": 0}
-    found = find_prices(counters, ["new", "old", "oldest"], compiled)
-    closed = close_prices(found, compile_terms(ContractTerms()), counters)
+    found = find_prices(counters, offers("new", "old", "oldest"), compiled)
+    closed = close_prices(found, counters)
     # The minimum counts what the tiers came to.
     assert [(one.price_version_id, one.rated.total_micros) for one in closed] == [
         ("old", 2_000),
@@ -133,7 +140,7 @@ def test_what_was_charged_when_it_was_reported_is_not_charged_again_at_the_end()
     }
     graduated, volume = compiled["old"][0].components[0].counter, compiled["new"][0].components[0].counter
     counters = {graduated: 1_000, volume: 10}
-    closed = close_prices(find_prices(counters, ["new", "old"], compiled), NO_COMPILED_TERMS, counters)
+    closed = close_prices(find_prices(counters, offers("new", "old"), compiled), counters)
     assert [(one.price_version_id, one.rated.total_micros) for one in closed] == [("new", 200)]
 
 

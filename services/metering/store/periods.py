@@ -132,18 +132,27 @@ async def counted_since(
     """In which periods work was counted since then, with an organization or, for "", with any: for each the
     organization, when the period began, and when the latest such work was done.
     """
-    usage = recorded_usage.c
-    conditions = [
-        usage.customer_id == customer_id,
-        usage.currency_code == currency_code,
-        usage.period_start.is_not(None),
-        usage.occur_time >= since,
-    ]
+    usage, counted = recorded_usage.c, counted_period.c
+    # A look-up of each period: a customer may have millions of events.
+    latest = (
+        select(usage.occur_time)
+        .where(
+            usage.customer_id == counted.customer_id,
+            usage.organization_id == counted.organization_id,
+            usage.currency_code == counted.currency_code,
+            usage.period_start == counted.period_start,
+        )
+        .order_by(usage.occur_time.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    conditions = [counted.customer_id == customer_id, counted.currency_code == currency_code]
     if organization_id:
-        conditions.append(usage.organization_id == organization_id)
-    query = select(usage.organization_id, usage.period_start, func.max(usage.occur_time)).where(*conditions)
-    query = query.group_by(usage.organization_id, usage.period_start).order_by(usage.period_start)
-    return [(row[0], row[1], row[2]) for row in await connection.execute(query)]
+        conditions.append(counted.organization_id == organization_id)
+    found = select(counted.organization_id, counted.period_start, latest.label("latest")).where(*conditions)
+    periods = found.subquery()
+    query = select(periods).where(periods.c.latest >= since).order_by(periods.c.period_start)
+    return [(row.organization_id, row.period_start, row.latest) for row in await connection.execute(query)]
 
 
 async def look_again(

@@ -158,17 +158,18 @@ async def counted_since(
 async def look_again(
     connection: Connection, customer_id: str, organization_id: str, currency_code: str
 ) -> None:
-    """Have the periods of a customer looked at now, with an organization or, for "", with all: they may end
-    at another time than before.
+    """Have the periods of a customer looked at soon, with an organization or, for "", with all: they may end
+    at another time than before. Not before every replica knows of that.
     """
     conditions = [
         counted_period.c.customer_id == customer_id,
         counted_period.c.currency_code == currency_code,
-        counted_period.c.next_check_time > func.now(),
+        counted_period.c.next_check_time > func.now() + timedelta(seconds=5),
     ]
     if organization_id:
         conditions.append(counted_period.c.organization_id == organization_id)
-    await connection.execute(update(counted_period).where(*conditions).values(next_check_time=func.now()))
+    soon = func.now() + timedelta(seconds=5)
+    await connection.execute(update(counted_period).where(*conditions).values(next_check_time=soon))
 
 
 async def latest_work(connection: Connection, key: CounterPeriod) -> LatestWork | None:

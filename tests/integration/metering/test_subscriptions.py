@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
+from alembic import command
 
 from services.kit.auth import Principal, Role
 from services.kit.client import connect
@@ -15,6 +17,7 @@ from services.kit.db import Database
 from services.kit.errors import Code, FailedPrecondition
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
+from services.metering import migrations
 from services.metering.domain import subscription as domain
 from services.metering.domain.billing_period import BillingPeriod
 from services.metering.domain.contract import ContractKey
@@ -595,3 +598,30 @@ class TestRenewals:
 
         assert await next_fee(team) == 9_000_000 + 2 * 1_000_000
         assert await next_fee(small) == 1_000_000
+
+
+def test_what_an_older_release_gave_up_is_tried_again(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, revision: upgrade(config, "0011"))
+        migrations.migrate(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as admin:
+        admin.execute(
+            "INSERT INTO metering.subscription (subscription_id, customer_id, organization_id,"
+            " currency_code, state, start_time, renew_time, content)"
+            " VALUES ('sub_1', 'cus_1', 'org_a', 'USD', 'active', now(), now(), '')"
+        )
+        for number, next_attempt in ((1, "'infinity'"), (2, "NULL")):
+            admin.execute(
+                "INSERT INTO metering.subscription_fee (subscription_id, fee_number, customer_id,"
+                " organization_id, agent_id, currency_code, price_version_id, workflow_id, ordinal,"
+                " occur_time, amount_micros, content, create_time, next_attempt_time)"
+                f" VALUES ('sub_1', {number}, 'cus_1', 'org_a', 'agt_a', 'USD', 'pv_1', 'sub_1/x', {number},"
+                f" now(), 5, '', now(), {next_attempt})".encode()
+            )
+        migrations.migrate(empty_database_url)
+        assert admin.execute(
+            "SELECT refused, next_attempt_time <= now() FROM metering.subscription_fee ORDER BY fee_number"
+        ).fetchall() == [(True, True), (False, None)]

@@ -98,6 +98,12 @@ class ContractIndex:
         """Whether there are contracts at all."""
         return bool(self._contracts)
 
+    def has_any_of(self, key: ContractKey) -> bool:
+        """Whether there is, was or will be one about this, or about the same for all organizations."""
+        return self.has_any and (
+            key in self._contracts or key._replace(organization_id="") in self._contracts
+        )
+
     def moments(self, key: ContractKey) -> Iterator[datetime]:
         """The moments at which what is in force about this may change, in no order."""
         for versions in self._contracts.get(key, {}).values():

@@ -325,6 +325,10 @@ class SubscriptionIndex:
         """Add what a customer is subscribed to from a moment on."""
         insort(self._subscriptions[key].setdefault(new.subscription_id, []), new, key=_order)
 
+    def has_any_of(self, key: ContractKey) -> bool:
+        """Whether there is or was a subscription about this."""
+        return key in self._subscriptions
+
     def moments(self, key: ContractKey) -> Iterator[datetime]:
         """The moments at which subscriptions about this began or ended, in no order."""
         for segments in self._subscriptions.get(key, {}).values():

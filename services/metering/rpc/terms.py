@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
 from services.kit.auth import Principal
@@ -75,14 +76,15 @@ class Terms(NamedTuple):
     contract: Contract | None = None
     # When the work is done: what is reported as later than now is of now.
     time: datetime | None = None
-    # The billing period that the work falls into, if that takes more than `billing_period` to say.
-    cut: Period | None = None
+    # Finds the billing period that the work falls into, if that takes more than `billing_period` to say: few
+    # prices ask for it.
+    cut: Callable[[], Period] | None = None
 
     @property
     def period(self) -> Period:
         """The billing period that the work falls into."""
         if self.cut is not None:
-            return self.cut
+            return self.cut()
         if self.time is None:
             raise ValueError("terms that no work was found for have no period")
         return self.billing_period.period_containing(self.time)
@@ -162,7 +164,7 @@ class _Circumstances(NamedTuple):
     time: datetime
     contract: Contract | None = None
     subscribed: Subscribed | None = None
-    cut: Period | None = None
+    cut: Callable[[], Period] | None = None
 
 
 def contracts_in_force(contracts: ContractIndex, key: ContractKey, at: datetime) -> InForce:
@@ -300,9 +302,9 @@ def _circumstances(
     key = ContractKey(work.customer_id, agent.organization_id, currency_code)
     known = contracts_in_force(contracts, key, at)
     subscribed = subscriptions.in_force(key, at)
-    # Most customers have none.
-    has_any = next(_moments(contracts, subscriptions, key), None) is not None
-    cut = period_of(contracts, subscriptions, key, at) if has_any else None
+    # Most customers have neither.
+    has_any = subscriptions.has_any_of(key) or contracts.has_any_of(key)
+    cut = partial(period_of, contracts, subscriptions, key, at) if has_any else None
     if work.price_version_id:
         return _Circumstances([work.price_version_id], at, known.binding, subscribed, cut)
     if known.binding is None:

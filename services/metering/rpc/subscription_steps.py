@@ -1,9 +1,10 @@
 """Steps in the life of a subscription, each in the transaction that records its fee."""
 
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 
-from services.metering.domain.price_book import Plan
+from services.metering.domain.price_book import PeriodUnit, Plan
 from services.metering.domain.subscription import (
     Segment,
     Step,
@@ -67,15 +68,32 @@ async def find_plan(
     return None
 
 
+async def _last_offered(
+    connection: Connection, price_book_id: str, plan_name: str, unit: PeriodUnit, at: datetime
+) -> tuple[Plan, str] | None:
+    async with aclosing(price_books.stream_in_force_until(connection, price_book_id, at)) as versions:
+        async for version in versions:
+            for plan in version.plans:
+                if plan.name == plan_name and plan.period_unit is unit:
+                    return plan, version.price_version_id
+    return None
+
+
 async def _following(connection: Connection, subscription: Subscription) -> Segment:
     """What is subscribed to in the next period: the plan as the version says that is in force when it begins.
 
-    A plan that this version has no more, or with other periods, stays as it was.
+    A plan that this version has no more, or with other periods, stays as it was: one that it is to change to,
+    as it was offered last.
     """
     name, seats = subscription.next_plan
     end = subscription.period.end
+    unit = subscription.billing_period.unit
     found = await find_plan(connection, subscription.price_book_id, name, end)
-    if found is None or found[0].period_unit is not subscription.billing_period.unit:
+    if found is not None and found[0].period_unit is not unit:
+        found = None
+    if found is None and subscription.pending_plan_name:
+        found = await _last_offered(connection, subscription.price_book_id, name, unit, end)
+    if found is None:
         version_id = subscription.current.price_version_id
         version = await price_books.find_version(connection, version_id)
         plans = () if version is None else version.plans

@@ -473,6 +473,19 @@ async def backlog(
     return made
 
 
+async def next_fee(writer: Database, subscription: subscription_pb2.Subscription) -> int:
+    """What the renewal at the end of the period charges, which is then undone."""
+    after = subscription.period_end_time.ToDatetime(UTC)
+    async with writer.begin() as connection:
+        await scope(connection, PLATFORM)
+        content = await store.find(connection, subscription.subscription_id, lock=True)
+        assert content is not None
+        renewed = await catch_up(connection, subscription_from_stored(content), now=after)
+        await connection.rollback()
+    assert renewed.period.start == after
+    return renewed.fees_micros
+
+
 class TestRenewals:
     @pytest.fixture
     async def writer(self, database_url: str) -> AsyncIterator[Database]:
@@ -584,20 +597,28 @@ class TestRenewals:
         await offer(world, plan("team", "9", "1"), first=False)
         assert team.segments[0].fee.amount_micros == 2_500_000
 
-        async def next_fee(subscription: subscription_pb2.Subscription) -> int:
-            """What the renewal at the end of the period charges, which is then undone."""
-            after = subscription.period_end_time.ToDatetime(UTC)
-            async with writer.begin() as connection:
-                await scope(connection, PLATFORM)
-                content = await store.find(connection, subscription.subscription_id, lock=True)
-                assert content is not None
-                renewed = await catch_up(connection, subscription_from_stored(content), now=after)
-                await connection.rollback()
-            assert renewed.period.start == after
-            return renewed.fees_micros
+        assert await next_fee(writer, team) == 9_000_000 + 2 * 1_000_000
+        assert await next_fee(writer, small) == 1_000_000
 
-        assert await next_fee(team) == 9_000_000 + 2 * 1_000_000
-        assert await next_fee(small) == 1_000_000
+    async def test_a_plan_that_it_is_to_change_to_is_kept_when_it_is_offered_no_more(
+        self, world: World, writer: Database
+    ) -> None:
+        """Nor had it been offered when the subscription began."""
+        await offer(world, PLANS[1])
+        operator = world.server.operator
+        subscription = await subscribe(operator, days_ago=10)
+        await offer(world, PLANS[1], plan("small", "1"), first=False)
+        request = pb.ChangeSubscriptionRequest(
+            subscription_id=subscription.subscription_id,
+            plan_name="small",
+            timing=PERIOD_END,
+            idempotency_key="down",
+        )
+        # Changes are of whole seconds: a version of this one is not in force at its begin.
+        await asyncio.sleep(1)
+        await operator.subscriptions.ChangeSubscription(request)
+        await offer(world, plan("team", "9", "1"), first=False)
+        assert await next_fee(writer, subscription) == 1_000_000
 
 
 def test_what_an_older_release_gave_up_is_tried_again(

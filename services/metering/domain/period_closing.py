@@ -64,9 +64,8 @@ def last_instant(period: Period) -> datetime:
 
 def workflow_id_of(key: CounterPeriod) -> str:
     """The run of the charges that close a period."""
-    # Two ways to cut periods may begin some on the same day, and one way may end in the middle of a second.
-    spec = "microseconds" if key.start.microsecond else "seconds"
-    start = key.start.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=spec) + "Z"
+    # Two ways to cut periods may begin some on the same day.
+    start = key.start.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return f"{PERIOD_WORKFLOW}{key.organization_id}/{key.currency_code}/{start}"
 
 

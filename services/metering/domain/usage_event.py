@@ -28,7 +28,7 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}", re.ASCII)
 # What the runs of charges begin with that close billing periods.
 PERIOD_WORKFLOW = "period/"
 # The runs of the fees of subscriptions: the subscription, and the begin of the period.
-_FEE_WORKFLOW = re.compile(r"sub_[^/]+/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", re.ASCII)
+_FEE_WORKFLOW = re.compile(r"sub_[^/]+/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _IDENTIFIER_RULE = "must be 1 to 128 letters, digits, '_', '.', ':', '/' or '-', the first a letter or digit"
 _ID_RULE = "must be {} followed by 1 to 59 letters, digits, '_', '.' or '-', the first a letter or digit"
 _CUSTOMER_ID = re.compile(r"cus_[A-Za-z0-9][A-Za-z0-9_.-]{0,58}", re.ASCII)

@@ -29,7 +29,7 @@ from services.metering.rpc.parties import Directory, Parties
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 
-_INSTANT: Final = timedelta(microseconds=1)
+_SECOND: Final = timedelta(seconds=1)
 
 
 class Work(NamedTuple):
@@ -204,14 +204,20 @@ def period_of(
 ) -> Period:
     """The billing period that such work at that time falls into.
 
-    Where a contract or subscription begins or ends that cuts periods otherwise, the period ends, too, and
-    another one begins: periods follow each other without gap and never overlap.
+    Where a contract or subscription begins or ends that cuts periods otherwise, the period ends with that
+    second, too, and another one begins: periods follow each other without gap and never overlap.
     """
     cut = _cut_at(contracts, subscriptions, key, at)
     begin, end = (period := cut.period_containing(at)).start, period.end
-    moments = sorted({moment for moment in _moments(contracts, subscriptions, key) if begin < moment < end})
+    moments = sorted(
+        {
+            second
+            for moment in _moments(contracts, subscriptions, key)
+            if begin < (second := _next_second(moment)) < end
+        }
+    )
     for moment in reversed(moments):
-        if moment <= at and _cut_at(contracts, subscriptions, key, moment - _INSTANT) != cut:
+        if moment <= at and _cut_at(contracts, subscriptions, key, moment - _SECOND) != cut:
             begin = moment
             break
     for moment in moments:
@@ -231,8 +237,14 @@ def whole_period_of(
 def _cut_at(
     contracts: ContractIndex, subscriptions: SubscriptionIndex, key: ContractKey, at: datetime
 ) -> BillingPeriod:
+    # As at the begin of the second: the runs of charges that close periods name these by the second.
+    at = at.replace(microsecond=0)
     contract = contracts_in_force(contracts, key, at).binding
     return billing_period_of(contract, subscriptions.in_force(key, at))
+
+
+def _next_second(moment: datetime) -> datetime:
+    return moment.replace(microsecond=0) + _SECOND if moment.microsecond else moment
 
 
 def moments_of(contracts: ContractIndex, key: ContractKey) -> Iterator[datetime]:

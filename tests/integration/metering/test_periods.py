@@ -334,8 +334,9 @@ class TestClosing:
         """Two periods that follow each other, with the part of the minimum that each is of a whole one."""
         await world.server.publish(priced(TIERS, minimum="0.1"), organization_id="org_a")
         operator = world.server.operator
-        start = LAST_MONTH + timedelta(days=9, microseconds=5)
-        contract = a_contract(start=start)
+        contract = a_contract(start=LAST_MONTH + timedelta(days=9, microseconds=5))
+        # With the second.
+        start = LAST_MONTH + timedelta(days=9, seconds=1)
         contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_QUARTER
         contract.content.end_time.FromDatetime(LAST_MONTH + timedelta(days=20))
         await create_contract(operator, contract)

@@ -71,6 +71,7 @@ def test_periods_tile_time_whatever_begins_and_ends(
         assert period_of(*agreed, KEY, period.end - INSTANT) == period
         following = period_of(*agreed, KEY, period.end)
         assert following.start == period.end
+        assert following.start.microsecond == 0
         period = following
 
 
@@ -98,6 +99,10 @@ def test_a_subscription_that_ends_leaves_the_rest_of_the_month() -> None:
         period_of(ContractIndex(), subscriptions, KEY, at)
         for at in (BEGIN, start, end - INSTANT, end, BEGIN + timedelta(days=60))
     ]
+    # With the second.
+    end += timedelta(seconds=1, microseconds=-7)
+    assert found.pop(3) == found[2]
+    found.insert(3, period_of(ContractIndex(), subscriptions, KEY, end))
     february, march = start.replace(month=2), datetime(2026, 3, 1, tzinfo=UTC)
     assert found == [
         Period(BEGIN, start),

@@ -49,7 +49,9 @@ async def check_subscription(
         contract = contracts_in_force(known, about, moment).binding
         if moment <= now or contract is None or contract.billing_period in (None, billing_period):
             continue
-        raise _conflict(contract.contract_id, "agreed", "it cuts the billing periods otherwise later")
+        # An organization learns nothing of a contract for all.
+        resource_id = contract.contract_id if contract.key.organization_id else about.customer_id
+        raise _conflict(resource_id, "agreed", "a contract cuts the billing periods otherwise later")
     if start >= now - _A_MOMENT:
         return
     for _, counted, latest in await periods.counted_since(connection, *about, start):

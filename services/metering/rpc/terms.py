@@ -208,12 +208,14 @@ def period_of(
     second, too, and another one begins: periods follow each other without gap and never overlap.
     """
     cut = _cut_at(contracts, subscriptions, key, at)
-    begin, end = (period := cut.period_containing(at)).start, period.end
+    whole = cut.period_containing(at)
+    begin, end = whole.start, whole.end
     moments = sorted(
         {
             second
             for moment in _moments(contracts, subscriptions, key)
-            if begin < (second := _next_second(moment)) < end
+            # First of all, since a contract may last until the last microsecond that there is.
+            if whole.contains(moment) and begin < (second := _next_second(moment)) < end
         }
     )
     for moment in reversed(moments):

@@ -15,6 +15,7 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ContractKey("cus_1", "org_a", "USD")
 ALL = KEY._replace(organization_id="")
 INSTANT = timedelta(microseconds=1)
+END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 MOMENTS = st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001
 CUTS = st.builds(
     BillingPeriod,
@@ -87,6 +88,12 @@ def test_a_contract_that_cuts_as_the_one_before_cuts_nothing_off() -> None:
     subscriptions = SubscriptionIndex()
     subscriptions.add(KEY, Subscribed("sub_1", 1, at + timedelta(days=1), BillingPeriod(), {}))
     assert period_of(contracts, subscriptions, KEY, at) == month.period_containing(at)
+
+
+def test_a_contract_may_last_until_the_end_of_time() -> None:
+    cut = BillingPeriod(time_zone="Europe/Rome")
+    contracts = ContractIndex([contract(1, KEY, datetime.min.replace(tzinfo=UTC), END_OF_TIME, cut)])
+    assert period_of(contracts, SubscriptionIndex(), KEY, BEGIN) == cut.period_containing(BEGIN)
 
 
 def test_a_subscription_that_ends_leaves_the_rest_of_the_month() -> None:

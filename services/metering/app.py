@@ -261,6 +261,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
                     ledger=ledger,
                     directory=directory,
                     catalog=contracts,
+                    subscriptions=subscriptions,
                     explanations=Explanations(
                         reader=reader,
                         directory=directory,

@@ -6,7 +6,7 @@ Periods tile time: each is half-open, [start, end) in UTC, and ends where the ne
 from calendar import monthrange
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from services.kit import zones
@@ -29,6 +29,10 @@ class Period:
 
     def contains(self, moment: datetime) -> bool:
         return self.start <= moment < self.end
+
+    @property
+    def length(self) -> timedelta:
+        return self.end - self.start
 
     @property
     def seconds(self) -> int:
@@ -68,8 +72,15 @@ class BillingPeriod:
         return Period(start, end)
 
     def next(self, period: Period) -> Period:
-        """Return the period that follows one of these."""
-        return self.period_containing(period.end)
+        """Return the period that follows one of these, without a gap."""
+        following = self.period_containing(period.end)
+        if following.start == period.end:
+            return following
+        # The rules of the time zone were changed since that one was cut: its end is no boundary any more.
+        # What is left of the period that it lies in is the next one, or a part of that if it is little.
+        if following.end - period.end < following.length / 2:
+            following = self.period_containing(following.end)
+        return Period(period.end, following.end)
 
     def _local_anchor(self) -> datetime:
         if self.anchor is None:

@@ -98,6 +98,21 @@ class ContractIndex:
         """Whether there are contracts at all."""
         return bool(self._contracts)
 
+    def has_any_of(self, key: ContractKey) -> bool:
+        """Whether there is, was or will be one about this, or about the same for all organizations."""
+        return self.has_any and (
+            key in self._contracts or key._replace(organization_id="") in self._contracts
+        )
+
+    def moments(self, key: ContractKey) -> Iterator[datetime]:
+        """The moments at which what is in force about this may change, in no order."""
+        for versions in self._contracts.get(key, {}).values():
+            for version in versions:
+                yield version.start_time
+                yield version.effective_time
+                if version.content.end_time is not None:
+                    yield version.content.end_time
+
     def in_force(self, key: ContractKey, at: datetime) -> Contract | None:
         """The contract about this at that time, in its version of then."""
         contracts = self._contracts.get(key)

@@ -296,6 +296,8 @@ class PriceVersion:
     publisher_api_key_id: str = ""
     meters: tuple[MeterFormula, ...] = ()
     plans: tuple[Plan, ...] = ()
+    # Empty for versions from before it was kept.
+    creator_api_key_id: str = ""
 
     @property
     def price_list(self) -> PriceList:

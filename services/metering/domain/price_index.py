@@ -76,6 +76,10 @@ class PriceIndex:
         count = bisect_right(versions, at, key=lambda version: version[0])
         return [version for _, version in reversed(versions[:count])]
 
+    def effective_times(self, price_book_id: str) -> list[datetime]:
+        """When each version of a book came into force, in order."""
+        return [effective_time for effective_time, _ in self._by_id.get(price_book_id, ())]
+
 
 def _in_force(versions: Sequence[tuple[datetime, str]], at: datetime) -> str:
     index = bisect_right(versions, at, key=lambda version: version[0])

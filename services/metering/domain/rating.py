@@ -66,6 +66,8 @@ _ALL: Final = 10_000
 _OUTCOME_NAMES: Final = {outcome: outcome.value for outcome in Outcome}
 # Makes a named tuple of a tuple, in a third of the time that its own constructor takes.
 _new: Final = tuple.__new__
+# What the names of counters end with whose units only the end of a billing period charges.
+UNCHARGED: Final = ":uncharged"
 # The counter of what a contract's maximum counts.
 _CONTRACT_CHARGED: Final = "contract:charged"
 
@@ -783,7 +785,9 @@ def _compile_component(
         condition=compile_condition(named.condition) if named.condition else None,
         charge=charge,
         close=close,
-        counter=counter if is_counted else "",
+        # What is charged at the end only has counters of its own: a version that charges the same component
+        # when work is reported has charged its units then.
+        counter=(counter if close is None else uncharged_counter(counter)) if is_counted else "",
         meter=meter,
         models_measure=models_measure,
         is_deferred=isinstance(component, OutcomeBonus) or bool(named.condition),
@@ -836,6 +840,11 @@ def _compile_discounts(
 
 def _limit(price: UnitPrice | None) -> Limit | None:
     return None if price is None else Limit(round(micros_of(price)), price)
+
+
+def uncharged_counter(name: str) -> str:
+    """The counter of units of a component that only the end of a billing period charges."""
+    return f"{name}{UNCHARGED}"
 
 
 def _allowance_counter(meter: str) -> str:

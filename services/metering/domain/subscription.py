@@ -7,7 +7,7 @@ from what the period cost before. So the fees of a period never depend on how of
 
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -326,6 +326,17 @@ class SubscriptionIndex:
     def add(self, key: ContractKey, new: Subscribed) -> None:
         """Add what a customer is subscribed to from a moment on."""
         insort(self._subscriptions[key].setdefault(new.subscription_id, []), new, key=_order)
+
+    def has_any_of(self, key: ContractKey) -> bool:
+        """Whether there is or was a subscription about this."""
+        return key in self._subscriptions
+
+    def moments(self, key: ContractKey) -> Iterator[datetime]:
+        """The moments at which subscriptions about this began or ended, in no order."""
+        for segments in self._subscriptions.get(key, {}).values():
+            yield segments[0].start
+            if segments[-1].included is None:
+                yield segments[-1].start
 
     def in_force(self, key: ContractKey, at: datetime) -> Subscribed | None:
         """What a customer was subscribed to at that time. Subscriptions about the same follow each other."""

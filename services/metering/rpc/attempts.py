@@ -64,7 +64,7 @@ async def read_attempt(
     if estimate == "max_cost":
         amount = check_amount(request.max_cost.amount_micros, field="max_cost.amount_micros")
     else:
-        opening = await counters.current(request.customer_id, terms, now)
+        opening = await counters.current(request.customer_id, terms)
         # With the outcome and the result that cost most.
         amount = highest(terms.price, _expected(request, now), terms.agreed.compiled, opening)
     reservation = Reservation(

@@ -19,7 +19,7 @@ from services.kit.errors import (
     PreconditionViolation,
 )
 from services.kit.pages import Page
-from services.kit.tenancy import scope, tenants_of
+from services.kit.tenancy import PLATFORM, scope, tenants_of
 from services.kit.times import optional_time_from_proto
 from services.metering.domain.contract import Contract, ContractContent, check_key
 from services.metering.domain.price_book import PLATFORM_OWNER
@@ -36,7 +36,9 @@ from services.metering.rpc.contract_convert import (
 from services.metering.rpc.explanations import Explanations
 from services.metering.rpc.ledger import Ledger
 from services.metering.rpc.parties import Directory
-from services.metering.store import contracts, price_books
+from services.metering.rpc.period_checks import check_contract
+from services.metering.rpc.subscription_catalog import SubscriptionCatalog
+from services.metering.store import contracts, periods, price_books
 from services.metering.store.contracts import Connection
 from tallystick.metering.v1 import contract_service_pb2 as pb
 from tallystick.metering.v1 import contract_service_pb2_grpc
@@ -57,6 +59,7 @@ class ContractService(contract_service_pb2_grpc.ContractServiceServicer):
         ledger: Ledger,
         directory: Directory,
         catalog: ContractCatalog,
+        subscriptions: SubscriptionCatalog,
         explanations: Explanations,
         clock: Clock,
     ) -> None:
@@ -65,6 +68,7 @@ class ContractService(contract_service_pb2_grpc.ContractServiceServicer):
         self._ledger = ledger
         self._directory = directory
         self._catalog = catalog
+        self._subscriptions = subscriptions
         self._explanations = explanations
         self._clock = clock
 
@@ -74,6 +78,7 @@ class ContractService(contract_service_pb2_grpc.ContractServiceServicer):
         principal = current_principal()
         new = self._new(request, principal)
         await self._check_parties(new, principal)
+        subscriptions = await self._subscriptions.index()
 
         async def create() -> Contract:
             async with self._writer.begin() as connection:
@@ -88,9 +93,13 @@ class ContractService(contract_service_pb2_grpc.ContractServiceServicer):
                     first = await contracts.find(connection, existing.contract_id, 1)
                     return _repeated(new, None if first is None else from_stored(first), request)
                 await _check_prices(connection, new)
-                if await contracts.create(connection, stored, end_time=end_time):
-                    return new
-                raise _taken(new.contract_id)
+                if not await contracts.create(connection, stored, end_time=end_time):
+                    raise _taken(new.contract_id)
+                # The caller may keep this contract; what it meets may be anybody's.
+                await scope(connection, PLATFORM)
+                await check_contract(connection, new, subscriptions, self._clock.now())
+                await periods.look_again(connection, *new.key)
+                return new
 
         created = await retry_transaction(create, idempotent=True)
         self._catalog.expire()
@@ -270,6 +279,8 @@ class ContractService(contract_service_pb2_grpc.ContractServiceServicer):
         if other is not None:
             raise _taken(other.contract_id)
         await contracts.add_version(connection, stored, end_time=content.end_time)
+        await scope(connection, PLATFORM)
+        await periods.look_again(connection, *changed.key)
         return changed
 
     async def _check_parties(self, contract: Contract, principal: Principal) -> None:

@@ -1,7 +1,5 @@
 """What customers used before in their billing periods, for estimates: nobody is locked out meanwhile."""
 
-from datetime import datetime
-
 from services.kit.db import Database
 from services.kit.tenancy import PLATFORM, scope
 from services.metering.domain.price_counter import CounterPeriod
@@ -16,15 +14,15 @@ class CounterReader:
     def __init__(self, reader: Database) -> None:
         self._reader = reader
 
-    async def current(self, customer_id: str, terms: Terms, at: datetime) -> Counters:
-        """What a price depends on that work at that time would be charged by; nothing for most prices."""
+    async def current(self, customer_id: str, terms: Terms) -> Counters:
+        """What a price depends on that such work would be charged by; nothing for most prices."""
         if not counter_names(terms.price, terms.agreed.compiled):
             return {}
         period = CounterPeriod(
             customer_id,
             terms.organization_id,
             terms.currency_code,
-            terms.billing_period.period_containing(at).start,
+            terms.period.start,
         )
         async with self._reader.begin() as connection:
             # The caller learns no more of it than what its run may cost.

@@ -1,6 +1,6 @@
 """Why work costs what it costs: everything that was looked at, and what became of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -12,7 +12,7 @@ from services.kit.money import check_currency
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import optional_time_from_proto, set_timestamp
 from services.metering.domain.contract import Contract, ContractKey
-from services.metering.domain.price_book import Price, PriceVersion
+from services.metering.domain.price_book import PLATFORM_OWNER, Price, PriceVersion
 from services.metering.domain.usage_event import IDENTIFIER
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.contract_convert import billing_period_to_proto
@@ -28,6 +28,7 @@ from services.metering.rpc.terms import (
     contracts_in_force,
     customer_not_found,
     organization_of,
+    period_of,
     work_time,
 )
 from services.metering.store import price_books
@@ -74,17 +75,21 @@ class Explanations:
         currency_code = request.currency_code or index.currency_of(organization_id)
         at = work_time(optional_time_from_proto(request, "time"), now)
         key = ContractKey(request.customer_id, organization_id, currency_code)
-        known = contracts_in_force(await self._contracts.index(), key, at)
+        contracts, subscriptions = await self._contracts.index(), await self._subscriptions.index()
+        known = contracts_in_force(contracts, key, at)
         found = list(candidates(index, key, known, at, request.price_version_id))
-        versions = await self._versions([one.price_version_id for one in found if one.price_version_id])
+        pinned, *others = [one.price_version_id for one in found]
+        versions = dict(await self._versions([one for one in others if one]))
+        if pinned:
+            versions |= await self._pinned(pinned, versions.values(), organization_id, principal)
         answer = pb.ExplainPriceResponse(organization_id=organization_id, currency_code=currency_code)
         for candidate in found:
             _add(answer, candidate, versions, request, principal)
-        subscribed = (await self._subscriptions.index()).in_force(key, at)
+        subscribed = subscriptions.in_force(key, at)
         answer.subscription_id = "" if subscribed is None else subscribed.subscription_id
         billing_period = billing_period_of(known.binding, subscribed)
         answer.billing_period.CopyFrom(billing_period_to_proto(billing_period))
-        period = billing_period.period_containing(at)
+        period = period_of(contracts, subscriptions, key, at)
         set_timestamp(answer.period_start_time, period.start)
         set_timestamp(answer.period_end_time, period.end)
         contract = known.binding
@@ -92,6 +97,26 @@ class Explanations:
             answer.contract_id = contract.contract_id
             answer.contract_version_number = contract.version_number
         return answer
+
+    async def _pinned(
+        self, price_version_id: str, found: Iterable[PriceVersion], organization_id: str, principal: Principal
+    ) -> Mapping[str, PriceVersion]:
+        """The version that is said to be pinned, if the caller may know it: nobody learns what others agreed
+        on by naming their version.
+        """
+        versions = await self._versions([price_version_id])
+        version = versions.get(price_version_id)
+        if version is None or principal.is_platform:
+            return versions
+        async with self._reader.begin() as connection:
+            await scope(connection, PLATFORM)
+            book = await price_books.find_book(connection, version.price_book_id)
+        if book is None:
+            return {}
+        is_for_all = not book.for_contracts and book.owner_id in (PLATFORM_OWNER, organization_id)
+        is_agreed = any(one.price_book_id == book.price_book_id for one in found)
+        is_own = book.owner_id == principal.organization_id
+        return versions if is_for_all or is_agreed or is_own else {}
 
     async def _versions(self, price_version_ids: Sequence[str]) -> Mapping[str, PriceVersion]:
         async with self._reader.begin() as connection:

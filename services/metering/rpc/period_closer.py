@@ -1,7 +1,8 @@
 """Closes billing periods that are over, and posts what that charges to the ledger, however often it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise, product
 from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Gauge
@@ -9,23 +10,30 @@ from prometheus_client import Counter, Gauge
 from services.kit import ids, log
 from services.kit.clock import Clock
 from services.kit.db import Database, retry_transaction
-from services.kit.errors import TallystickError
+from services.kit.errors import FailedPrecondition, PreconditionViolation, TallystickError
+from services.kit.money import MAX_AMOUNT_MICROS
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
 from services.kit.worker import PeriodicWorker
 from services.metering.domain.billing_period import Period
-from services.metering.domain.contract import Contract, ContractKey
+from services.metering.domain.contract import Contract, ContractIndex, ContractKey
 from services.metering.domain.period_closing import (
     ClosedPrice,
+    Offer,
+    PricedAtClose,
     close_prices,
     counted_prices,
     find_prices,
+    found_in,
     last_instant,
+    prorate_minimum,
     settle,
+    to_find,
     workflow_id_of,
 )
 from services.metering.domain.price_counter import CounterPeriod
-from services.metering.domain.rating import CompiledPrice
+from services.metering.domain.price_index import PriceIndex
+from services.metering.domain.rating import CompiledPrice, CompiledTerms, select
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import IntendedCharge
 from services.metering.rpc.contract_catalog import ContractCatalog
@@ -33,7 +41,14 @@ from services.metering.rpc.convert import line_to_proto, money_to_proto
 from services.metering.rpc.ledger import Ledger, is_passing
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
-from services.metering.rpc.terms import agreed_in, billing_period_of, candidates, contracts_in_force
+from services.metering.rpc.terms import (
+    agreed_in,
+    candidates,
+    contracts_in_force,
+    moments_of,
+    period_of,
+    whole_period_of,
+)
 from services.metering.store import periods, price_counters
 from services.metering.store.periods import Connection, LatestWork, StoredClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2 as pb
@@ -41,13 +56,17 @@ from tallystick.metering.v1 import period_closing_pb2 as pb
 _CLOSED_AT_ONCE: Final = 20
 _POSTED_AT_ONCE: Final = 200
 _LONGEST_DELAY: Final = timedelta(minutes=2)
+# Until the ledger is asked again for what it refused: it takes a person to mend the cause.
+_REFUSED_DELAY: Final = timedelta(hours=1)
 # When somebody else looks at a period that this process took and did not finish; when to look for the first
 # event of one whose counters were just made.
 _RETRY_AFTER: Final = timedelta(minutes=1)
 _POSTED = Counter("tallystick_period_closings", "Closings of billing periods that were posted to the ledger.")
+_FAILED = Counter("tallystick_failed_period_closings", "Attempts to close a billing period that failed.")
 _REFUSED = Gauge(
-    "tallystick_refused_period_closings", "Closings whose charge the ledger refuses: each needs an operator."
+    "tallystick_refused_period_closings", "Closings whose charge the ledger refuses: it is asked again."
 )
+_INSTANT: Final = timedelta(microseconds=1)
 _log = log.get_logger()
 
 
@@ -120,7 +139,18 @@ class PeriodCloser:
             await scope(connection, PLATFORM)
             due = await periods.take_due(connection, now, _CLOSED_AT_ONCE, _RETRY_AFTER)
         for key in due:
-            await self.close(key)
+            try:
+                await self.close(key)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+                # One that cannot be closed keeps nobody else's from it.
+                _FAILED.inc()
+                _log.error(
+                    "period_closing.not_made",
+                    customer_id=key.customer_id,
+                    organization_id=key.organization_id,
+                    period_start=key.start.isoformat(),
+                    exc_info=error,
+                )
         posted = await self.post()
         return len(due) == _CLOSED_AT_ONCE or posted == _POSTED_AT_ONCE
 
@@ -131,22 +161,59 @@ class PeriodCloser:
         counters, work = tally
         contracts, subscriptions = await self._contracts.index(), await self._subscriptions.index()
         about = ContractKey(key.customer_id, key.organization_id, key.currency_code)
-        at = key.start if work is None else work.occur_time
-        contract = contracts_in_force(contracts, about, at).binding
-        cut = billing_period_of(contract, subscriptions.in_force(about, at))
-        period = Period(key.start, cut.period_containing(at).end)
-        end = last_instant(period)
-        known = contracts_in_force(contracts, about, end)
-        terms = agreed_in(known.binding, subscriptions.in_force(about, end)).compiled
-        keys = counted_prices(counters)
+        period = Period(key.start, period_of(contracts, subscriptions, about, key.start).end)
+        whole = whole_period_of(contracts, subscriptions, about, key.start)
         index = await self._catalog.index()
-        versions = [one.price_version_id for one in candidates(index, about, known, end)]
-        for book in dict.fromkeys(one.partition("/")[0] for one in keys):
-            versions += index.versions_until(book, end)
-        prices = close_prices(
-            find_prices(keys, versions, await self._compiled(versions, keys)), terms, counters
-        )
-        return Drafted(period, "" if work is None else work.agent_id, prices, counters, known.binding)
+        at = last_instant(period)
+        if work is not None:
+            # What was agreed or published after all of its work is not about it.
+            at = min(at, work.occur_time)
+        offers = list(_offers(contracts, index, about, period.start, at))
+        terms = _terms_at(contracts, about, at)
+        for book in dict.fromkeys(one.partition("/")[0] for one in counted_prices(counters)):
+            offers += [Offer(version, terms) for version in index.versions_until(book, at)]
+        first: dict[str, Offer] = {}
+        for one in offers:
+            first.setdefault(one.price_version_id, one)
+        offers = list(first.values())
+        found = find_prices(counters, offers, await self._compiled(offers, counters))
+        prorated: list[PricedAtClose] = []
+        for priced in found:
+            applied = await self._applied(priced.price, about, period, contracts, index)
+            prorated.append(priced._replace(price=prorate_minimum(priced.price, applied, whole.length)))
+        prices = close_prices(prorated, counters)
+        total = sum(one.rated.total_micros for one in prices)
+        if total > MAX_AMOUNT_MICROS:
+            raise _out_of_range(key, total)
+        contract = contracts_in_force(contracts, about, at).binding
+        return Drafted(period, "" if work is None else work.agent_id, prices, counters, contract)
+
+    async def _applied(
+        self,
+        price: CompiledPrice,
+        about: ContractKey,
+        period: Period,
+        contracts: ContractIndex,
+        index: PriceIndex,
+    ) -> timedelta:
+        """For how long of a period a price applied and had a minimum, if it has one at the end."""
+        if price.period_minimum is None:
+            return timedelta(0)
+        samples = _samples(price)
+        moments = [*index.effective_times(price.key.partition("/")[0]), *moments_of(contracts, about)]
+        begins = sorted({period.start, *(moment for moment in moments if period.contains(moment))})
+        applied = timedelta(0)
+        for begin, end in pairwise([*begins, period.end]):
+            known = contracts_in_force(contracts, about, begin)
+            versions = [
+                one.price_version_id for one in candidates(index, about, known, begin) if one.price_version_id
+            ]
+            compiled = await self._catalog.compiled(versions)
+            lists = [compiled.get(version, ()) for version in versions]
+            chosen = (_first(lists, action_type, agent_id) for action_type, agent_id in samples)
+            if any(one and one.key == price.key and one.period_minimum is not None for one in chosen):
+                applied += end - begin
+        return applied
 
     async def close(self, key: CounterPeriod, *, early: bool = False) -> StoredClosing | None:
         """Close a period, if it is time (or, if `early`, over); what that made, None for nothing."""
@@ -168,7 +235,9 @@ class PeriodCloser:
                 return None
             if not drafted.agent_id:
                 # The counters are made before the first event is recorded, which may be refused.
-                await periods.check_next(connection, key, None if now >= window_end else now + _RETRY_AFTER)
+                is_new = now - stored.create_time < self.times.interval
+                later = now + (_RETRY_AFTER if is_new else self.times.interval)
+                await periods.check_next(connection, key, None if now >= window_end else later)
                 return None
             if now < opens:
                 await periods.check_next(connection, key, end + self.times.delay)
@@ -265,7 +334,7 @@ class PeriodCloser:
         async with self._writer.begin() as connection:
             await scope(connection, PLATFORM)
             await periods.note_posted(connection, posted)
-            await periods.note_failed(connection, failed)
+            await periods.note_failed(connection, failed, refused_delay=_REFUSED_DELAY)
         _POSTED.inc(len(posted))
         for closing, (error, refused) in failed.items():
             _log.error(
@@ -276,16 +345,17 @@ class PeriodCloser:
             )
         return len(taken)
 
-    async def _compiled(self, versions: list[str], keys: list[str]) -> Mapping[str, list[CompiledPrice]]:
+    async def _compiled(
+        self, offers: Iterable[Offer], counters: Mapping[str, int]
+    ) -> Mapping[str, list[CompiledPrice]]:
         """Versions, until every price is found: of a book that has many, most often its last one will do."""
         found: dict[str, list[CompiledPrice]] = {}
-        missing = set(keys)
-        for version in dict.fromkeys(versions):
+        missing = to_find(counters)
+        for version, _ in offers:
             if not missing:
                 break
-            if version:
-                found[version] = list((await self._catalog.compiled([version])).get(version, ()))
-                missing.difference_update(price.key for price in found[version])
+            found[version] = list((await self._catalog.compiled([version])).get(version, ()))
+            missing -= found_in(found[version])
         return found
 
 
@@ -294,6 +364,56 @@ async def tally_of(connection: Connection, key: CounterPeriod) -> Tally:
     # The counters first: each event is there as soon as it has moved them.
     counters = await price_counters.values_of(connection, key)
     return Tally(counters, await periods.latest_work(connection, key))
+
+
+def _offers(
+    contracts: ContractIndex, index: PriceIndex, about: ContractKey, start: datetime, at: datetime
+) -> Iterator[Offer]:
+    """The versions that may price such work at that time, and those that contracts had before, in a period
+    that began at `start`, with the terms of then: work that was done by what a contract said is closed by it.
+    """
+    terms = _terms_at(contracts, about, at)
+    for one in candidates(index, about, contracts_in_force(contracts, about, at), at):
+        if one.price_version_id:
+            yield Offer(one.price_version_id, terms)
+    moments = {moment for moment in moments_of(contracts, about) if start < moment <= at}
+    for moment in sorted(moments, reverse=True):
+        before = moment - _INSTANT
+        known, terms = contracts_in_force(contracts, about, before), _terms_at(contracts, about, before)
+        for one in candidates(index, about, known, before):
+            if one.price_version_id and one.contract is not None:
+                yield Offer(one.price_version_id, terms)
+
+
+def _terms_at(contracts: ContractIndex, about: ContractKey, at: datetime) -> CompiledTerms:
+    # What subscriptions include is used up when work is reported.
+    return agreed_in(contracts_in_force(contracts, about, at).binding, None).compiled
+
+
+def _out_of_range(key: CounterPeriod, total_micros: int) -> FailedPrecondition:
+    charge_id = ids.charge_id(key.customer_id, workflow_id_of(key), "BASE", 0)
+    why = f"it comes to {total_micros} micros, more than a charge may"
+    return FailedPrecondition(
+        f"the period of {key.customer_id} that began {key.start.isoformat()} cannot be closed: {why}",
+        reason="BALANCE_OUT_OF_RANGE",
+        metadata={"customer_id": key.customer_id, "charge_id": charge_id},
+        precondition_violations=[PreconditionViolation("BALANCE_OUT_OF_RANGE", charge_id, why)],
+    )
+
+
+def _samples(price: CompiledPrice) -> list[tuple[str, str]]:
+    """Work that a price is for: action types and agents, "" for one that no price names."""
+    selector = price.selector
+    return list(product(selector.action_types or ("",), selector.agent_ids or ("",)))
+
+
+def _first(lists: Iterable[Sequence[CompiledPrice]], action_type: str, agent_id: str) -> CompiledPrice | None:
+    """The price of such work: of the first version that has one."""
+    for prices in lists:
+        price = select(prices, action_type, agent_id)
+        if price is not None:
+            return price
+    return None
 
 
 def _price_to_proto(closed: ClosedPrice, currency_code: str) -> pb.ClosedPrice:

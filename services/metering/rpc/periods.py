@@ -1,5 +1,6 @@
 """PeriodService."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,8 +17,8 @@ from services.kit.tenancy import PLATFORM, Tenants, scope, tenants_of
 from services.kit.times import optional_time_from_proto, time_from_proto
 from services.metering.domain.price_index import DEFAULT_CURRENCY
 from services.metering.rpc.period_closer import Drafted, PeriodCloser, tally_of
-from services.metering.store import periods
-from services.metering.store.periods import ListedClosing, StoredPeriod
+from services.metering.store import contracts, periods
+from services.metering.store.periods import Connection, ListedClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2, period_service_pb2_grpc
 from tallystick.metering.v1 import period_service_pb2 as pb
 
@@ -42,7 +43,12 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
         at = optional_time_from_proto(request, "time") or now
         stored, drafted, credit = await self._find(tenants_of(current_principal()), request, at)
         closing = self._closer.closing(stored, drafted, credit, now, "")
-        return pb.PreviewPeriodCloseResponse(period_closing=_from_stored(closing.content))
+        message = _from_stored(closing.content)
+        tenants = tenants_of(current_principal())
+        async with self._reader.begin() as connection:
+            await scope(connection, tenants)
+            await _hide_contracts(connection, tenants, [message])
+        return pb.PreviewPeriodCloseResponse(period_closing=message)
 
     async def ClosePeriod(self, request: pb.ClosePeriodRequest, context: Context) -> pb.ClosePeriodResponse:
         at = time_from_proto(request, "time")
@@ -68,16 +74,19 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
         self, request: pb.GetPeriodClosingRequest, context: Context
     ) -> pb.GetPeriodClosingResponse:
         id_ = ids.check_id(request.period_closing_id, ids.PERIOD_CLOSING, field="period_closing_id")
+        tenants = tenants_of(current_principal())
         async with self._reader.begin() as connection:
-            await scope(connection, tenants_of(current_principal()))
+            await scope(connection, tenants)
             found = await periods.find(connection, id_)
-        if found is None:
-            raise NotFound(
-                f"period closing {id_} does not exist",
-                reason="PERIOD_CLOSING_NOT_FOUND",
-                metadata={"period_closing_id": id_},
-            )
-        return pb.GetPeriodClosingResponse(period_closing=_to_proto(found))
+            if found is None:
+                raise NotFound(
+                    f"period closing {id_} does not exist",
+                    reason="PERIOD_CLOSING_NOT_FOUND",
+                    metadata={"period_closing_id": id_},
+                )
+            message = _to_proto(found)
+            await _hide_contracts(connection, tenants, [message])
+        return pb.GetPeriodClosingResponse(period_closing=message)
 
     async def ListPeriodClosings(
         self, request: pb.ListPeriodClosingsRequest, context: Context
@@ -111,10 +120,10 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
                 after="" if page.after is None else str(page.after[0]),
                 limit=page.limit,
             )
-        found, next_page_token = page.cut(rows, lambda row: (row.period_closing_id,))
-        return pb.ListPeriodClosingsResponse(
-            period_closings=map(_to_proto, found), next_page_token=next_page_token
-        )
+            found, next_page_token = page.cut(rows, lambda row: (row.period_closing_id,))
+            messages = [_to_proto(row) for row in found]
+            await _hide_contracts(connection, tenants, messages)
+        return pb.ListPeriodClosingsResponse(period_closings=messages, next_page_token=next_page_token)
 
     async def _find(
         self, tenants: Tenants, request: About, at: datetime
@@ -140,6 +149,21 @@ class PeriodService(period_service_pb2_grpc.PeriodServiceServicer):
         )
 
 
+async def _hide_contracts(
+    connection: Connection, tenants: Tenants, closings: Sequence[period_closing_pb2.PeriodClosing]
+) -> None:
+    """Leave out contracts that the connection's tenants may not see: an organization learns nothing of what a
+    customer agreed on for all.
+    """
+    named = {one.contract_id for one in closings if one.contract_id}
+    if tenants.platform or not named:
+        return
+    seen = await contracts.visible(connection, named)
+    for closing in closings:
+        if closing.contract_id not in seen:
+            closing.contract_id, closing.contract_version_number = "", 0
+
+
 def _not_over(stored: StoredPeriod, close_time: datetime) -> FailedPrecondition:
     why = "the billing period is not over, or events of it may still come"
     return FailedPrecondition(
@@ -157,4 +181,5 @@ def _from_stored(content: bytes) -> period_closing_pb2.PeriodClosing:
 def _to_proto(found: ListedClosing) -> period_closing_pb2.PeriodClosing:
     message = _from_stored(found.content)
     message.posted = found.posted
+    message.last_error = found.last_error
     return message

@@ -93,7 +93,7 @@ def price_report(report: Report, terms: Terms, now: datetime) -> UsageRecord | U
             terms.organization_id,
             terms.currency_code,
             # That of the work, however late it is reported.
-            terms.billing_period.period_containing(execution.occur_time).start,
+            terms.period.start,
         )
         return Unrated(report, terms, execution, period, names, now)
     rated = rate(terms.price, execution, terms.agreed.compiled)

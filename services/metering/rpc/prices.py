@@ -166,6 +166,7 @@ def version_to_proto(version: PriceVersion) -> price_book_pb2.PriceVersion:
         prices=prices,
         create_time=time_to_proto(version.create_time),
         publisher_api_key_id=version.publisher_api_key_id,
+        creator_api_key_id=version.creator_api_key_id,
         meters=meters,
         plans=plans,
     )

@@ -157,6 +157,7 @@ class PricingService(pricing_service_pb2_grpc.PricingServiceServicer):
                     create_time=self._clock.now(),
                     meters=price_list.meters,
                     plans=price_list.plans,
+                    creator_api_key_id=principal.api_key_id,
                 )
                 await price_books.create_version(connection, book, version)
                 return version

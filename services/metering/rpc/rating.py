@@ -47,7 +47,7 @@ from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.prices import price_list_from_proto, price_list_to_proto
 from services.metering.rpc.shadows import Shadows
 from services.metering.rpc.simulations import MAX_BOOKS, check_simulation
-from services.metering.rpc.terms import TermsFinder, Work, work_time
+from services.metering.rpc.terms import TermsFinder, Work
 from services.metering.store import price_books
 from tallystick.metering.v1 import rating_service_pb2 as pb
 from tallystick.metering.v1 import rating_service_pb2_grpc, usage_pb2
@@ -281,7 +281,7 @@ class RatingService(rating_service_pb2_grpc.RatingServiceServicer):
             (terms,) = await self._terms.find([work], now)
             if isinstance(terms, Exception):
                 raise terms
-            stood = await self._counters.current(request.customer_id, terms, work_time(work.time, now))
+            stood = await self._counters.current(request.customer_id, terms)
             return _Priced(
                 terms.price, terms.price_version_id, terms.currency_code, terms.agreed.compiled, stood
             )

@@ -171,6 +171,7 @@ def listed_fee_to_proto(fee: ListedFee) -> subscription_pb2.SubscriptionFee:
     """A stored fee as it travels."""
     message = subscription_pb2.SubscriptionFee.FromString(fee.content)
     message.posted = fee.posted
+    message.last_error = fee.last_error
     return message
 
 

@@ -23,9 +23,12 @@ from services.metering.store.subscriptions import StoredFee
 _RENEWED_AT_ONCE: Final = 20
 _POSTED_AT_ONCE: Final = 200
 _LONGEST_DELAY: Final = timedelta(minutes=2)
+# Until the ledger is asked again for what it refused: it takes a person to mend the cause.
+_REFUSED_DELAY: Final = timedelta(hours=1)
 _POSTED = Counter("tallystick_subscription_fees", "Fees of subscriptions that were posted to the ledger.")
+_FAILED = Counter("tallystick_failed_renewals", "Attempts to renew a subscription that failed.")
 _REFUSED = Gauge(
-    "tallystick_refused_subscription_fees", "Fees whose charge the ledger refuses: each needs an operator."
+    "tallystick_refused_subscription_fees", "Fees whose charge the ledger refuses: it is asked again."
 )
 _log = log.get_logger()
 
@@ -58,11 +61,20 @@ class SubscriptionFees:
         async with self._writer.begin() as connection:
             await scope(connection, PLATFORM)
             due = await subscriptions.take_due(connection, now, _RENEWED_AT_ONCE)
-            for content in due:
-                await catch_up(connection, subscription_from_stored(content), now=now)
-        if due:
-            _log.info("subscriptions.renewed", count=len(due))
-        return len(due)
+            renewed = 0
+            for subscription_id, content in due:
+                try:
+                    async with connection.begin_nested():
+                        await catch_up(connection, subscription_from_stored(content), now=now)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+                    # One that cannot be renewed keeps nobody else's from it.
+                    _FAILED.inc()
+                    _log.error("subscription.not_renewed", subscription_id=subscription_id, exc_info=error)
+                else:
+                    renewed += 1
+        if renewed:
+            _log.info("subscriptions.renewed", count=renewed)
+        return renewed
 
     async def post(self) -> int:
         """Post some of the fees that are due; how many it tried."""
@@ -89,7 +101,7 @@ class SubscriptionFees:
         async with self._writer.begin() as connection:
             await scope(connection, PLATFORM)
             await subscriptions.note_posted(connection, posted)
-            await subscriptions.note_failed(connection, failed)
+            await subscriptions.note_failed(connection, failed, refused_delay=_REFUSED_DELAY)
         _POSTED.inc(len(posted))
         for fee, (error, refused) in failed.items():
             _log.error(

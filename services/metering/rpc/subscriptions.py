@@ -42,6 +42,7 @@ from services.metering.domain.subscription import (
 )
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.parties import Directory
+from services.metering.rpc.period_checks import check_subscription
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.rpc.subscription_convert import (
     fee_to_proto,
@@ -56,7 +57,7 @@ from services.metering.rpc.subscription_convert import (
 from services.metering.rpc.subscription_fees import SubscriptionFees
 from services.metering.rpc.subscription_steps import catch_up, find_plan, record
 from services.metering.rpc.terms import contracts_in_force, customer_not_found, organization_of
-from services.metering.store import price_books, subscriptions
+from services.metering.store import periods, price_books, subscriptions
 from services.metering.store.subscriptions import Connection
 from tallystick.metering.v1 import subscription_service_pb2 as pb
 from tallystick.metering.v1 import subscription_service_pb2_grpc
@@ -137,6 +138,10 @@ class SubscriptionService(subscription_service_pb2_grpc.SubscriptionServiceServi
                 elif billing_period.unit is not unit_of_plan:
                     raise InvalidArgument.of("plan_name", "must have the billing periods of the contract")
                 overlapping = await subscriptions.find_after(connection, *about, start)
+                if not overlapping:
+                    await check_subscription(
+                        connection, about, billing_period, start, contracts, self._clock.now()
+                    )
                 step = domain.start(
                     Subscription(
                         subscription_id=new_id,
@@ -158,6 +163,7 @@ class SubscriptionService(subscription_service_pb2_grpc.SubscriptionServiceServi
                         metadata={"resource_id": overlapping or new_id},
                     )
                 await subscriptions.add_segment(connection, segment_to_stored(new, principal.api_key_id))
+                await periods.look_again(connection, *about)
                 if step.fee is not None:
                     fee = fee_to_stored(step.fee, now)
                     await subscriptions.add_fee(connection, fee)

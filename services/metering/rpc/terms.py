@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
 from services.kit.auth import Principal
@@ -27,6 +28,8 @@ from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.parties import Directory, Parties
 from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
+
+_SECOND: Final = timedelta(seconds=1)
 
 
 class Work(NamedTuple):
@@ -73,10 +76,15 @@ class Terms(NamedTuple):
     contract: Contract | None = None
     # When the work is done: what is reported as later than now is of now.
     time: datetime | None = None
+    # Finds the billing period that the work falls into, if that takes more than `billing_period` to say: few
+    # prices ask for it.
+    cut: Callable[[], Period] | None = None
 
     @property
     def period(self) -> Period:
         """The billing period that the work falls into."""
+        if self.cut is not None:
+            return self.cut()
         if self.time is None:
             raise ValueError("terms that no work was found for have no period")
         return self.billing_period.period_containing(self.time)
@@ -156,6 +164,7 @@ class _Circumstances(NamedTuple):
     time: datetime
     contract: Contract | None = None
     subscribed: Subscribed | None = None
+    cut: Callable[[], Period] | None = None
 
 
 def contracts_in_force(contracts: ContractIndex, key: ContractKey, at: datetime) -> InForce:
@@ -190,6 +199,69 @@ def billing_period_of(contract: Contract | None, subscribed: Subscribed | None) 
     return MONTH_IN_UTC if subscribed is None else subscribed.billing_period
 
 
+def period_of(
+    contracts: ContractIndex, subscriptions: SubscriptionIndex, key: ContractKey, at: datetime
+) -> Period:
+    """The billing period that such work at that time falls into.
+
+    Where a contract or subscription begins or ends that cuts periods otherwise, the period ends with that
+    second, too, and another one begins: periods follow each other without gap and never overlap.
+    """
+    cut = _cut_at(contracts, subscriptions, key, at)
+    whole = cut.period_containing(at)
+    begin, end = whole.start, whole.end
+    moments = sorted(
+        {
+            second
+            for moment in _moments(contracts, subscriptions, key)
+            # First of all, since a contract may last until the last microsecond that there is.
+            if whole.contains(moment) and begin < (second := _next_second(moment)) < end
+        }
+    )
+    for moment in reversed(moments):
+        if moment <= at and _cut_at(contracts, subscriptions, key, moment - _SECOND) != cut:
+            begin = moment
+            break
+    for moment in moments:
+        if moment > at and _cut_at(contracts, subscriptions, key, moment) != cut:
+            end = moment
+            break
+    return Period(begin, end)
+
+
+def whole_period_of(
+    contracts: ContractIndex, subscriptions: SubscriptionIndex, key: ContractKey, at: datetime
+) -> Period:
+    """The same as if nothing began or ended in it."""
+    return _cut_at(contracts, subscriptions, key, at).period_containing(at)
+
+
+def _cut_at(
+    contracts: ContractIndex, subscriptions: SubscriptionIndex, key: ContractKey, at: datetime
+) -> BillingPeriod:
+    # As at the begin of the second: the runs of charges that close periods name these by the second.
+    at = at.replace(microsecond=0)
+    contract = contracts_in_force(contracts, key, at).binding
+    return billing_period_of(contract, subscriptions.in_force(key, at))
+
+
+def _next_second(moment: datetime) -> datetime:
+    return moment.replace(microsecond=0) + _SECOND if moment.microsecond else moment
+
+
+def moments_of(contracts: ContractIndex, key: ContractKey) -> Iterator[datetime]:
+    """The moments at which the contracts in force about such work may change, in no order."""
+    yield from contracts.moments(key)
+    yield from contracts.moments(key._replace(organization_id=""))
+
+
+def _moments(
+    contracts: ContractIndex, subscriptions: SubscriptionIndex, key: ContractKey
+) -> Iterator[datetime]:
+    yield from moments_of(contracts, key)
+    yield from subscriptions.moments(key)
+
+
 def period_start_of(
     contracts: ContractIndex,
     subscriptions: SubscriptionIndex,
@@ -200,8 +272,7 @@ def period_start_of(
 ) -> datetime:
     """When the customer's billing period began that such work at that time falls into."""
     key = ContractKey(customer_id, organization_id, currency_code)
-    contract, subscribed = contracts_in_force(contracts, key, at).binding, subscriptions.in_force(key, at)
-    return billing_period_of(contract, subscribed).period_containing(at).start
+    return period_of(contracts, subscriptions, key, at).start
 
 
 def work_time(time: datetime | None, now: datetime) -> datetime:
@@ -245,14 +316,16 @@ def _circumstances(
     key = ContractKey(work.customer_id, agent.organization_id, currency_code)
     known = contracts_in_force(contracts, key, at)
     subscribed = subscriptions.in_force(key, at)
+    # Most customers have neither.
+    has_any = subscriptions.has_any_of(key) or contracts.has_any_of(key)
+    cut = partial(period_of, contracts, subscriptions, key, at) if has_any else None
     if work.price_version_id:
-        return _Circumstances([work.price_version_id], at, known.binding, subscribed)
+        return _Circumstances([work.price_version_id], at, known.binding, subscribed, cut)
     if known.binding is None:
-        # Most customers have none.
         versions = index.in_force(agent.organization_id, currency_code, at)
-        return _Circumstances(versions, at, None, subscribed)
+        return _Circumstances(versions, at, None, subscribed, cut)
     versions = [one.price_version_id for one in candidates(index, key, known, at) if one.price_version_id]
-    return _Circumstances(versions, at, known.binding, subscribed)
+    return _Circumstances(versions, at, known.binding, subscribed, cut)
 
 
 def _terms(
@@ -279,6 +352,7 @@ def _terms(
                 billing_period_of(contract, subscribed),
                 contract,
                 circumstances.time,
+                circumstances.cut,
             )
     raise NotFound(
         f"no price in {currency_code} applies to {work.action_type} of agent {work.agent_id}",

@@ -1,6 +1,6 @@
 """Contracts and their versions. An end that is not set is 'infinity' in the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -112,6 +112,18 @@ async def list_contracts(
         conditions.append(contract.c.customer_id == customer_id)
     query = _newest().where(*conditions).order_by(contract.c.contract_id).limit(limit)
     return [_to_stored(row) for row in await connection.execute(query)]
+
+
+async def list_of_customer(connection: Connection, customer_id: str) -> list[StoredContract]:
+    """Every version of every contract of a customer."""
+    query = _versions().where(contract.c.customer_id == customer_id)
+    return [_to_stored(row) for row in await connection.execute(query)]
+
+
+async def visible(connection: Connection, contract_ids: Collection[str]) -> set[str]:
+    """Those of these contracts that the connection's tenants may see."""
+    query = select(contract.c.contract_id).where(contract.c.contract_id.in_(contract_ids))
+    return set((await connection.execute(query)).scalars())
 
 
 async def list_versions(

@@ -1,6 +1,6 @@
 """The tables of billing periods, for ordinary queries. The migrations own their definition."""
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, LargeBinary, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, LargeBinary, Table, Text
 
 from services.metering.store.tables import metadata
 
@@ -37,4 +37,5 @@ period_closing = Table(
     Column("next_attempt_time", DateTime(timezone=True)),
     Column("attempt_count", Integer, nullable=False),
     Column("last_error", Text, nullable=False),
+    Column("refused", Boolean, nullable=False),
 )

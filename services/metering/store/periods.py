@@ -6,11 +6,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
-    DateTime,
     Interval,
     and_,
     func,
-    literal_column,
     or_,
     select,
     tuple_,
@@ -25,7 +23,6 @@ from services.metering.store.tables import recorded_usage
 
 Connection = AsyncConnection
 
-_NEVER: Final = literal_column("'infinity'::timestamptz", DateTime(timezone=True))
 _PERIOD_KEY: Final = (
     counted_period.c.customer_id,
     counted_period.c.organization_id,
@@ -75,6 +72,7 @@ class ListedClosing(NamedTuple):
     period_closing_id: str
     content: bytes
     posted: bool
+    last_error: str
 
 
 async def take_due(
@@ -126,6 +124,52 @@ async def check_next(connection: Connection, key: CounterPeriod, at: datetime | 
     await connection.execute(
         update(counted_period).where(tuple_(*_PERIOD_KEY) == tuple_(*key)).values(next_check_time=at)
     )
+
+
+async def counted_since(
+    connection: Connection, customer_id: str, organization_id: str, currency_code: str, since: datetime
+) -> list[tuple[str, datetime, datetime]]:
+    """In which periods work was counted since then, with an organization or, for "", with any: for each the
+    organization, when the period began, and when the latest such work was done.
+    """
+    usage, counted = recorded_usage.c, counted_period.c
+    # A look-up of each period: a customer may have millions of events.
+    latest = (
+        select(usage.occur_time)
+        .where(
+            usage.customer_id == counted.customer_id,
+            usage.organization_id == counted.organization_id,
+            usage.currency_code == counted.currency_code,
+            usage.period_start == counted.period_start,
+        )
+        .order_by(usage.occur_time.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    conditions = [counted.customer_id == customer_id, counted.currency_code == currency_code]
+    if organization_id:
+        conditions.append(counted.organization_id == organization_id)
+    found = select(counted.organization_id, counted.period_start, latest.label("latest")).where(*conditions)
+    periods = found.subquery()
+    query = select(periods).where(periods.c.latest >= since).order_by(periods.c.period_start)
+    return [(row.organization_id, row.period_start, row.latest) for row in await connection.execute(query)]
+
+
+async def look_again(
+    connection: Connection, customer_id: str, organization_id: str, currency_code: str
+) -> None:
+    """Have the periods of a customer looked at soon, with an organization or, for "", with all: they may end
+    at another time than before. Not before every replica knows of that.
+    """
+    conditions = [
+        counted_period.c.customer_id == customer_id,
+        counted_period.c.currency_code == currency_code,
+        counted_period.c.next_check_time > func.now() + timedelta(seconds=5),
+    ]
+    if organization_id:
+        conditions.append(counted_period.c.organization_id == organization_id)
+    soon = func.now() + timedelta(seconds=5)
+    await connection.execute(update(counted_period).where(*conditions).values(next_check_time=soon))
 
 
 async def latest_work(connection: Connection, key: CounterPeriod) -> LatestWork | None:
@@ -247,8 +291,8 @@ async def take_closings(
 
 
 async def count_refused(connection: Connection) -> int:
-    """How many closings the ledger has refused for good."""
-    query = select(func.count()).where(period_closing.c.next_attempt_time == _NEVER)
+    """How many closings the ledger refuses."""
+    query = select(func.count()).where(period_closing.c.refused)
     return (await connection.execute(query)).scalar_one()
 
 
@@ -258,16 +302,18 @@ async def note_posted(connection: Connection, closings: Sequence[StoredClosing])
         await connection.execute(
             update(period_closing)
             .where(period_closing.c.period_closing_id.in_([one.period_closing_id for one in closings]))
-            .values(next_attempt_time=None, last_error="")
+            .values(next_attempt_time=None, last_error="", refused=False)
         )
 
 
-async def note_failed(connection: Connection, errors: Mapping[StoredClosing, tuple[str, bool]]) -> None:
-    """Keep why attempts failed; those that are refused for good are not tried again."""
+async def note_failed(
+    connection: Connection, errors: Mapping[StoredClosing, tuple[str, bool]], *, refused_delay: timedelta
+) -> None:
+    """Keep why attempts failed; those that are refused are tried again after `refused_delay`."""
     for closing, (error, refused) in errors.items():
         values: dict[str, Any] = {"last_error": error}
         if refused:
-            values["next_attempt_time"] = _NEVER
+            values |= {"refused": True, "next_attempt_time": func.now() + refused_delay}
         await connection.execute(
             update(period_closing)
             .where(period_closing.c.period_closing_id == closing.period_closing_id)
@@ -276,9 +322,13 @@ async def note_failed(connection: Connection, errors: Mapping[StoredClosing, tup
 
 
 def _listed() -> Any:
-    # Not the time of the next attempt itself: what the ledger refused has none that Python can hold.
     posted = and_(period_closing.c.amount_micros > 0, period_closing.c.next_attempt_time.is_(None))
-    return select(period_closing.c.period_closing_id, period_closing.c.content, posted.label("posted"))
+    return select(
+        period_closing.c.period_closing_id,
+        period_closing.c.content,
+        posted.label("posted"),
+        period_closing.c.last_error,
+    )
 
 
 def _to_period(row: Any) -> StoredPeriod:

@@ -92,6 +92,7 @@ async def create_version(connection: AsyncConnection, book: PriceBook, version: 
             version_number=version.version_number,
             **_columns(version.price_list),
             create_time=version.create_time,
+            creator_api_key_id=version.creator_api_key_id,
         )
     )
 
@@ -202,6 +203,21 @@ async def find_version_in_force(
     return None if row is None else _to_version(row)
 
 
+async def stream_in_force_until(
+    connection: AsyncConnection, price_book_id: str, at: datetime
+) -> AsyncGenerator[PriceVersion, None]:
+    """The versions of a book that were in force until that time, newest first."""
+    query = select(price_version).where(
+        price_version.c.price_book_id == price_book_id,
+        price_version.c.publish_time.is_not(None),
+        price_version.c.effective_time <= at,
+    )
+    query = query.order_by(price_version.c.effective_time.desc())
+    async with connection.stream(query, execution_options={"yield_per": _FETCHED_AT_ONCE}) as rows:
+        async for row in rows:
+            yield _to_version(row)
+
+
 async def load_versions(
     connection: AsyncConnection, price_version_ids: Collection[str]
 ) -> dict[str, PriceVersion]:
@@ -261,6 +277,7 @@ def _to_version(row: Row[Any]) -> PriceVersion:
         publisher_api_key_id=row.publisher_api_key_id or "",
         meters=price_format.meters_from_json(row.meters),
         plans=price_format.plans_from_json(row.plans),
+        creator_api_key_id=row.creator_api_key_id,
     )
 
 

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
-    DateTime,
     Interval,
     Row,
     and_,
     bindparam,
     func,
-    literal_column,
     or_,
     select,
     update,
@@ -28,8 +26,6 @@ from services.metering.store.subscription_tables import (
 )
 
 Connection = AsyncConnection
-
-_NEVER: Final = literal_column("'infinity'::timestamptz", DateTime(timezone=True))
 
 
 class StoredSubscription(NamedTuple):
@@ -81,6 +77,7 @@ class ListedFee(NamedTuple):
     fee_number: int
     content: bytes
     posted: bool
+    last_error: str
 
 
 async def create(connection: Connection, new: StoredSubscription) -> bool:
@@ -144,16 +141,32 @@ async def find_after(
     return found
 
 
-async def take_due(connection: Connection, now: datetime, limit: int) -> list[bytes]:
-    """Lock active subscriptions whose period has ended, oldest first; none that somebody else has locked."""
+async def list_active(
+    connection: Connection, customer_id: str, organization_id: str, currency_code: str
+) -> list[bytes]:
+    """The active subscriptions of a customer, of an organization or, for "", of all."""
+    conditions = [
+        subscription.c.customer_id == customer_id,
+        subscription.c.currency_code == currency_code,
+        subscription.c.state == "active",
+    ]
+    if organization_id:
+        conditions.append(subscription.c.organization_id == organization_id)
+    return list((await connection.execute(select(subscription.c.content).where(*conditions))).scalars())
+
+
+async def take_due(connection: Connection, now: datetime, limit: int) -> list[tuple[str, bytes]]:
+    """Lock active subscriptions whose period has ended, oldest first, by their ids; none that somebody else
+    has locked.
+    """
     query = (
-        select(subscription.c.content)
+        select(subscription.c.subscription_id, subscription.c.content)
         .where(subscription.c.state == "active", subscription.c.renew_time <= now)
         .order_by(subscription.c.renew_time)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return list((await connection.execute(query)).scalars())
+    return [(row.subscription_id, row.content) for row in await connection.execute(query)]
 
 
 async def list_subscriptions(
@@ -182,9 +195,9 @@ async def list_fees(
     posted = and_(subscription_fee.c.amount_micros > 0, subscription_fee.c.next_attempt_time.is_(None)).label(
         "posted"
     )
-    query = select(subscription_fee.c.fee_number, subscription_fee.c.content, posted).where(
-        subscription_fee.c.subscription_id == subscription_id
-    )
+    query = select(
+        subscription_fee.c.fee_number, subscription_fee.c.content, posted, subscription_fee.c.last_error
+    ).where(subscription_fee.c.subscription_id == subscription_id)
     if workflow_id:
         query = query.where(subscription_fee.c.workflow_id == workflow_id)
     if before is not None:
@@ -242,8 +255,8 @@ async def take_fees(
 
 
 async def count_refused(connection: Connection) -> int:
-    """How many fees the ledger has refused for good."""
-    query = select(func.count()).where(subscription_fee.c.next_attempt_time == _NEVER)
+    """How many fees the ledger refuses."""
+    query = select(func.count()).where(subscription_fee.c.refused)
     return (await connection.execute(query)).scalar_one()
 
 
@@ -251,16 +264,19 @@ async def note_posted(connection: Connection, fees: Sequence[StoredFee]) -> None
     """The ledger has the charges of these fees."""
     if fees:
         await connection.execute(
-            _attempted().values(next_attempt_time=None, last_error=""), [_key(fee) for fee in fees]
+            _attempted().values(next_attempt_time=None, last_error="", refused=False),
+            [_key(fee) for fee in fees],
         )
 
 
-async def note_failed(connection: Connection, errors: Mapping[StoredFee, tuple[str, bool]]) -> None:
-    """Keep why attempts failed; those that are refused for good are not tried again."""
+async def note_failed(
+    connection: Connection, errors: Mapping[StoredFee, tuple[str, bool]], *, refused_delay: timedelta
+) -> None:
+    """Keep why attempts failed; those that are refused are tried again after `refused_delay`."""
     for fee, (error, refused) in errors.items():
         values: dict[str, Any] = {"last_error": error}
         if refused:
-            values["next_attempt_time"] = _NEVER
+            values |= {"refused": True, "next_attempt_time": func.now() + refused_delay}
         await connection.execute(_attempted().values(**values), [_key(fee)])
 
 

@@ -32,6 +32,7 @@ price_version = Table(
     Column("effective_time", DateTime(timezone=True)),
     Column("publish_time", DateTime(timezone=True)),
     Column("publisher_api_key_id", Text),
+    Column("creator_api_key_id", Text, nullable=False),
 )
 
 idempotency = Table(

@@ -233,6 +233,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_SUBSCRIPTION_NOT_FOUND: _ErrorReason.ValueType  # 68
     """NOT_FOUND. Metadata: `subscription_id`."""
+    ERROR_REASON_BILLING_PERIODS_COUNTED: _ErrorReason.ValueType  # 58
+    """FAILED_PRECONDITION. A contract or subscription would begin in the past and cut billing periods otherwise, but work
+    of that time was counted in the periods that there were. Nothing was changed. Metadata: `customer_id`,
+    `organization_id`, `period_start_time` of the first such period.
+    """
     ERROR_REASON_BILLING_PERIOD_NOT_FOUND: _ErrorReason.ValueType  # 77
     """NOT_FOUND. Nothing was counted in a billing period of this customer and organization at that time. Metadata:
     `customer_id`, `organization_id`.
@@ -463,6 +468,11 @@ changed it meanwhile. Nothing was changed. Metadata: `resource_id`, `state`.
 """
 ERROR_REASON_SUBSCRIPTION_NOT_FOUND: ErrorReason.ValueType  # 68
 """NOT_FOUND. Metadata: `subscription_id`."""
+ERROR_REASON_BILLING_PERIODS_COUNTED: ErrorReason.ValueType  # 58
+"""FAILED_PRECONDITION. A contract or subscription would begin in the past and cut billing periods otherwise, but work
+of that time was counted in the periods that there were. Nothing was changed. Metadata: `customer_id`,
+`organization_id`, `period_start_time` of the first such period.
+"""
 ERROR_REASON_BILLING_PERIOD_NOT_FOUND: ErrorReason.ValueType  # 77
 """NOT_FOUND. Nothing was counted in a billing period of this customer and organization at that time. Metadata:
 `customer_id`, `organization_id`.

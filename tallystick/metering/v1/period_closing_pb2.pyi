@@ -34,7 +34,7 @@ class ClosedPrice(_message.Message):
     price_name: _builtins.str
     """The price: its name within the version."""
     price_version_id: _builtins.str
-    """The version: the one in force at the period's last instant, if it has the price."""
+    """The version: the one in force when the period's latest work was done, if it has the price."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_charge_line_pb2.ChargeLine]:
         """Volume tiers, discounts, what is missing up to the minimum of the period, what is more than its maximum."""
@@ -106,6 +106,7 @@ class PeriodClosing(_message.Message):
     CONTRACT_ID_FIELD_NUMBER: _builtins.int
     CONTRACT_VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     POSTED_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
     period_closing_id: _builtins.str
     """Id: pcl_…."""
     customer_id: _builtins.str
@@ -121,11 +122,13 @@ class PeriodClosing(_message.Message):
     charge_id: _builtins.str
     """The charge in the ledger; empty if nothing was to be charged."""
     contract_id: _builtins.str
-    """The contract whose terms applied at the period's last instant; empty for none."""
+    """The contract whose terms applied when the period's latest work was done; empty for none."""
     contract_version_number: _builtins.int
     """Its version."""
     posted: _builtins.bool
     """Whether the ledger has the charge."""
+    last_error: _builtins.str
+    """Why the ledger did not take it the last time; empty once it has, or if it was not asked yet. It is asked again."""
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClosedPrice]:
         """What the whole period comes to, price by price."""
@@ -187,10 +190,11 @@ class PeriodClosing(_message.Message):
         contract_id: _builtins.str = ...,
         contract_version_number: _builtins.int = ...,
         posted: _builtins.bool = ...,
+        last_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "closed_before", b"closed_before", "create_time", b"create_time", "from_credit", b"from_credit", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "amount", b"amount", "charge_id", b"charge_id", "closed_before", b"closed_before", "contract_id", b"contract_id", "contract_version_number", b"contract_version_number", "counters", b"counters", "create_time", b"create_time", "customer_id", b"customer_id", "from_credit", b"from_credit", "ordinal", b"ordinal", "organization_id", b"organization_id", "period_closing_id", b"period_closing_id", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "posted", b"posted", "prices", b"prices", "total", b"total", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "amount", b"amount", "charge_id", b"charge_id", "closed_before", b"closed_before", "contract_id", b"contract_id", "contract_version_number", b"contract_version_number", "counters", b"counters", "create_time", b"create_time", "customer_id", b"customer_id", "from_credit", b"from_credit", "last_error", b"last_error", "ordinal", b"ordinal", "organization_id", b"organization_id", "period_closing_id", b"period_closing_id", "period_end_time", b"period_end_time", "period_start_time", b"period_start_time", "posted", b"posted", "prices", b"prices", "total", b"total", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

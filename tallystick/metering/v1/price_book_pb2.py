@@ -27,63 +27,63 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tallystick.metering.v1 import usage_pb2 as tallystick_dot_metering_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/metering/v1/price_book.proto\x12\x16tallystick.metering.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tallystick/metering/v1/usage.proto\"\xb0\x01\n\tPriceBook\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rfor_contracts\x18\x06 \x01(\x08\"\xd8\x03\n\x0cPriceVersion\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12\x15\n\rprice_book_id\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12\x38\n\x05state\x18\x04 \x01(\x0e\x32).tallystick.metering.v1.PriceVersionState\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06prices\x18\x06 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14publisher_api_key_id\x18\t \x01(\t\x12\x34\n\x06meters\x18\n \x03(\x0b\x32$.tallystick.metering.v1.MeterFormula\x12+\n\x05plans\x18\x0b \x03(\x0b\x32\x1c.tallystick.metering.v1.Plan\"\x98\x04\n\x05Price\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08selector\x18\x02 \x01(\x0b\x32%.tallystick.metering.v1.PriceSelector\x12:\n\ncomponents\x18\x03 \x03(\x0b\x32&.tallystick.metering.v1.PriceComponent\x12\x39\n\x08\x64\x65\x66\x65rral\x18\x04 \x01(\x0b\x32\'.tallystick.metering.v1.OutcomeDeferral\x12>\n\x0foutcome_factors\x18\x05 \x03(\x0b\x32%.tallystick.metering.v1.OutcomeFactor\x12\x33\n\tdiscounts\x18\x06 \x03(\x0b\x32 .tallystick.metering.v1.Discount\x12\x32\n\x07minimum\x18\x07 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x32\n\x07maximum\x18\x08 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x39\n\x0eperiod_minimum\x18\t \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x39\n\x0eperiod_maximum\x18\n \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"W\n\rOutcomeFactor\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x14\n\x0c\x62\x61sis_points\x18\x02 \x01(\x05\"\x89\x02\n\x08\x44iscount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0c\x62\x61sis_points\x18\x02 \x01(\x05H\x00\x12\x33\n\x06\x61mount\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPriceH\x00\x12\x38\n\x06volume\x18\x04 \x01(\x0b\x32&.tallystick.metering.v1.VolumeDiscountH\x00\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08\x64iscount\"K\n\x0eVolumeDiscount\x12\x39\n\x05steps\x18\x01 \x03(\x0b\x32*.tallystick.metering.v1.VolumeDiscountStep\"b\n\x12VolumeDiscountStep\x12\x36\n\x0b\x66rom_amount\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x14\n\x0c\x62\x61sis_points\x18\x02 \x01(\x05\"|\n\x0fOutcomeDeferral\x12/\n\x0c\x65xpire_after\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0f\x65xpired_outcome\x18\x02 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\"8\n\rPriceSelector\x12\x14\n\x0c\x61\x63tion_types\x18\x01 \x03(\t\x12\x11\n\tagent_ids\x18\x02 \x03(\t\"\xa4\x02\n\x0ePriceComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x08\x62\x61se_fee\x18\x02 \x01(\x0b\x32\x1f.tallystick.metering.v1.BaseFeeH\x00\x12\x37\n\ntoken_rate\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.TokenRateH\x00\x12=\n\routcome_bonus\x18\x04 \x01(\x0b\x32$.tallystick.metering.v1.OutcomeBonusH\x00\x12\x37\n\nmeter_rate\x18\x05 \x01(\x0b\x32!.tallystick.metering.v1.MeterRateH\x00\x12\x11\n\tcondition\x18\x06 \x01(\tB\x0b\n\tcomponent\".\n\tUnitPrice\x12\x0e\n\x06\x61mount\x18\x01 \x01(\t\x12\x11\n\tper_units\x18\x02 \x01(\x03\";\n\x07\x42\x61seFee\x12\x30\n\x05price\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"t\n\tTokenRate\x12\x35\n\ntoken_kind\x18\x01 \x01(\x0e\x32!.tallystick.metering.v1.TokenKind\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"r\n\x0cOutcomeBonus\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"\xc3\x01\n\tMeterRate\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x33\n\ttier_mode\x18\x03 \x01(\x0e\x32 .tallystick.metering.v1.TierMode\x12+\n\x05tiers\x18\x04 \x03(\x0b\x32\x1c.tallystick.metering.v1.Tier\x12\x35\n\ntier_scope\x18\x05 \x01(\x0e\x32!.tallystick.metering.v1.TierScope\"w\n\x04Tier\x12\r\n\x05up_to\x18\x01 \x01(\x03\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12.\n\x03\x66\x65\x65\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"\x88\x01\n\x0cMeterFormula\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x30\n\x05terms\x18\x02 \x03(\x0b\x32!.tallystick.metering.v1.MeterTerm\x12\x37\n\x08rounding\x18\x03 \x01(\x0e\x32%.tallystick.metering.v1.MeterRounding\"<\n\tMeterTerm\x12\r\n\x05meter\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\t\x12\x11\n\tper_units\x18\x03 \x01(\x03\"\xe9\x01\n\x04Plan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x03\x66\x65\x65\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x33\n\x08seat_fee\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x35\n\nallowances\x18\x04 \x03(\x0b\x32!.tallystick.metering.v1.Allowance\x12\x37\n\x0bperiod_unit\x18\x05 \x01(\x0e\x32\".tallystick.metering.v1.PeriodUnit\"G\n\tAllowance\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x19\n\x11quantity_per_seat\x18\x03 \x01(\x03*z\n\x11PriceVersionState\x12#\n\x1fPRICE_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PRICE_VERSION_STATE_DRAFT\x10\x01\x12!\n\x1dPRICE_VERSION_STATE_PUBLISHED\x10\x02*T\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10TOKEN_KIND_INPUT\x10\x01\x12\x15\n\x11TOKEN_KIND_OUTPUT\x10\x02*k\n\x08TierMode\x12\x19\n\x15TIER_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13TIER_MODE_GRADUATED\x10\x01\x12\x14\n\x10TIER_MODE_VOLUME\x10\x02\x12\x15\n\x11TIER_MODE_PACKAGE\x10\x03*F\n\tTierScope\x12\x1a\n\x16TIER_SCOPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19TIER_SCOPE_BILLING_PERIOD\x10\x01*f\n\rMeterRounding\x12\x1e\n\x1aMETER_ROUNDING_UNSPECIFIED\x10\x00\x12\x1c\n\x18METER_ROUNDING_HALF_EVEN\x10\x01\x12\x17\n\x13METER_ROUNDING_DOWN\x10\x02*o\n\nPeriodUnit\x12\x1b\n\x17PERIOD_UNIT_UNSPECIFIED\x10\x00\x12\x15\n\x11PERIOD_UNIT_MONTH\x10\x01\x12\x17\n\x13PERIOD_UNIT_QUARTER\x10\x02\x12\x14\n\x10PERIOD_UNIT_YEAR\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/metering/v1/price_book.proto\x12\x16tallystick.metering.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"tallystick/metering/v1/usage.proto\"\xb0\x01\n\tPriceBook\x12\x15\n\rprice_book_id\x18\x01 \x01(\t\x12\x17\n\x0forganization_id\x18\x02 \x01(\t\x12\x15\n\rcurrency_code\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rfor_contracts\x18\x06 \x01(\x08\"\xf4\x03\n\x0cPriceVersion\x12\x18\n\x10price_version_id\x18\x01 \x01(\t\x12\x15\n\rprice_book_id\x18\x02 \x01(\t\x12\x16\n\x0eversion_number\x18\x03 \x01(\x05\x12\x38\n\x05state\x18\x04 \x01(\x0e\x32).tallystick.metering.v1.PriceVersionState\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06prices\x18\x06 \x03(\x0b\x32\x1d.tallystick.metering.v1.Price\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14publisher_api_key_id\x18\t \x01(\t\x12\x34\n\x06meters\x18\n \x03(\x0b\x32$.tallystick.metering.v1.MeterFormula\x12+\n\x05plans\x18\x0b \x03(\x0b\x32\x1c.tallystick.metering.v1.Plan\x12\x1a\n\x12\x63reator_api_key_id\x18\x0c \x01(\t\"\x98\x04\n\x05Price\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08selector\x18\x02 \x01(\x0b\x32%.tallystick.metering.v1.PriceSelector\x12:\n\ncomponents\x18\x03 \x03(\x0b\x32&.tallystick.metering.v1.PriceComponent\x12\x39\n\x08\x64\x65\x66\x65rral\x18\x04 \x01(\x0b\x32\'.tallystick.metering.v1.OutcomeDeferral\x12>\n\x0foutcome_factors\x18\x05 \x03(\x0b\x32%.tallystick.metering.v1.OutcomeFactor\x12\x33\n\tdiscounts\x18\x06 \x03(\x0b\x32 .tallystick.metering.v1.Discount\x12\x32\n\x07minimum\x18\x07 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x32\n\x07maximum\x18\x08 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x39\n\x0eperiod_minimum\x18\t \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x39\n\x0eperiod_maximum\x18\n \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"W\n\rOutcomeFactor\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x14\n\x0c\x62\x61sis_points\x18\x02 \x01(\x05\"\x89\x02\n\x08\x44iscount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0c\x62\x61sis_points\x18\x02 \x01(\x05H\x00\x12\x33\n\x06\x61mount\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPriceH\x00\x12\x38\n\x06volume\x18\x04 \x01(\x0b\x32&.tallystick.metering.v1.VolumeDiscountH\x00\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08\x64iscount\"K\n\x0eVolumeDiscount\x12\x39\n\x05steps\x18\x01 \x03(\x0b\x32*.tallystick.metering.v1.VolumeDiscountStep\"b\n\x12VolumeDiscountStep\x12\x36\n\x0b\x66rom_amount\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x14\n\x0c\x62\x61sis_points\x18\x02 \x01(\x05\"|\n\x0fOutcomeDeferral\x12/\n\x0c\x65xpire_after\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0f\x65xpired_outcome\x18\x02 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\"8\n\rPriceSelector\x12\x14\n\x0c\x61\x63tion_types\x18\x01 \x03(\t\x12\x11\n\tagent_ids\x18\x02 \x03(\t\"\xa4\x02\n\x0ePriceComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x08\x62\x61se_fee\x18\x02 \x01(\x0b\x32\x1f.tallystick.metering.v1.BaseFeeH\x00\x12\x37\n\ntoken_rate\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.TokenRateH\x00\x12=\n\routcome_bonus\x18\x04 \x01(\x0b\x32$.tallystick.metering.v1.OutcomeBonusH\x00\x12\x37\n\nmeter_rate\x18\x05 \x01(\x0b\x32!.tallystick.metering.v1.MeterRateH\x00\x12\x11\n\tcondition\x18\x06 \x01(\tB\x0b\n\tcomponent\".\n\tUnitPrice\x12\x0e\n\x06\x61mount\x18\x01 \x01(\t\x12\x11\n\tper_units\x18\x02 \x01(\x03\";\n\x07\x42\x61seFee\x12\x30\n\x05price\x18\x01 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"t\n\tTokenRate\x12\x35\n\ntoken_kind\x18\x01 \x01(\x0e\x32!.tallystick.metering.v1.TokenKind\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"r\n\x0cOutcomeBonus\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.tallystick.metering.v1.Outcome\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"\xc3\x01\n\tMeterRate\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x33\n\ttier_mode\x18\x03 \x01(\x0e\x32 .tallystick.metering.v1.TierMode\x12+\n\x05tiers\x18\x04 \x03(\x0b\x32\x1c.tallystick.metering.v1.Tier\x12\x35\n\ntier_scope\x18\x05 \x01(\x0e\x32!.tallystick.metering.v1.TierScope\"w\n\x04Tier\x12\r\n\x05up_to\x18\x01 \x01(\x03\x12\x30\n\x05price\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12.\n\x03\x66\x65\x65\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\"\x88\x01\n\x0cMeterFormula\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x30\n\x05terms\x18\x02 \x03(\x0b\x32!.tallystick.metering.v1.MeterTerm\x12\x37\n\x08rounding\x18\x03 \x01(\x0e\x32%.tallystick.metering.v1.MeterRounding\"<\n\tMeterTerm\x12\r\n\x05meter\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\t\x12\x11\n\tper_units\x18\x03 \x01(\x03\"\xe9\x01\n\x04Plan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x03\x66\x65\x65\x18\x02 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x33\n\x08seat_fee\x18\x03 \x01(\x0b\x32!.tallystick.metering.v1.UnitPrice\x12\x35\n\nallowances\x18\x04 \x03(\x0b\x32!.tallystick.metering.v1.Allowance\x12\x37\n\x0bperiod_unit\x18\x05 \x01(\x0e\x32\".tallystick.metering.v1.PeriodUnit\"G\n\tAllowance\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x19\n\x11quantity_per_seat\x18\x03 \x01(\x03*z\n\x11PriceVersionState\x12#\n\x1fPRICE_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PRICE_VERSION_STATE_DRAFT\x10\x01\x12!\n\x1dPRICE_VERSION_STATE_PUBLISHED\x10\x02*T\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10TOKEN_KIND_INPUT\x10\x01\x12\x15\n\x11TOKEN_KIND_OUTPUT\x10\x02*k\n\x08TierMode\x12\x19\n\x15TIER_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13TIER_MODE_GRADUATED\x10\x01\x12\x14\n\x10TIER_MODE_VOLUME\x10\x02\x12\x15\n\x11TIER_MODE_PACKAGE\x10\x03*F\n\tTierScope\x12\x1a\n\x16TIER_SCOPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19TIER_SCOPE_BILLING_PERIOD\x10\x01*f\n\rMeterRounding\x12\x1e\n\x1aMETER_ROUNDING_UNSPECIFIED\x10\x00\x12\x1c\n\x18METER_ROUNDING_HALF_EVEN\x10\x01\x12\x17\n\x13METER_ROUNDING_DOWN\x10\x02*o\n\nPeriodUnit\x12\x1b\n\x17PERIOD_UNIT_UNSPECIFIED\x10\x00\x12\x15\n\x11PERIOD_UNIT_MONTH\x10\x01\x12\x17\n\x13PERIOD_UNIT_QUARTER\x10\x02\x12\x14\n\x10PERIOD_UNIT_YEAR\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.metering.v1.price_book_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRICEVERSIONSTATE']._serialized_start=3546
-  _globals['_PRICEVERSIONSTATE']._serialized_end=3668
-  _globals['_TOKENKIND']._serialized_start=3670
-  _globals['_TOKENKIND']._serialized_end=3754
-  _globals['_TIERMODE']._serialized_start=3756
-  _globals['_TIERMODE']._serialized_end=3863
-  _globals['_TIERSCOPE']._serialized_start=3865
-  _globals['_TIERSCOPE']._serialized_end=3935
-  _globals['_METERROUNDING']._serialized_start=3937
-  _globals['_METERROUNDING']._serialized_end=4039
-  _globals['_PERIODUNIT']._serialized_start=4041
-  _globals['_PERIODUNIT']._serialized_end=4152
+  _globals['_PRICEVERSIONSTATE']._serialized_start=3574
+  _globals['_PRICEVERSIONSTATE']._serialized_end=3696
+  _globals['_TOKENKIND']._serialized_start=3698
+  _globals['_TOKENKIND']._serialized_end=3782
+  _globals['_TIERMODE']._serialized_start=3784
+  _globals['_TIERMODE']._serialized_end=3891
+  _globals['_TIERSCOPE']._serialized_start=3893
+  _globals['_TIERSCOPE']._serialized_end=3963
+  _globals['_METERROUNDING']._serialized_start=3965
+  _globals['_METERROUNDING']._serialized_end=4067
+  _globals['_PERIODUNIT']._serialized_start=4069
+  _globals['_PERIODUNIT']._serialized_end=4180
   _globals['_PRICEBOOK']._serialized_start=169
   _globals['_PRICEBOOK']._serialized_end=345
   _globals['_PRICEVERSION']._serialized_start=348
-  _globals['_PRICEVERSION']._serialized_end=820
-  _globals['_PRICE']._serialized_start=823
-  _globals['_PRICE']._serialized_end=1359
-  _globals['_OUTCOMEFACTOR']._serialized_start=1361
-  _globals['_OUTCOMEFACTOR']._serialized_end=1448
-  _globals['_DISCOUNT']._serialized_start=1451
-  _globals['_DISCOUNT']._serialized_end=1716
-  _globals['_VOLUMEDISCOUNT']._serialized_start=1718
-  _globals['_VOLUMEDISCOUNT']._serialized_end=1793
-  _globals['_VOLUMEDISCOUNTSTEP']._serialized_start=1795
-  _globals['_VOLUMEDISCOUNTSTEP']._serialized_end=1893
-  _globals['_OUTCOMEDEFERRAL']._serialized_start=1895
-  _globals['_OUTCOMEDEFERRAL']._serialized_end=2019
-  _globals['_PRICESELECTOR']._serialized_start=2021
-  _globals['_PRICESELECTOR']._serialized_end=2077
-  _globals['_PRICECOMPONENT']._serialized_start=2080
-  _globals['_PRICECOMPONENT']._serialized_end=2372
-  _globals['_UNITPRICE']._serialized_start=2374
-  _globals['_UNITPRICE']._serialized_end=2420
-  _globals['_BASEFEE']._serialized_start=2422
-  _globals['_BASEFEE']._serialized_end=2481
-  _globals['_TOKENRATE']._serialized_start=2483
-  _globals['_TOKENRATE']._serialized_end=2599
-  _globals['_OUTCOMEBONUS']._serialized_start=2601
-  _globals['_OUTCOMEBONUS']._serialized_end=2715
-  _globals['_METERRATE']._serialized_start=2718
-  _globals['_METERRATE']._serialized_end=2913
-  _globals['_TIER']._serialized_start=2915
-  _globals['_TIER']._serialized_end=3034
-  _globals['_METERFORMULA']._serialized_start=3037
-  _globals['_METERFORMULA']._serialized_end=3173
-  _globals['_METERTERM']._serialized_start=3175
-  _globals['_METERTERM']._serialized_end=3235
-  _globals['_PLAN']._serialized_start=3238
-  _globals['_PLAN']._serialized_end=3471
-  _globals['_ALLOWANCE']._serialized_start=3473
-  _globals['_ALLOWANCE']._serialized_end=3544
+  _globals['_PRICEVERSION']._serialized_end=848
+  _globals['_PRICE']._serialized_start=851
+  _globals['_PRICE']._serialized_end=1387
+  _globals['_OUTCOMEFACTOR']._serialized_start=1389
+  _globals['_OUTCOMEFACTOR']._serialized_end=1476
+  _globals['_DISCOUNT']._serialized_start=1479
+  _globals['_DISCOUNT']._serialized_end=1744
+  _globals['_VOLUMEDISCOUNT']._serialized_start=1746
+  _globals['_VOLUMEDISCOUNT']._serialized_end=1821
+  _globals['_VOLUMEDISCOUNTSTEP']._serialized_start=1823
+  _globals['_VOLUMEDISCOUNTSTEP']._serialized_end=1921
+  _globals['_OUTCOMEDEFERRAL']._serialized_start=1923
+  _globals['_OUTCOMEDEFERRAL']._serialized_end=2047
+  _globals['_PRICESELECTOR']._serialized_start=2049
+  _globals['_PRICESELECTOR']._serialized_end=2105
+  _globals['_PRICECOMPONENT']._serialized_start=2108
+  _globals['_PRICECOMPONENT']._serialized_end=2400
+  _globals['_UNITPRICE']._serialized_start=2402
+  _globals['_UNITPRICE']._serialized_end=2448
+  _globals['_BASEFEE']._serialized_start=2450
+  _globals['_BASEFEE']._serialized_end=2509
+  _globals['_TOKENRATE']._serialized_start=2511
+  _globals['_TOKENRATE']._serialized_end=2627
+  _globals['_OUTCOMEBONUS']._serialized_start=2629
+  _globals['_OUTCOMEBONUS']._serialized_end=2743
+  _globals['_METERRATE']._serialized_start=2746
+  _globals['_METERRATE']._serialized_end=2941
+  _globals['_TIER']._serialized_start=2943
+  _globals['_TIER']._serialized_end=3062
+  _globals['_METERFORMULA']._serialized_start=3065
+  _globals['_METERFORMULA']._serialized_end=3201
+  _globals['_METERTERM']._serialized_start=3203
+  _globals['_METERTERM']._serialized_end=3263
+  _globals['_PLAN']._serialized_start=3266
+  _globals['_PLAN']._serialized_end=3499
+  _globals['_ALLOWANCE']._serialized_start=3501
+  _globals['_ALLOWANCE']._serialized_end=3572
 # @@protoc_insertion_point(module_scope)

@@ -238,6 +238,7 @@ class PriceVersion(_message.Message):
     PUBLISHER_API_KEY_ID_FIELD_NUMBER: _builtins.int
     METERS_FIELD_NUMBER: _builtins.int
     PLANS_FIELD_NUMBER: _builtins.int
+    CREATOR_API_KEY_ID_FIELD_NUMBER: _builtins.int
     price_version_id: _builtins.str
     """"pv_…"."""
     price_book_id: _builtins.str
@@ -248,6 +249,8 @@ class PriceVersion(_message.Message):
     """Where it is in its life."""
     publisher_api_key_id: _builtins.str
     """The API key that published it."""
+    creator_api_key_id: _builtins.str
+    """The API key that created it; empty for versions from before this was kept."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """From when it is in force. Unset for a draft."""
@@ -286,10 +289,11 @@ class PriceVersion(_message.Message):
         publisher_api_key_id: _builtins.str = ...,
         meters: _abc.Iterable[Global___MeterFormula] | None = ...,
         plans: _abc.Iterable[Global___Plan] | None = ...,
+        creator_api_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "publish_time", b"publish_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "meters", b"meters", "plans", b"plans", "price_book_id", b"price_book_id", "price_version_id", b"price_version_id", "prices", b"prices", "publish_time", b"publish_time", "publisher_api_key_id", b"publisher_api_key_id", "state", b"state", "version_number", b"version_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator_api_key_id", b"creator_api_key_id", "effective_time", b"effective_time", "meters", b"meters", "plans", b"plans", "price_book_id", b"price_book_id", "price_version_id", b"price_version_id", "prices", b"prices", "publish_time", b"publish_time", "publisher_api_key_id", b"publisher_api_key_id", "state", b"state", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

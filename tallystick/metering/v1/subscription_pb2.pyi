@@ -256,6 +256,7 @@ class SubscriptionFee(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_ID_FIELD_NUMBER: _builtins.int
     POSTED_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """The subscription."""
     workflow_id: _builtins.str
@@ -268,6 +269,8 @@ class SubscriptionFee(_message.Message):
     """The version that the plan is of."""
     posted: _builtins.bool
     """Whether the ledger has the charge."""
+    last_error: _builtins.str
+    """Why the ledger did not take it the last time; empty once it has, or if it was not asked yet. It is asked again."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_charge_line_pb2.ChargeLine]:
         """What it is for. The lines add up to the amount and what credit paid of it, or, if that is negative, to what
@@ -309,10 +312,11 @@ class SubscriptionFee(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         price_version_id: _builtins.str = ...,
         posted: _builtins.bool = ...,
+        last_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "from_credit", b"from_credit", "service_end_time", b"service_end_time", "service_start_time", b"service_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "charge_id", b"charge_id", "create_time", b"create_time", "from_credit", b"from_credit", "lines", b"lines", "ordinal", b"ordinal", "posted", b"posted", "price_version_id", b"price_version_id", "service_end_time", b"service_end_time", "service_start_time", b"service_start_time", "subscription_id", b"subscription_id", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "charge_id", b"charge_id", "create_time", b"create_time", "from_credit", b"from_credit", "last_error", b"last_error", "lines", b"lines", "ordinal", b"ordinal", "posted", b"posted", "price_version_id", b"price_version_id", "service_end_time", b"service_end_time", "service_start_time", b"service_start_time", "subscription_id", b"subscription_id", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

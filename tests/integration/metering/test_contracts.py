@@ -364,6 +364,49 @@ class TestTenants:
         assert (await refused(explain(customer, customer_id="cus_2"))).reason == "CUSTOMER_NOT_FOUND"
 
 
+class TestBillingPeriods:
+    """What is counted over a period is counted once: periods of the past stay as they are."""
+
+    @pytest.fixture
+    async def counted(self, world: World) -> datetime:
+        """Work of ten days ago that was counted, in a month of UTC."""
+        of = price(fee("0.001"))
+        of.period_maximum.amount = "1"
+        await world.server.publish(of, organization_id="org_a")
+        at = datetime.now(UTC) - timedelta(days=10)
+        event = run("counted")
+        event.occur_time.FromDatetime(at)
+        await world.meter(event)
+        return at
+
+    async def test_a_contract_does_not_cut_what_was_counted(self, world: World, counted: datetime) -> None:
+        operator = world.server.operator
+        for organization_id in ("org_a", ""):
+            contract = a_contract(start=counted - HOUR, organization_id=organization_id)
+            contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_MONTH
+            contract.billing_period.anchor_time.FromDatetime(LONG_AGO + 13 * HOUR)
+            answer = await refused(create(operator, contract))
+            assert (answer.code, answer.reason) == (Code.FAILED_PRECONDITION, "BILLING_PERIODS_COUNTED")
+            assert answer.metadata["organization_id"] == "org_a"
+        # From behind that work on it may, and one that cuts them as they are may begin whenever it likes.
+        contract.start_time.FromDatetime(counted + HOUR)
+        await create(operator, contract)
+        contract = a_contract("con_2", start=counted - HOUR, organization_id="")
+        contract.content.end_time.FromDatetime(counted + HOUR)
+        contract.billing_period.time_zone = "UTC"
+        await create(operator, contract)
+
+    async def test_periods_that_a_contract_cuts_off_are_looked_at(
+        self, world: World, counted: datetime
+    ) -> None:
+        contract = a_contract()
+        contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_YEAR
+        await create(world.server.operator, contract)
+        assert world.server.query(
+            "SELECT next_check_time <= now() + interval '1 hour' FROM metering.counted_period"
+        ) == [(True,)]
+
+
 class TestPrices:
     async def test_the_order_of_resolution(self, world: World) -> None:
         """From the last place to the first: each that is added overrules those behind it."""
@@ -488,6 +531,35 @@ class TestPrices:
         assert [one.contract_id for one in hidden.candidates] == [""] * 5
         answer = await refused(explain(await world.new_owner("org_b")))
         assert answer.reason == "AGENT_NOT_FOUND"
+
+    async def test_nobody_learns_prices_of_others_by_naming_their_version(self, world: World) -> None:
+        """As if it was pinned: an organization those of another one, a customer those of another customer."""
+        operator = world.server.operator
+        of_b = await contract_book(world, "pb_b", "0.07", organization_id="org_b")
+        of_other = await contract_book(world, "pb_other", "0.06", organization_id="org_a")
+        own = await contract_book(world, "pb_own", "0.05", organization_id="org_a")
+        newer = await publish(world, "pb_own", "0.04")
+        await create(operator, a_contract(content=contract_pb2.ContractContent(price_book_id="pb_own")))
+        owner = await world.new_owner("org_a")
+        key = await world.server.ledger.create_caller(
+            access_pb2.ROLE_CUSTOMER, "customer", customer_id="cus_1"
+        )
+        customer = world.server.caller(key.key)
+        for caller, pinned, is_told in (
+            (operator, of_b, True),
+            (owner, of_b, False),
+            (owner, of_other, True),
+            (customer, of_b, False),
+            (customer, of_other, False),
+            (customer, own, True),
+            (customer, newer, True),
+        ):
+            answer = await explain(caller, pinned=pinned)
+            assert (answer.candidates[0].price_name, answer.HasField("price")) == (
+                ("of-" + {of_b: "pb_b", of_other: "pb_other"}.get(pinned, "pb_own"), True)
+                if is_told
+                else ("", False)
+            )
 
     async def test_another_replica_goes_by_a_contract_soon(
         self, world: World, database_url: str, ledger: LedgerServer, host_key: str

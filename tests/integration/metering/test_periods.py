@@ -20,6 +20,7 @@ from services.kit.db import Database
 from services.kit.errors import Code
 from services.kit.times import timestamp
 from services.metering.domain.billing_period import BillingPeriod
+from services.metering.domain.price_book import PeriodUnit
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.period_closer import CloseTimes, PeriodCloser
 from services.metering.rpc.price_catalog import PriceCatalog
@@ -27,11 +28,11 @@ from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.store import period_tables
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.metering.v1 import period_closing_pb2, price_book_pb2, usage_pb2
+from tallystick.metering.v1 import period_closing_pb2, price_book_pb2, pricing_service_pb2, usage_pb2
 from tallystick.metering.v1 import period_service_pb2 as pb
 from tests.integration.metering.test_contracts import a_contract, is_denied, usd
 from tests.integration.metering.test_contracts import create as create_contract
-from tests.integration.metering.test_subscriptions import FailingLedger
+from tests.integration.metering.test_subscriptions import FailingLedger, RefusingLedger
 from tests.integration.metering.world import World, refused, run
 from tests.support.metering_server import Caller, fee, price
 
@@ -139,12 +140,17 @@ async def closers(world: World, database_url: str) -> AsyncIterator[Closers]:
         channel = await stack.enter_async_context(
             connect(world.server.ledger.address, world.server.ledger.service.key)
         )
-        ledger = FailingLedger(channel)
+        failing = FailingLedger(channel)
 
         def make(
-            clock: Clock | None = None, *, times: CloseTimes | None = None, failures: int = 0
+            clock: Clock | None = None,
+            *,
+            times: CloseTimes | None = None,
+            failures: int = 0,
+            refuses: bool = False,
         ) -> PeriodCloser:
-            ledger.failures = failures
+            failing.failures = failures
+            ledger = RefusingLedger(channel) if refuses else failing
             return PeriodCloser(
                 writer=writer,
                 catalog=PriceCatalog(reader),
@@ -272,6 +278,43 @@ class TestClosing:
         assert (made.contract_id, made.contract_version_number) == ("con_1", 1)
         assert charged(world) == 9_000
 
+    async def test_what_was_done_by_a_contract_is_closed_by_it(self, world: World) -> None:
+        """It ended in mid-period, and its version is not the newest of its book."""
+        operator = world.server.operator
+        await world.server.publish(priced(volume((0, "0.5"))), organization_id="org_a")
+        await operator.pricing.CreatePriceBook(
+            pricing_service_pb2.CreatePriceBookRequest(
+                price_book_id="pb_deal", organization_id="org_a", currency_code="USD", for_contracts=True
+            )
+        )
+        versions = []
+        for number, amount in enumerate(("0.00001", "0.3")):
+            draft = await operator.pricing.CreatePriceVersion(
+                pricing_service_pb2.CreatePriceVersionRequest(
+                    price_book_id="pb_deal",
+                    prices=[priced(volume((0, amount)))],
+                    idempotency_key=f"deal-{number}",
+                )
+            )
+            versions.append(draft.price_version.price_version_id)
+            request = pricing_service_pb2.PublishPriceVersionRequest(price_version_id=versions[-1])
+            if not number:
+                request.effective_time.FromSeconds(0)
+            await operator.pricing.PublishPriceVersion(request)
+        contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC))
+        contract.content.price_version_id = versions[0]
+        contract.content.discounts.add(name="loyal", basis_points=5_000)
+        contract.content.end_time.FromDatetime(LAST_MONTH + timedelta(days=9))
+        await create_contract(operator, contract)
+        await world.meter(used("run-1", 1_000, LAST_MONTH))
+        for later in (0, 10):
+            made = await preview(operator)
+            amounts = {one.price_version_id: one.amount.amount_micros for one in made.prices}
+            assert amounts[versions[0]] == 5_000
+            assert made.total.amount_micros == 5_000 + later * 500_000
+            assert made.contract_id == ("" if later else "con_1")
+            await world.meter(used(f"later-{later}", 10, LAST_MONTH + timedelta(days=9 + later)))
+
     async def test_the_contract_cuts_the_period(self, world: World) -> None:
         await world.server.publish(priced(TIERS), organization_id="org_a")
         contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC))
@@ -286,6 +329,61 @@ class TestClosing:
         assert made.period_start_time.ToDatetime(UTC) == period.start
         assert made.period_end_time.ToDatetime(UTC) == period.end
         assert made.workflow_id == f"period/org_a/USD/{period.start:%Y-%m-%dT%H:%M:%SZ}"
+
+    async def test_a_contract_that_cuts_periods_otherwise_ends_the_one_that_runs(self, world: World) -> None:
+        """Two periods that follow each other, with the part of the minimum that each is of a whole one."""
+        await world.server.publish(priced(TIERS, minimum="0.1"), organization_id="org_a")
+        operator = world.server.operator
+        contract = a_contract(start=LAST_MONTH + timedelta(days=9, microseconds=5))
+        # With the second.
+        start = LAST_MONTH + timedelta(days=9, seconds=1)
+        contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_QUARTER
+        contract.content.end_time.FromDatetime(LAST_MONTH + timedelta(days=20))
+        await create_contract(operator, contract)
+        # The quarter may have begun with the month: what tells the periods apart is not that.
+        moments = [
+            LAST_MONTH,
+            start - timedelta(microseconds=1),
+            start,
+            LAST_MONTH + timedelta(days=19),
+            LAST_MONTH + timedelta(days=20),
+        ]
+        for number, at in enumerate(moments):
+            await world.meter(used(f"run-{number}", 600, at))
+        made = [await close(operator, at) for at in (moments[0], moments[2], moments[4])]
+        bounds = [
+            (one.period_start_time.ToDatetime(UTC), one.period_end_time.ToDatetime(UTC))
+            for one in made
+            if one is not None
+        ]
+        assert bounds == [(LAST_MONTH, start), (start, moments[4]), (moments[4], THIS_MONTH)]
+        assert len({one.workflow_id for one in made if one is not None}) == 3
+        month = (THIS_MONTH - LAST_MONTH).total_seconds()
+        quarter = BillingPeriod(PeriodUnit.QUARTER).period_containing(start).length.total_seconds()
+        spent = [2 * FEE + 4 * 1_200, 2 * FEE + 4 * 1_200, FEE + 10 * 600]
+        least = [
+            round(100_000 * (end - begin).total_seconds() / whole)
+            for (begin, end), whole in zip(bounds, (month, quarter, month), strict=True)
+        ]
+        found = [FEE * 2 + made[0].total.amount_micros, FEE * 2 + made[1].total.amount_micros]  # type: ignore[union-attr]
+        found.append(FEE + made[2].total.amount_micros)  # type: ignore[union-attr]
+        assert found == [max(one, other) for one, other in zip(spent, least, strict=True)]
+
+    async def test_a_minimum_is_due_for_as_long_as_there_was_one(self, world: World) -> None:
+        """What was charged before a price had a minimum does not count towards it, nor does that time."""
+        await world.server.publish(priced(), organization_id="org_a")
+        operator = world.server.operator
+        await world.meter(used("run-1", 1, datetime.now(UTC)))
+        version = await world.server.publish(priced(minimum="100"), organization_id="org_a")
+        found = await operator.pricing.GetPriceVersion(
+            pricing_service_pb2.GetPriceVersionRequest(price_version_id=version)
+        )
+        since = found.price_version.effective_time.ToDatetime(UTC)
+        await world.meter(used("run-2", 1, datetime.now(UTC)))
+        ahead = await preview(operator, datetime.now(UTC))
+        begin = ahead.period_start_time.ToDatetime(UTC)
+        end = ahead.period_end_time.ToDatetime(UTC)
+        assert ahead.total.amount_micros + FEE == round(100_000_000 * ((end - since) / (end - begin)))
 
 
 class TestLateEvents:
@@ -410,6 +508,45 @@ class TestWorker:
         listed = await world.server.operator.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
         assert [one.posted for one in listed.period_closings] == [True] * 6
 
+    async def test_a_period_that_cannot_be_closed_keeps_no_other_from_it(
+        self, world: World, closers: Closers
+    ) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        for customer_id in ("cus_1", "cus_2"):
+            await world.meter(used("run-1", 100, LAST_MONTH, customer_id))
+        world.server.execute(
+            "UPDATE metering.price_counter SET value = 9223372036854775807 WHERE customer_id = 'cus_1'"
+        )
+        world.server.execute("UPDATE metering.counted_period SET next_check_time = now()")
+        await closers().step()
+        assert [amount for _, _, amount in closing_charges(world)] == [1_000]
+        answer = await refused(preview(world.server.operator))
+        assert (answer.code, answer.reason) == (Code.FAILED_PRECONDITION, "BALANCE_OUT_OF_RANGE")
+
+    async def test_what_the_ledger_refuses_is_seen_and_tried_again(
+        self, world: World, closers: Closers
+    ) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        world.server.execute("UPDATE metering.counted_period SET next_check_time = now()")
+        closer = closers(refuses=True)
+        await closer.step()
+
+        async def listed() -> list[tuple[bool, str]]:
+            found = await world.server.operator.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
+            return [(one.posted, one.last_error) for one in found.period_closings]
+
+        assert await listed() == [(False, "BALANCE_OUT_OF_RANGE: no room")]
+        assert world.server.query(
+            "SELECT refused, next_attempt_time BETWEEN now() + interval '50 minutes'"
+            " AND now() + interval '2 hours' FROM metering.period_closing"
+        ) == [(True, True)]
+        world.server.execute("UPDATE metering.period_closing SET next_attempt_time = now()")
+        await closers().step()
+        assert await listed() == [(True, "")]
+        assert world.server.query("SELECT refused FROM metering.period_closing") == [(False,)]
+        assert [amount for _, _, amount in closing_charges(world)] == [1_000]
+
     async def test_it_is_closed_by_one_at_a_time(self, world: World) -> None:
         await world.server.publish(priced(TIERS), organization_id="org_a")
         await world.meter(used("run-1", 100, LAST_MONTH))
@@ -454,6 +591,23 @@ class TestTenants:
                     )
                 )
             )
+
+    async def test_an_organization_does_not_learn_of_a_contract_for_all(self, world: World) -> None:
+        await world.server.publish(priced(TIERS), organization_id="org_a")
+        contract = a_contract(start=datetime(2020, 1, 1, tzinfo=UTC), organization_id="")
+        await create_contract(world.server.operator, contract)
+        await world.meter(used("run-1", 100, LAST_MONTH))
+        owner = await world.new_owner("org_a")
+        assert (await preview(owner)).contract_id == ""
+        made = await close(world.server.operator)
+        assert made is not None
+        assert made.contract_id == "con_1"
+        listed = await owner.periods.ListPeriodClosings(pb.ListPeriodClosingsRequest())
+        got = await owner.periods.GetPeriodClosing(
+            pb.GetPeriodClosingRequest(period_closing_id=made.period_closing_id)
+        )
+        for one in (*listed.period_closings, got.period_closing):
+            assert (one.contract_id, one.contract_version_number) == ("", 0)
 
     @pytest.mark.parametrize(
         "statement",

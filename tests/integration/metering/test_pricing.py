@@ -284,6 +284,7 @@ class TestVersions:
         published = await publish(operator, id_)
         assert published.state == price_book_pb2.PRICE_VERSION_STATE_PUBLISHED
         assert published.publisher_api_key_id.startswith("key_")
+        assert published.creator_api_key_id == published.publisher_api_key_id
         answer = await refused(operator.pricing.UpdatePriceVersion(update))
         assert (answer.code, answer.reason) == (Code.FAILED_PRECONDITION, "PRICE_VERSION_PUBLISHED")
         assert answer.metadata == {"price_version_id": id_}

@@ -1,23 +1,27 @@
 """Subscriptions: their fees in the ledger, once each, whoever renews them and whatever dies meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
+from alembic import command
 
 from services.kit.auth import Principal, Role
 from services.kit.client import connect
 from services.kit.clock import SystemClock
 from services.kit.db import Database
-from services.kit.errors import Code
+from services.kit.errors import Code, FailedPrecondition
 from services.kit.runs import subscription_run
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
+from services.metering import migrations
 from services.metering.domain import subscription as domain
 from services.metering.domain.billing_period import BillingPeriod
+from services.metering.domain.contract import ContractKey
 from services.metering.domain.subscription import Segment, Subscription
 from services.metering.domain.usage_record import IntendedCharge
 from services.metering.rpc.contract_catalog import ContractCatalog
@@ -37,12 +41,13 @@ from services.metering.rpc.terms import Terms, TermsFinder, Work
 from services.metering.store import subscriptions as store
 from tallystick.common.v1 import access_pb2
 from tallystick.ledger.v1 import charge_pb2, ledger_service_pb2
+from tallystick.metering.v1 import contract_service_pb2 as contracts_pb
 from tallystick.metering.v1 import price_book_pb2, subscription_pb2
 from tallystick.metering.v1 import pricing_service_pb2 as pricing
 from tallystick.metering.v1 import subscription_service_pb2 as pb
 from tests.integration.metering.test_contracts import a_contract, explain, is_denied, usd
 from tests.integration.metering.test_contracts import create as create_contract
-from tests.integration.metering.world import World, fields_of, refused
+from tests.integration.metering.world import World, fields_of, refused, run
 from tests.support.metering_server import Caller, fee, price
 from tests.support.waiting import eventually
 
@@ -65,7 +70,9 @@ def plan(
 PLANS = (plan("small", "1"), plan("team", "2.5", "0.5", 1_000), plan("yearly", "20", unit="YEAR"))
 
 
-async def offer(world: World, *plans: price_book_pb2.Plan, first: bool = True) -> str:
+async def offer(
+    world: World, *plans: price_book_pb2.Plan, first: bool = True, of: price_book_pb2.Price | None = None
+) -> str:
     """Publish plans in org_a's book, by its owner; the version's id."""
     operator = world.server.operator.pricing
     await operator.CreatePriceBook(
@@ -76,7 +83,7 @@ async def offer(world: World, *plans: price_book_pb2.Plan, first: bool = True) -
     draft = await operator.CreatePriceVersion(
         pricing.CreatePriceVersionRequest(
             price_book_id="pb_plans",
-            prices=[price(fee("0.01"))],
+            prices=[of or price(fee("0.01"))],
             plans=plans,
             idempotency_key=str(len(plans)) + plans[0].fee.amount,
         )
@@ -183,9 +190,11 @@ class TestLife:
         again = await operator.subscriptions.ChangeSubscription(request)
         assert (again.subscription, again.HasField("fee")) == (changed.subscription, False)
         fees = await posted_fees_of(operator, subscription.subscription_id)
-        for run, count in ((fees[0].workflow_id, len(fees)), ("another", 0)):
+        for workflow_id, count in ((fees[0].workflow_id, len(fees)), ("another", 0)):
             of_run = await operator.subscriptions.ListSubscriptionFees(
-                pb.ListSubscriptionFeesRequest(subscription_id=subscription.subscription_id, workflow_id=run)
+                pb.ListSubscriptionFeesRequest(
+                    subscription_id=subscription.subscription_id, workflow_id=workflow_id
+                )
             )
             assert len(of_run.fees) == count
         assert [one.ordinal for one in fees] == [1, 0]
@@ -364,6 +373,63 @@ class TestTerms:
         (first,) = await fees_of(operator, subscription.subscription_id)
         assert abs(first.amount.amount_micros - 3_500_000 * rest / length) <= 1
 
+    async def test_its_periods_are_those_of_the_work_that_it_includes(self, world: World) -> None:
+        """Neither a later contract nor a start in the past cuts them otherwise."""
+        of = price(fee("0.001"))
+        of.period_maximum.amount = "1"
+        await offer(world, *PLANS, of=of)
+        operator = world.server.operator
+        subscription = await subscribe(operator)
+        contract = a_contract()
+        contract.billing_period.unit = price_book_pb2.PERIOD_UNIT_QUARTER
+        answer = await refused(create_contract(operator, contract))
+        assert (answer.reason, answer.metadata["resource_id"]) == (
+            "AGREEMENT_STATE_CONFLICT",
+            subscription.subscription_id,
+        )
+        contract.billing_period.CopyFrom(subscription.billing_period)
+        await create_contract(operator, contract)
+        later = a_contract("con_2", customer_id="cus_2", start=datetime.now(UTC) + timedelta(days=9))
+        later.billing_period.unit = price_book_pb2.PERIOD_UNIT_MONTH
+        await create_contract(operator, later)
+        answer = await refused(subscribe(operator, customer_id="cus_2", key="early"))
+        assert (answer.reason, answer.metadata["resource_id"]) == ("AGREEMENT_STATE_CONFLICT", "con_2")
+        await operator.contracts.EndContract(contracts_pb.EndContractRequest(contract_id="con_2"))
+
+        event = run("counted", "cus_2")
+        event.occur_time.FromDatetime(datetime.now(UTC) - timedelta(days=5))
+        counted = await world.meter(event)
+        assert counted.period_start_time.seconds > 0
+        answer = await refused(subscribe(operator, customer_id="cus_2", key="early", days_ago=6))
+        assert answer.reason == "BILLING_PERIODS_COUNTED"
+        await subscribe(operator, customer_id="cus_2", key="late", days_ago=4)
+
+    async def test_what_it_includes_is_never_prorated(self, world: World) -> None:
+        """The plan of the time counts in full, less what was used in the period before."""
+        billing = BillingPeriod(anchor=datetime(2026, 1, 1, tzinfo=UTC))
+        begin = datetime(2026, 1, 1, tzinfo=UTC)
+        index = domain.SubscriptionIndex()
+        key = ContractKey("cus_1", "org_a", "USD")
+        late = begin + timedelta(days=30)
+        index.add(key, domain.Subscribed("sub_1", 1, begin, billing, {"input_tokens": 1_000}))
+        index.add(key, domain.Subscribed("sub_1", 2, late, billing, {"input_tokens": 9_000}))
+        found = [index.in_force(key, at) for at in (begin, late)]
+        assert [one.included for one in found if one] == [{"input_tokens": 1_000}, {"input_tokens": 9_000}]
+
+
+class RefusingLedger(Ledger):
+    """Refuses what it is asked, as long as it is told to."""
+
+    refuses = True
+
+    async def post_charges(self, charges: Sequence[IntendedCharge]) -> list[PostVerdict]:
+        if self.refuses:
+            return [
+                FailedPrecondition("no room", reason="BALANCE_OUT_OF_RANGE", precondition_violations=[])
+                for _ in charges
+            ]
+        return await super().post_charges(charges)
+
 
 class FailingLedger(Ledger):
     """Posts, and then is cut off before the answer: as a process that is killed in between."""
@@ -380,6 +446,54 @@ class FailingLedger(Ledger):
         return verdicts
 
 
+async def backlog(
+    writer: Database, numbers: Iterable[int], version_id: str, start: datetime | None = None
+) -> list[str]:
+    """Subscriptions that began 70 days ago and were never renewed since, each in its own transaction."""
+    start = start or datetime.now(UTC).replace(microsecond=0) - timedelta(days=70)
+    billing = BillingPeriod(anchor=start)
+    made = []
+    for number in numbers:
+        first = Segment(start, "team", 0, 2_500_000, 0, (), version_id)
+        step = domain.start(
+            Subscription(
+                subscription_id=f"sub_{number:03}",
+                # About something else each: there may be one of a customer, organization and currency.
+                customer_id="cus_1",
+                organization_id="org_a",
+                agent_id="agt_a",
+                currency_code="USD",
+                price_book_id="pb_plans",
+                billing_period=billing,
+                start_time=start,
+                period=billing.period_containing(start),
+                segments=(first,),
+            )
+        )
+        assert step.fee is not None
+        stored = subscription_to_stored(step.subscription)
+        async with writer.begin() as connection:
+            await scope(connection, PLATFORM)
+            assert await store.create(connection, stored._replace(currency_code=f"X{number:02}"))
+            await store.add_segment(connection, segment_to_stored(step.subscription, "key_1"))
+            await store.add_fee(connection, fee_to_stored(step.fee, start))
+        made.append(stored.subscription_id)
+    return made
+
+
+async def next_fee(writer: Database, subscription: subscription_pb2.Subscription) -> int:
+    """What the renewal at the end of the period charges, which is then undone."""
+    after = subscription.period_end_time.ToDatetime(UTC)
+    async with writer.begin() as connection:
+        await scope(connection, PLATFORM)
+        content = await store.find(connection, subscription.subscription_id, lock=True)
+        assert content is not None
+        renewed = await catch_up(connection, subscription_from_stored(content), now=after)
+        await connection.rollback()
+    assert renewed.period.start == after
+    return renewed.fees_micros
+
+
 class TestRenewals:
     @pytest.fixture
     async def writer(self, database_url: str) -> AsyncIterator[Database]:
@@ -388,44 +502,10 @@ class TestRenewals:
         yield writer
         await writer.close()
 
-    async def backlog(
-        self, writer: Database, count: int, version_id: str, start: datetime | None = None
-    ) -> list[str]:
-        """Subscriptions that began 70 days ago and were never renewed since, each in its own transaction."""
-        start = start or datetime.now(UTC).replace(microsecond=0) - timedelta(days=70)
-        billing = BillingPeriod(anchor=start)
-        made = []
-        for number in range(count):
-            first = Segment(start, "team", 0, 2_500_000, 0, (), version_id)
-            step = domain.start(
-                Subscription(
-                    subscription_id=f"sub_{number:03}",
-                    # About something else each: there may be one of a customer, organization and currency.
-                    customer_id="cus_1",
-                    organization_id="org_a",
-                    agent_id="agt_a",
-                    currency_code="USD",
-                    price_book_id="pb_plans",
-                    billing_period=billing,
-                    start_time=start,
-                    period=billing.period_containing(start),
-                    segments=(first,),
-                )
-            )
-            assert step.fee is not None
-            stored = subscription_to_stored(step.subscription)
-            async with writer.begin() as connection:
-                await scope(connection, PLATFORM)
-                assert await store.create(connection, stored._replace(currency_code=f"X{number:02}"))
-                await store.add_segment(connection, segment_to_stored(step.subscription, "key_1"))
-                await store.add_fee(connection, fee_to_stored(step.fee, start))
-            made.append(stored.subscription_id)
-        return made
-
     async def test_two_replicas_and_a_cut_charge_each_fee_once(self, world: World, writer: Database) -> None:
         """The worker of the server runs, too: that makes three."""
         version = await offer(world, *PLANS)
-        made = await self.backlog(writer, 12, version)
+        made = await backlog(writer, range(12), version)
         async with connect(world.server.ledger.address, world.server.ledger.service.key) as channel:
             ledger = FailingLedger(channel)
             ledger.failures = 3
@@ -479,7 +559,7 @@ class TestRenewals:
                 )
             )
         )
-        (id_,) = await self.backlog(writer, 1, version, start)
+        (id_,) = await backlog(writer, range(1), version, start)
 
         async def tried() -> bool:
             fees = await fees_of(world.server.operator, id_)
@@ -488,12 +568,32 @@ class TestRenewals:
 
         await eventually(tried)
         rows = world.server.query(
-            "SELECT last_error, next_attempt_time = 'infinity' FROM metering.subscription_fee"
-            " WHERE next_attempt_time IS NOT NULL"
+            "SELECT last_error, refused, next_attempt_time > now() + interval '50 minutes'"
+            " FROM metering.subscription_fee WHERE next_attempt_time IS NOT NULL"
         )
-        ((error, is_refused),) = rows
+        ((error, is_refused, waits),) = rows
         assert str(error).startswith("IDEMPOTENCY_KEY_REUSED")
-        assert is_refused
+        assert (is_refused, waits) == (True, True)
+        listed = await fees_of(world.server.operator, id_)
+        assert [one.last_error for one in listed] == ["", "", error]
+
+    async def test_a_subscription_that_cannot_be_renewed_keeps_no_other_from_it(
+        self, world: World, writer: Database
+    ) -> None:
+        version = await offer(world, *PLANS)
+        broken = datetime.now(UTC) - timedelta(days=90)
+        world.server.execute(
+            "INSERT INTO metering.subscription (subscription_id, customer_id, organization_id,"
+            " currency_code, state, start_time, renew_time, content)"
+            " VALUES ('sub_broken', 'cus_1', 'org_a', 'XXX', 'active',"
+            f" '{broken.isoformat()}', '{broken.isoformat()}', '\\xff')"
+        )
+        (id_,) = await backlog(writer, range(1), version)
+
+        async def is_renewed() -> bool:
+            return len(await fees_of(world.server.operator, id_)) == 3
+
+        await eventually(is_renewed)
 
     async def test_a_renewal_takes_the_plan_as_it_is_offered_then(
         self, world: World, writer: Database
@@ -506,17 +606,52 @@ class TestRenewals:
         await offer(world, plan("team", "9", "1"), first=False)
         assert team.segments[0].fee.amount_micros == 2_500_000
 
-        async def next_fee(subscription: subscription_pb2.Subscription) -> int:
-            """What the renewal at the end of the period charges, which is then undone."""
-            after = subscription.period_end_time.ToDatetime(UTC)
-            async with writer.begin() as connection:
-                await scope(connection, PLATFORM)
-                content = await store.find(connection, subscription.subscription_id, lock=True)
-                assert content is not None
-                renewed = await catch_up(connection, subscription_from_stored(content), now=after)
-                await connection.rollback()
-            assert renewed.period.start == after
-            return renewed.fees_micros
+        assert await next_fee(writer, team) == 9_000_000 + 2 * 1_000_000
+        assert await next_fee(writer, small) == 1_000_000
 
-        assert await next_fee(team) == 9_000_000 + 2 * 1_000_000
-        assert await next_fee(small) == 1_000_000
+    async def test_a_plan_that_it_is_to_change_to_is_kept_when_it_is_offered_no_more(
+        self, world: World, writer: Database
+    ) -> None:
+        """Nor had it been offered when the subscription began."""
+        await offer(world, PLANS[1])
+        operator = world.server.operator
+        subscription = await subscribe(operator, days_ago=10)
+        await offer(world, PLANS[1], plan("small", "1"), first=False)
+        request = pb.ChangeSubscriptionRequest(
+            subscription_id=subscription.subscription_id,
+            plan_name="small",
+            timing=PERIOD_END,
+            idempotency_key="down",
+        )
+        # Changes are of whole seconds: a version of this one is not in force at its begin.
+        await asyncio.sleep(1)
+        await operator.subscriptions.ChangeSubscription(request)
+        await offer(world, plan("team", "9", "1"), first=False)
+        assert await next_fee(writer, subscription) == 1_000_000
+
+
+def test_what_an_older_release_gave_up_is_tried_again(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, revision: upgrade(config, "0011"))
+        migrations.migrate(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as admin:
+        admin.execute(
+            "INSERT INTO metering.subscription (subscription_id, customer_id, organization_id,"
+            " currency_code, state, start_time, renew_time, content)"
+            " VALUES ('sub_1', 'cus_1', 'org_a', 'USD', 'active', now(), now(), '')"
+        )
+        for number, next_attempt in ((1, "'infinity'"), (2, "NULL")):
+            admin.execute(
+                "INSERT INTO metering.subscription_fee (subscription_id, fee_number, customer_id,"
+                " organization_id, agent_id, currency_code, price_version_id, workflow_id, ordinal,"
+                " occur_time, amount_micros, content, create_time, next_attempt_time)"
+                f" VALUES ('sub_1', {number}, 'cus_1', 'org_a', 'agt_a', 'USD', 'pv_1', 'sub_1/x', {number},"
+                f" now(), 5, '', now(), {next_attempt})".encode()
+            )
+        migrations.migrate(empty_database_url)
+        assert admin.execute(
+            "SELECT refused, next_attempt_time <= now() FROM metering.subscription_fee ORDER BY fee_number"
+        ).fetchall() == [(True, True), (False, None)]

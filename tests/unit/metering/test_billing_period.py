@@ -120,6 +120,14 @@ def test_quarters_of_an_anchor() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_when_a_zone_changes_its_rules_the_next_period_begins_where_the_last_one_ended(hours: int) -> None:
+    billing = BillingPeriod(time_zone="Europe/Rome")
+    cut = billing.period_containing(utc(2026, 5, 5))
+    before = Period(cut.start, cut.end + timedelta(hours=hours))
+    assert billing.next(before) == Period(before.end, billing.next(cut).end)
+
+
 def test_local_time_of_day_is_kept_when_clocks_change() -> None:
     billing = BillingPeriod(anchor=utc(2026, 2, 15, 8), time_zone="Europe/Rome")
     assert starts(billing, utc(2026, 3, 1), 3) == ["2026-02-15 09:00", "2026-03-15 09:00", "2026-04-15 09:00"]

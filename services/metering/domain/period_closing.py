@@ -9,14 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from services.metering.domain.billing_period import Period
+from services.metering.domain.compiled_price import CompiledPrice, CompiledTerms
 from services.metering.domain.price_counter import CounterPeriod
-from services.metering.domain.rating import (
-    CompiledPrice,
-    CompiledTerms,
-    Counters,
-    Rated,
-    close_period,
-)
+from services.metering.domain.rating import Counters, Rated, close_period
 from services.metering.domain.usage_event import PERIOD_WORKFLOW
 
 _INSTANT: Final = timedelta(microseconds=1)

@@ -10,7 +10,8 @@ from services.kit.auth import Principal
 from services.kit.errors import InvalidArgument
 from services.kit.money import check_amount, check_currency
 from services.metering.domain import reservation as rules
-from services.metering.domain.rating import Execution, highest
+from services.metering.domain.compiled_price import Execution
+from services.metering.domain.rating import highest
 from services.metering.domain.reservation import Reservation
 from services.metering.domain.usage_event import MAX_ORDINAL, Outcome, Usage, usage_violations
 from services.metering.rpc.convert import usage_from_proto

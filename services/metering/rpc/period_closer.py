@@ -8,12 +8,13 @@ from prometheus_client import Counter, Gauge
 
 from services.kit import ids, log
 from services.kit.clock import Clock
-from services.kit.db import Database, retry_transaction
+from services.kit.db import Connection, Database, retry_transaction
 from services.kit.errors import TallystickError
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
 from services.kit.worker import PeriodicWorker
 from services.metering.domain.billing_period import Period
+from services.metering.domain.compiled_price import CompiledPrice
 from services.metering.domain.contract import Contract, ContractKey
 from services.metering.domain.period_closing import (
     ClosedPrice,
@@ -25,7 +26,6 @@ from services.metering.domain.period_closing import (
     workflow_id_of,
 )
 from services.metering.domain.price_counter import CounterPeriod
-from services.metering.domain.rating import CompiledPrice
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import IntendedCharge
 from services.metering.rpc.contract_catalog import ContractCatalog
@@ -35,7 +35,7 @@ from services.metering.rpc.price_catalog import PriceCatalog
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.rpc.terms import agreed_in, billing_period_of, candidates, contracts_in_force
 from services.metering.store import periods, price_counters
-from services.metering.store.periods import Connection, LatestWork, StoredClosing, StoredPeriod
+from services.metering.store.periods import LatestWork, StoredClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2 as pb
 
 _CLOSED_AT_ONCE: Final = 20

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
+from services.kit.db import Connection
 from services.metering.domain.price_book import Plan
 from services.metering.domain.subscription import (
     Segment,
@@ -18,7 +19,6 @@ from services.metering.rpc.subscription_convert import (
     subscription_to_stored,
 )
 from services.metering.store import price_books, subscriptions
-from services.metering.store.subscriptions import Connection
 
 
 async def record(

@@ -17,13 +17,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kit.db import Connection
 from services.metering.domain.price_counter import CounterPeriod
 from services.metering.store.period_tables import counted_period, period_closing
 from services.metering.store.tables import recorded_usage
-
-Connection = AsyncConnection
 
 _NEVER: Final = literal_column("'infinity'::timestamptz", DateTime(timezone=True))
 _PERIOD_KEY: Final = (

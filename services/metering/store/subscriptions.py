@@ -18,16 +18,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kit.db import Connection
 from services.metering.store.subscription_tables import (
     subscription,
     subscription_change,
     subscription_fee,
     subscription_segment,
 )
-
-Connection = AsyncConnection
 
 _NEVER: Final = literal_column("'infinity'::timestamptz", DateTime(timezone=True))
 

@@ -255,6 +255,7 @@ class TestLife:
         assert all(other.subscription_id == first.subscription_id for other in others)
         answer = await refused(subscribe(operator, key="other"))
         assert (answer.code, answer.metadata["resource_id"]) == (Code.ALREADY_EXISTS, first.subscription_id)
+        await posted_fees_of(operator, first.subscription_id)
         assert len(charged(world)) == 1
         answer = await refused(subscribe(operator, "small"))
         assert answer.reason == "IDEMPOTENCY_KEY_REUSED"

@@ -16,6 +16,7 @@ from cel_expr_python import cel
 from bench.contestants import UnexpectedAnswerError
 from bench.results import RATE_CEL, RATE_PURE, Result, rounded
 from bench.summary import median, median_ratio
+from services.metering.domain.compiled_price import CompiledPrice, Execution, compile_price_list
 from services.metering.domain.price_book import (
     BaseFee,
     MeterRate,
@@ -30,7 +31,7 @@ from services.metering.domain.price_book import (
     TokenRate,
     UnitPrice,
 )
-from services.metering.domain.rating import CompiledPrice, Execution, compile_price_list, rate
+from services.metering.domain.rating import rate
 from services.metering.domain.usage_event import Outcome, Usage
 
 # How many different executions are rated, in turns.

@@ -21,7 +21,8 @@ from sandbox.process import SandboxError
 from sandbox.stack import Stack
 from services.kit.client import connect
 from services.kit.times import set_timestamp
-from services.metering.domain.rating import compile_price_list, rate
+from services.metering.domain.compiled_price import compile_price_list
+from services.metering.domain.rating import rate
 from services.metering.domain.workload import Workload, draw
 from services.metering.rpc.convert import OUTCOMES_TO_PROTO, execution_from_proto
 from services.metering.rpc.prices import price_list_from_proto

@@ -22,7 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 T = TypeVar("T")
 
-# A plain connection in a transaction, as `Database.hot` gives it.
+# A connection in a transaction, as `Database.begin` gives it.
+Connection: TypeAlias = AsyncConnection
+# A plain one, as `Database.hot` gives it.
 HotConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 
 _ATTEMPTS: Final = 5

@@ -9,15 +9,15 @@ from typing import Any, Final
 from services.kit.db import Database
 from services.kit.messages import set_money
 from services.kit.tenancy import PLATFORM, Tenants, scope
-from services.metering.domain.rating import (
+from services.metering.domain.compiled_price import (
     NO_COMPILED_TERMS,
     CompiledPrice,
     CompiledTerms,
     Execution,
-    RatedLine,
     compile_price_list,
     compile_terms,
 )
+from services.metering.domain.rating import RatedLine
 from services.metering.domain.rerating import (
     Difference,
     LineName,

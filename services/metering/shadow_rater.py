@@ -9,7 +9,7 @@ from typing import Any, Final
 from services.kit.db import Database, retry_transaction
 from services.kit.tenancy import PLATFORM, scope_hot
 from services.kit.worker import PeriodicWorker
-from services.metering.domain.rating import CompiledPrice, compile_price_list
+from services.metering.domain.compiled_price import CompiledPrice, compile_price_list
 from services.metering.domain.rerating import PeriodStart
 from services.metering.domain.shadow import Happened, Shadow, Shadowing
 from services.metering.domain.usage_event import EventKey, Outcome

@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.kit.money import MAX_AMOUNT_MICROS
+from services.metering.domain.compiled_price import Execution, compile_price
 from services.metering.domain.outcome import prospects
 from services.metering.domain.price_book import (
     BaseFee,
@@ -25,7 +26,7 @@ from services.metering.domain.price_book import (
     UnitPrice,
 )
 from services.metering.domain.price_checks import check_price_list
-from services.metering.domain.rating import Execution, Rated, compile_price, rate, rate_outcome
+from services.metering.domain.rating import Rated, rate, rate_outcome
 from services.metering.domain.usage_event import FINAL_OUTCOMES, MAX_TOKENS, Outcome, Usage
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -14,6 +14,14 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from services.metering.domain.compiled_price import (
+    CompiledPrice,
+    CompiledTerms,
+    ContractTerms,
+    Execution,
+    compile_price_list,
+    compile_terms,
+)
 from services.metering.domain.price_book import (
     BaseFee,
     Discount,
@@ -37,15 +45,9 @@ from services.metering.domain.price_book import (
 )
 from services.metering.domain.price_checks import check_price_list
 from services.metering.domain.rating import (
-    CompiledPrice,
-    CompiledTerms,
-    ContractTerms,
-    Execution,
     LineKind,
     Rated,
     close_period,
-    compile_price_list,
-    compile_terms,
     counter_names,
     highest,
     rate,

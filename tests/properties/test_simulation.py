@@ -9,6 +9,14 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.metering.domain.compiled_price import (
+    NO_COMPILED_TERMS,
+    NO_TERMS,
+    ContractTerms,
+    Execution,
+    compile_price_list,
+    compile_terms,
+)
 from services.metering.domain.outcome import Decision, decide, prospects
 from services.metering.domain.price_book import (
     Allowance,
@@ -33,18 +41,7 @@ from services.metering.domain.price_book import (
 )
 from services.metering.domain.price_checks import check_price_list
 from services.metering.domain.price_counter import Counted
-from services.metering.domain.rating import (
-    NO_COMPILED_TERMS,
-    NO_TERMS,
-    ContractTerms,
-    Execution,
-    close_period,
-    compile_price_list,
-    compile_terms,
-    counter_names,
-    rate,
-    rate_outcome,
-)
+from services.metering.domain.rating import close_period, counter_names, rate, rate_outcome
 from services.metering.domain.rerating import PostedOutcome, PostedRun, Rerating
 from services.metering.domain.shadow import CounterKey, Happened, Shadowing
 from services.metering.domain.simulation import Book, Spread, Work, periods, simulate, spread

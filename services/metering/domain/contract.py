@@ -12,9 +12,9 @@ from services.kit import ids
 from services.kit.errors import FieldViolation, InvalidArgument
 from services.kit.money import MAX_AMOUNT_MICROS
 from services.metering.domain.billing_period import BillingPeriod
+from services.metering.domain.compiled_price import CompiledTerms, ContractTerms, compile_terms
 from services.metering.domain.price_book import MAX_ALLOWANCES, Allowance, Discount
 from services.metering.domain.price_checks import allowance_meter_violations, discounts_violations
-from services.metering.domain.rating import CompiledTerms, ContractTerms, compile_terms
 
 MAX_ALLOWED: Final = 10**15
 MAX_RECORDED_TERMS: Final = 50

@@ -7,18 +7,9 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from services.metering.domain.claim import OutcomeHold
+from services.metering.domain.compiled_price import NO_COMPILED_TERMS, CompiledPrice, CompiledTerms, Execution
 from services.metering.domain.price_counter import MAX_COUNTER, Counted, counts_charges
-from services.metering.domain.rating import (
-    NO_COMPILED_TERMS,
-    CompiledPrice,
-    CompiledTerms,
-    Counters,
-    Execution,
-    Rated,
-    highest,
-    rate,
-    rate_outcome,
-)
+from services.metering.domain.rating import Counters, Rated, highest, rate, rate_outcome
 from services.metering.domain.usage_event import FINAL_OUTCOMES, EventKey, Outcome
 
 _NOTHING: Final[Counters] = MappingProxyType({})

@@ -11,18 +11,16 @@ from typing import Final, NamedTuple
 from services.kit.money import round_half_even
 from services.kit.runs import period_run
 from services.metering.domain.billing_period import Period
-from services.metering.domain.price_book import UnitPrice
-from services.metering.domain.price_counter import CounterPeriod
-from services.metering.domain.rating import (
+from services.metering.domain.compiled_price import (
     UNCHARGED,
     CompiledComponent,
     CompiledPrice,
     CompiledTerms,
-    Counters,
     Limit,
-    Rated,
-    close_period,
 )
+from services.metering.domain.price_book import UnitPrice
+from services.metering.domain.price_counter import CounterPeriod
+from services.metering.domain.rating import Counters, Rated, close_period
 
 _INSTANT: Final = timedelta(microseconds=1)
 

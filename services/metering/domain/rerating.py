@@ -14,13 +14,10 @@ from typing import Final, NamedTuple
 
 from services.kit.errors import InvalidArgument
 from services.metering.domain.billing_period import MONTH_IN_UTC
+from services.metering.domain.compiled_price import NO_COMPILED_TERMS, CompiledPrice, CompiledTerms, Execution
 from services.metering.domain.counter_shift import moves, moves_between, shift, shifted
 from services.metering.domain.rating import (
-    NO_COMPILED_TERMS,
-    CompiledPrice,
-    CompiledTerms,
     Counters,
-    Execution,
     LineKind,
     Rated,
     RatedLine,

@@ -7,21 +7,11 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from services.kit.errors import InvalidArgument
+from services.metering.domain.compiled_price import NO_COMPILED_TERMS, CompiledPrice, CompiledTerms, Execution
 from services.metering.domain.counter_shift import moves, moves_between, shift, shifted
 from services.metering.domain.price_book import PriceList
 from services.metering.domain.price_counter import MAX_COUNTER, counts_charges
-from services.metering.domain.rating import (
-    NO_COMPILED_TERMS,
-    CompiledPrice,
-    CompiledTerms,
-    Counters,
-    Execution,
-    Rated,
-    counter_names,
-    rate,
-    rate_outcome,
-    select,
-)
+from services.metering.domain.rating import Counters, Rated, counter_names, rate, rate_outcome, select
 from services.metering.domain.usage_event import EventKey, Outcome
 
 _NOTHING: Final[Counters] = {}

@@ -17,19 +17,21 @@ from typing import Any, Final, NamedTuple
 from services.kit.errors import InvalidArgument
 from services.kit.model_costs import Catalogue
 from services.kit.money import MICROS_PER_UNIT, round_half_even
-from services.metering.domain.price_book import PeriodUnit, Plan, PriceList, UnitPrice
-from services.metering.domain.rating import (
+from services.metering.domain.compiled_price import (
     NO_COMPILED_TERMS,
     CompiledPrice,
     CompiledTerms,
     ContractTerms,
     Execution,
+    compile_price_list,
+    compile_terms,
+)
+from services.metering.domain.price_book import PeriodUnit, Plan, PriceList, UnitPrice
+from services.metering.domain.rating import (
     LineKind,
     Rated,
     RatedLine,
     close_period,
-    compile_price_list,
-    compile_terms,
     counter_names,
     rate,
     select,

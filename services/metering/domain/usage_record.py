@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from services.kit import ids
 from services.metering.domain.claim import Claim, OutcomeHold
+from services.metering.domain.compiled_price import NO_TERMS, ContractTerms
 from services.metering.domain.outcome import DeferredOutcome
 from services.metering.domain.price_counter import Counted
-from services.metering.domain.rating import NO_TERMS, ContractTerms, RatedLine
+from services.metering.domain.rating import RatedLine
 from services.metering.domain.usage_event import EventKey, UsageEvent
 
 

@@ -11,7 +11,8 @@ from services.kit.errors import InvalidArgument
 from services.kit.money import check_amount, check_currency
 from services.kit.runs import ChargeKind, kind_of
 from services.metering.domain import reservation as rules
-from services.metering.domain.rating import Execution, highest
+from services.metering.domain.compiled_price import Execution
+from services.metering.domain.rating import highest
 from services.metering.domain.reservation import Reservation
 from services.metering.domain.usage_event import MAX_ORDINAL, RESERVED_RUN, Outcome, Usage, usage_violations
 from services.metering.rpc.convert import usage_from_proto

@@ -1,63 +1,22 @@
 """The budgets, as the process remembers them."""
 
-import asyncio
-import time
-from collections.abc import Callable
-from typing import Final
-
-from services.kit.db import Database
-from services.kit.tenancy import PLATFORM, scope
-from services.metering.domain.budget import BudgetIndex
+from services.kit.db import Connection
+from services.metering.domain.budget import Budget, BudgetIndex
+from services.metering.rpc.catalog import ChangeCatalog
 from services.metering.store import budgets
 
-_MAX_AGE_SECONDS: Final = 1.0
 
+class BudgetCatalog(ChangeCatalog[BudgetIndex, Budget]):
+    """Which budgets count."""
 
-class BudgetCatalog:
-    """Which budgets count, at most a second old.
+    def _empty(self) -> BudgetIndex:
+        return BudgetIndex()
 
-    A budget that was just created, or a limit that was just changed, may thus bind runs that other replicas
-    authorize only a second later.
-    """
+    async def _last_change(self, connection: Connection) -> int:
+        return await budgets.last_change(connection)
 
-    def __init__(self, reader: Database, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._reader = reader
-        self._monotonic = monotonic
-        self._index = BudgetIndex()
-        self._seen = 0
-        self._fresh_until = float("-inf")
-        self._expirations = 0
-        self._refreshing = asyncio.Lock()
+    async def _list_changes(self, connection: Connection, *, after: int) -> tuple[list[Budget], int]:
+        return await budgets.list_changes(connection, after=after)
 
-    def expire(self) -> None:
-        """Look for changes before the next run is judged: a budget was just changed here."""
-        self._expirations += 1
-        self._fresh_until = float("-inf")
-
-    async def index(self) -> BudgetIndex:
-        """The index of budgets that count."""
-        # One look for all who find the index old at once.
-        if not self._is_fresh():
-            async with self._refreshing:
-                if not self._is_fresh():
-                    await self._refresh()
-        return self._index
-
-    def _is_fresh(self) -> bool:
-        return self._monotonic() < self._fresh_until
-
-    async def _refresh(self) -> None:
-        asked_at, expirations = self._monotonic(), self._expirations
-        async with self._reader.begin() as connection:
-            # Everybody's budgets: each charge is counted by all that match it.
-            await scope(connection, PLATFORM)
-            latest = await budgets.last_change(connection)
-            if latest < self._seen:
-                # An older database was restored under us.
-                self._index, self._seen = BudgetIndex(), 0
-            if latest > self._seen:
-                changed, self._seen = await budgets.list_changes(connection, after=self._seen)
-                self._index = self._index.updated(changed)
-        # Not if a budget was changed meanwhile, which this look may have missed.
-        if self._expirations == expirations:
-            self._fresh_until = asked_at + _MAX_AGE_SECONDS
+    def _apply(self, changes: list[Budget]) -> None:
+        self._index = self._index.updated(changes)

@@ -9,7 +9,7 @@ import grpc
 from services.kit import ids
 from services.kit.auth import Principal, current_principal
 from services.kit.clock import Clock
-from services.kit.db import Database, retry_transaction
+from services.kit.db import Connection, Database, retry_transaction
 from services.kit.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -39,7 +39,6 @@ from services.metering.rpc.parties import Directory
 from services.metering.rpc.period_checks import check_contract
 from services.metering.rpc.subscription_catalog import SubscriptionCatalog
 from services.metering.store import contracts, periods, price_books
-from services.metering.store.contracts import Connection
 from tallystick.metering.v1 import contract_service_pb2 as pb
 from tallystick.metering.v1 import contract_service_pb2_grpc
 

@@ -12,8 +12,9 @@ from services.kit.errors import FieldViolation, InvalidArgument
 from services.kit.messages import set_money
 from services.kit.times import optional_time_from_proto, set_timestamp
 from services.metering.domain.claim import Claim, OutcomeHold
+from services.metering.domain.compiled_price import Execution
 from services.metering.domain.outcome import DeferredOutcome, OutcomeState
-from services.metering.domain.rating import Execution, LineKind, RatedLine
+from services.metering.domain.rating import LineKind, RatedLine
 from services.metering.domain.usage_event import (
     EventKey,
     ModelUsage,

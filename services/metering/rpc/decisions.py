@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from services.kit.db import HotConnection
+from services.metering.domain.compiled_price import CompiledPrice, Execution
 from services.metering.domain.outcome import Decision, DeferredOutcome, decide
 from services.metering.domain.price_counter import Counted, CounterPeriod, PriceCounterKey
-from services.metering.domain.rating import CompiledPrice, Execution, select
+from services.metering.domain.rating import select
 from services.metering.domain.usage_event import Outcome
 from services.metering.domain.usage_record import KnownUsage, UsageRecord
 from services.metering.rpc.convert import decided_execution_of

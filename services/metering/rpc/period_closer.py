@@ -9,13 +9,14 @@ from prometheus_client import Counter, Gauge
 
 from services.kit import ids, log
 from services.kit.clock import Clock
-from services.kit.db import Database, retry_transaction
+from services.kit.db import Connection, Database, retry_transaction
 from services.kit.errors import FailedPrecondition, PreconditionViolation, TallystickError
 from services.kit.money import MAX_AMOUNT_MICROS
 from services.kit.tenancy import PLATFORM, scope
 from services.kit.times import timestamp
 from services.kit.worker import PeriodicWorker
 from services.metering.domain.billing_period import Period
+from services.metering.domain.compiled_price import CompiledPrice, CompiledTerms
 from services.metering.domain.contract import Contract, ContractIndex, ContractKey
 from services.metering.domain.period_closing import (
     ClosedPrice,
@@ -33,7 +34,7 @@ from services.metering.domain.period_closing import (
 )
 from services.metering.domain.price_counter import CounterPeriod
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, CompiledTerms, select
+from services.metering.domain.rating import select
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import IntendedCharge
 from services.metering.rpc.contract_catalog import ContractCatalog
@@ -50,7 +51,7 @@ from services.metering.rpc.terms import (
     whole_period_of,
 )
 from services.metering.store import periods, price_counters
-from services.metering.store.periods import Connection, LatestWork, StoredClosing, StoredPeriod
+from services.metering.store.periods import LatestWork, StoredClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2 as pb
 
 _CLOSED_AT_ONCE: Final = 20

@@ -1,49 +1,28 @@
 """The published prices, as the process remembers them."""
 
-import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from services.kit.db import Database
+from services.kit.db import Connection, Database
 from services.kit.tenancy import PLATFORM, scope
+from services.metering.domain.compiled_price import CompiledPrice, compile_price_list
 from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import CompiledPrice, compile_price_list
+from services.metering.rpc.catalog import Catalog
 from services.metering.store import price_books
 
-_MAX_AGE_SECONDS: Final = 1.0
 _MAX_VERSIONS: Final = 1_000
 
 
-class PriceCatalog:
-    """Which versions are in force, at most a second old, and their prices, compiled.
+class PriceCatalog(Catalog[PriceIndex]):
+    """Which versions are in force, and their prices, compiled.
 
-    A version that is published with effect at once may thus price events of other replicas a second later.
     Published versions never change, so what is compiled stays right.
     """
 
     def __init__(self, reader: Database, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._reader = reader
-        self._monotonic = monotonic
-        self._index = PriceIndex()
-        self._fresh_until = float("-inf")
-        self._expirations = 0
-        self._refreshing = asyncio.Lock()
+        super().__init__(reader, monotonic=monotonic)
         self._compiled: dict[str, Sequence[CompiledPrice]] = {}
-
-    def expire(self) -> None:
-        """Look for new versions before the next event is priced: one was just published here."""
-        self._expirations += 1
-        self._fresh_until = float("-inf")
-
-    async def index(self) -> PriceIndex:
-        """The index of published versions."""
-        # One look for all who find the index old at once.
-        if not self._is_fresh():
-            async with self._refreshing:
-                if not self._is_fresh():
-                    await self._refresh()
-        return self._index
 
     async def compiled(self, price_version_ids: Collection[str]) -> Mapping[str, Sequence[CompiledPrice]]:
         """The prices of published versions, by version id."""
@@ -61,16 +40,9 @@ class PriceCatalog:
                 del self._compiled[next(iter(self._compiled))]
         return found
 
-    def _is_fresh(self) -> bool:
-        return self._monotonic() < self._fresh_until
+    def _empty(self) -> PriceIndex:
+        return PriceIndex()
 
-    async def _refresh(self) -> None:
-        asked_at, expirations = self._monotonic(), self._expirations
-        async with self._reader.begin() as connection:
-            # Everybody's prices: each event is priced by the books of its own agent's organization.
-            await scope(connection, PLATFORM)
-            if await price_books.count_published(connection) != len(self._index):
-                self._index = PriceIndex(await price_books.list_published(connection))
-        # Not if a version was published meanwhile, which this look may have missed.
-        if self._expirations == expirations:
-            self._fresh_until = asked_at + _MAX_AGE_SECONDS
+    async def _look(self, connection: Connection) -> None:
+        if await price_books.count_published(connection) != len(self._index):
+            self._index = PriceIndex(await price_books.list_published(connection))

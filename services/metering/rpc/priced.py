@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from services.kit.errors import InvalidArgument
+from services.metering.domain.compiled_price import Execution
 from services.metering.domain.outcome import DeferredOutcome, prospects
 from services.metering.domain.price_counter import (
     MAX_COUNTER,
@@ -16,7 +17,7 @@ from services.metering.domain.price_counter import (
     CounterPeriod,
     PriceCounterKey,
 )
-from services.metering.domain.rating import Counters, Execution, Rated, counter_names, rate
+from services.metering.domain.rating import Counters, Rated, counter_names, rate
 from services.metering.domain.usage_event import EventKey, Outcome, UsageEvent
 from services.metering.domain.usage_record import IntendedCharge, UsageRecord, charge_id, outcome_id
 from services.metering.rpc.report import Report

@@ -16,20 +16,16 @@ from services.kit.errors import FieldViolation, InvalidArgument, NotFound
 from services.kit.money import check_currency
 from services.kit.tenancy import scope, tenants_of
 from services.kit.times import optional_time_from_proto, time_from_proto
-from services.metering.domain.price_book import PLATFORM_OWNER
-from services.metering.domain.price_checks import check_price_list
-from services.metering.domain.rating import (
+from services.metering.domain.compiled_price import (
     NO_COMPILED_TERMS,
     CompiledPrice,
     CompiledTerms,
-    Counters,
     Execution,
-    Rated,
     compile_price_list,
-    counter_names,
-    rate,
-    select,
 )
+from services.metering.domain.price_book import PLATFORM_OWNER
+from services.metering.domain.price_checks import check_price_list
+from services.metering.domain.rating import Counters, Rated, counter_names, rate, select
 from services.metering.domain.usage_event import IDENTIFIER, MAX_TOKENS, Outcome, usage_violations
 from services.metering.rating_jobs import RatingJobs
 from services.metering.rpc.convert import (

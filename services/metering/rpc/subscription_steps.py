@@ -4,6 +4,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 
+from services.kit.db import Connection
 from services.metering.domain.price_book import PeriodUnit, Plan
 from services.metering.domain.subscription import (
     Segment,
@@ -19,7 +20,6 @@ from services.metering.rpc.subscription_convert import (
     subscription_to_stored,
 )
 from services.metering.store import periods, price_books, subscriptions
-from services.metering.store.subscriptions import Connection
 
 
 async def record(

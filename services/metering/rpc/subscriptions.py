@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from services.kit import ids, log
 from services.kit.auth import current_principal
 from services.kit.clock import Clock
-from services.kit.db import Database, retry_transaction
+from services.kit.db import Connection, Database, retry_transaction
 from services.kit.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -58,7 +58,6 @@ from services.metering.rpc.subscription_fees import SubscriptionFees
 from services.metering.rpc.subscription_steps import catch_up, find_plan, record
 from services.metering.rpc.terms import contracts_in_force, customer_not_found, organization_of
 from services.metering.store import periods, price_books, subscriptions
-from services.metering.store.subscriptions import Connection
 from tallystick.metering.v1 import subscription_service_pb2 as pb
 from tallystick.metering.v1 import subscription_service_pb2_grpc
 

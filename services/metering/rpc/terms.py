@@ -11,18 +11,18 @@ from typing import Final, NamedTuple
 from services.kit.auth import Principal
 from services.kit.errors import NotFound, TallystickError
 from services.metering.domain.billing_period import MONTH_IN_UTC, BillingPeriod, Period
-from services.metering.domain.contract import Contract, ContractIndex, ContractKey
-from services.metering.domain.price_book import PLATFORM_OWNER
-from services.metering.domain.price_index import PriceIndex
-from services.metering.domain.rating import (
+from services.metering.domain.compiled_price import (
     NO_COMPILED_TERMS,
     NO_TERMS,
     CompiledPrice,
     CompiledTerms,
     ContractTerms,
     compile_terms,
-    select,
 )
+from services.metering.domain.contract import Contract, ContractIndex, ContractKey
+from services.metering.domain.price_book import PLATFORM_OWNER
+from services.metering.domain.price_index import PriceIndex
+from services.metering.domain.rating import select
 from services.metering.domain.subscription import Subscribed, SubscriptionIndex
 from services.metering.rpc.contract_catalog import ContractCatalog
 from services.metering.rpc.parties import Directory, Parties

@@ -12,9 +12,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from sqlalchemy import ColumnElement, DateTime, Row, Table, func, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
-from services.kit.db import single
+from services.kit.db import Connection, single
 from services.metering.domain.budget import Alert, Budget, BudgetPeriod, CounterKey
 from services.metering.store.budget_tables import (
     budget,

@@ -6,11 +6,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, DateTime, Row, Select, func, literal_column, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection as _AsyncConnection
 
+from services.kit.db import Connection
 from services.metering.store.contract_tables import contract, contract_change, contract_version
-
-Connection = _AsyncConnection
 
 _NEVER: Final = literal_column("'infinity'::timestamptz", DateTime(timezone=True))
 

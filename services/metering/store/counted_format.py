@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from services.metering.domain.rating import NO_TERMS, ContractTerms
+from services.metering.domain.compiled_price import NO_TERMS, ContractTerms
 from services.metering.store.price_format import discounts_from_json, discounts_to_json
 
 

@@ -15,13 +15,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kit.db import Connection
 from services.metering.domain.price_counter import CounterPeriod
 from services.metering.store.period_tables import counted_period, period_closing
 from services.metering.store.tables import recorded_usage
-
-Connection = AsyncConnection
 
 _PERIOD_KEY: Final = (
     counted_period.c.customer_id,

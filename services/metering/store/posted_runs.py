@@ -1,5 +1,6 @@
 """Runs as they were charged, by the thousand, for rating them again."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -77,8 +78,16 @@ async def read(
     query = sql.SQL(_COLUMNS) + sql.SQL(_WHERE) + sql.SQL(order)
     async with connection.cursor("posted_runs", binary=True) as cursor:
         await cursor.execute(query, _parameters(selection), binary=True)
-        while rows := await cursor.fetchmany(_FETCHED_AT_ONCE):
-            yield rows
+        fetching = asyncio.create_task(cursor.fetchmany(_FETCHED_AT_ONCE))
+        try:
+            while rows := await fetching:
+                # PostgreSQL looks for the next ones while these are rated, once it is asked.
+                fetching = asyncio.create_task(cursor.fetchmany(_FETCHED_AT_ONCE))
+                await asyncio.sleep(0)
+                yield rows
+        finally:
+            fetching.cancel()
+            await asyncio.wait([fetching])
 
 
 def _parameters(selection: Selection) -> dict[str, Any]:

@@ -16,16 +16,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.kit.db import Connection
 from services.metering.store.subscription_tables import (
     subscription,
     subscription_change,
     subscription_fee,
     subscription_segment,
 )
-
-Connection = AsyncConnection
 
 
 class StoredSubscription(NamedTuple):

@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncConnection as Connection
 
 from services.metering.domain.claim import Claim
+from services.metering.domain.compiled_price import NO_TERMS
 from services.metering.domain.price_counter import Counted
-from services.metering.domain.rating import NO_TERMS
 from services.metering.domain.usage_event import EventKey
 from services.metering.domain.usage_record import IntendedCharge, KnownUsage, UsageRecord
 from services.metering.store import counted_format, outcome_format

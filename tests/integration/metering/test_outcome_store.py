@@ -12,6 +12,7 @@ from services.kit.db import Database
 from services.kit.tenancy import Tenants, scope
 from services.metering import migrations
 from services.metering.domain.claim import Claim
+from services.metering.domain.compiled_price import CompiledPrice, Execution, compile_price
 from services.metering.domain.outcome import DeferredOutcome, OutcomeState, prospects
 from services.metering.domain.price_book import (
     BaseFee,
@@ -21,7 +22,7 @@ from services.metering.domain.price_book import (
     PriceSelector,
     UnitPrice,
 )
-from services.metering.domain.rating import CompiledPrice, Execution, compile_price, rate
+from services.metering.domain.rating import rate
 from services.metering.domain.usage_event import EventKey, Outcome, Usage
 from services.metering.domain.usage_record import (
     Component,

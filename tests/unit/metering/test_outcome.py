@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.kit.errors import InvalidArgument
+from services.metering.domain.compiled_price import CompiledPrice, Execution, compile_price
 from services.metering.domain.outcome import prospects
 from services.metering.domain.price_book import (
     DEFAULT_OUTCOME_DEFERRAL,
@@ -21,7 +22,7 @@ from services.metering.domain.price_book import (
     UnitPrice,
 )
 from services.metering.domain.price_checks import check_price_list
-from services.metering.domain.rating import CompiledPrice, Execution, compile_price, rate, rate_outcome
+from services.metering.domain.rating import rate, rate_outcome
 from services.metering.domain.usage_event import Outcome, Usage
 from services.metering.rpc.convert import event_from_proto
 from services.metering.rpc.prices import prices_from_proto, version_to_proto

@@ -5,6 +5,13 @@ from datetime import UTC, datetime
 import pytest
 
 from services.metering.domain.billing_period import Period
+from services.metering.domain.compiled_price import (
+    NO_COMPILED_TERMS,
+    CompiledTerms,
+    ContractTerms,
+    compile_price_list,
+    compile_terms,
+)
 from services.metering.domain.period_closing import (
     Offer,
     Settlement,
@@ -29,13 +36,6 @@ from services.metering.domain.price_book import (
 )
 from services.metering.domain.price_counter import CounterPeriod
 from services.metering.domain.price_index import PriceIndex, PublishedVersion
-from services.metering.domain.rating import (
-    NO_COMPILED_TERMS,
-    CompiledTerms,
-    ContractTerms,
-    compile_price_list,
-    compile_terms,
-)
 from services.metering.domain.usage_event import IDENTIFIER
 
 START, END = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)

@@ -22,19 +22,21 @@ from typing import Any
 import pytest
 
 from services.kit.money import MICROS_PER_UNIT, round_half_even
-from services.metering.domain.price_book import UnitPrice
-from services.metering.domain.price_checks import check_price_list
-from services.metering.domain.rating import (
+from services.metering.domain.compiled_price import (
     NO_TERMS,
     CompiledPrice,
     ContractTerms,
     Execution,
+    compile_price_list,
+    compile_terms,
+)
+from services.metering.domain.price_book import UnitPrice
+from services.metering.domain.price_checks import check_price_list
+from services.metering.domain.rating import (
     LineKind,
     Rated,
     RatedLine,
     close_period,
-    compile_price_list,
-    compile_terms,
     rate,
     rate_outcome,
     select,

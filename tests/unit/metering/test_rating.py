@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from services.kit.errors import InvalidArgument
+from services.metering.domain.compiled_price import Execution, compile_price
 from services.metering.domain.price_book import (
     BaseFee,
     Component,
@@ -16,7 +17,7 @@ from services.metering.domain.price_book import (
     TokenRate,
     UnitPrice,
 )
-from services.metering.domain.rating import Execution, Rated, RatedLine, compile_price, rate, select
+from services.metering.domain.rating import Rated, RatedLine, rate, select
 from services.metering.domain.usage_event import MAX_TOKENS, Outcome, Usage
 
 PER_MILLION = 1_000_000

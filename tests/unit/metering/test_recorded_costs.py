@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from services.kit.money import MICROS_PER_UNIT
+from services.metering.domain.compiled_price import CompiledPrice, Execution, compile_price_list
 from services.metering.domain.price_book import (
     MeterRate,
     Price,
@@ -24,7 +25,7 @@ from services.metering.domain.price_book import (
     UnitPrice,
 )
 from services.metering.domain.price_checks import check_price_list
-from services.metering.domain.rating import CompiledPrice, Execution, compile_price_list, rate
+from services.metering.domain.rating import rate
 from services.metering.domain.usage_event import ModelUsage, Outcome, Usage
 
 RUNS = Path(__file__).parents[3] / "sandbox" / "data" / "runs.jsonl.gz"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.kit.errors import InvalidArgument
-from services.metering.domain.rating import Execution
+from services.metering.domain.compiled_price import Execution
 from services.metering.domain.usage_event import EventKey, ModelUsage, Outcome, Usage
 from services.metering.domain.usage_record import IntendedCharge, UsageRecord, charge_id, outcome_id
 from services.metering.rpc.convert import event_from_proto, execution_of, same_content, within

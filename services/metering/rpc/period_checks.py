@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Final
 
+from services.kit.db import Connection
 from services.kit.errors import FailedPrecondition, PreconditionViolation
 from services.metering.domain.billing_period import BillingPeriod
 from services.metering.domain.contract import Contract, ContractIndex, ContractKey
@@ -11,7 +12,6 @@ from services.metering.rpc.contract_convert import from_stored
 from services.metering.rpc.subscription_convert import subscription_from_stored
 from services.metering.rpc.terms import contracts_in_force, moments_of, period_of
 from services.metering.store import contracts, periods, subscriptions
-from services.metering.store.contracts import Connection
 
 # What begins now is found to begin in the past a moment later; work may have come in between.
 _A_MOMENT: Final = timedelta(minutes=1)

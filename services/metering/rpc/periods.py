@@ -9,7 +9,7 @@ import grpc
 from services.kit import ids, log
 from services.kit.auth import current_principal
 from services.kit.clock import Clock
-from services.kit.db import Database
+from services.kit.db import Connection, Database
 from services.kit.errors import FailedPrecondition, NotFound, PreconditionViolation
 from services.kit.money import check_currency
 from services.kit.pages import Page
@@ -18,7 +18,7 @@ from services.kit.times import optional_time_from_proto, time_from_proto
 from services.metering.domain.price_index import DEFAULT_CURRENCY
 from services.metering.rpc.period_closer import Drafted, PeriodCloser, tally_of
 from services.metering.store import contracts, periods
-from services.metering.store.periods import Connection, ListedClosing, StoredPeriod
+from services.metering.store.periods import ListedClosing, StoredPeriod
 from tallystick.metering.v1 import period_closing_pb2, period_service_pb2_grpc
 from tallystick.metering.v1 import period_service_pb2 as pb
 

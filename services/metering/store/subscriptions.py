@@ -189,7 +189,6 @@ async def list_fees(
     """Fees of a subscription, newest first, from the first one older than number `before`; those of one run,
     unless it is empty.
     """
-    # Not the time of the next attempt itself: what the ledger refused has none that Python can hold.
     posted = and_(subscription_fee.c.amount_micros > 0, subscription_fee.c.next_attempt_time.is_(None)).label(
         "posted"
     )

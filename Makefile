@@ -36,7 +36,7 @@ up: $(SANDBOX_STAMP) ## Keep the suite up until Ctrl-C; prints endpoints, keys a
 
 .PHONY: test
 test: $(DEV_STAMP) ## Run all tests (PYTEST_ARGS= for a part of them)
-	@$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: retest
 retest: $(DEV_STAMP) ## Run again, one at a time, the few tests that failed in the last run

@@ -14,7 +14,7 @@ from sandbox.replay import ReplayError, Work
 from services.kit.status import from_rpc_error
 
 # With the waits below about a minute in all: a service that is restarted is back by then.
-MAX_ATTEMPTS = 15
+MAX_ATTEMPTS = 20
 TIMEOUT_SECONDS = 60.0
 
 _FIRST_WAIT = timedelta(milliseconds=100)

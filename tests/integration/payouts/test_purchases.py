@@ -248,7 +248,7 @@ async def test_a_purchase_cancelled_in_doubt_is_not_asked_for_again(
 
 
 async def test_an_event_that_is_faster_than_the_answer(buyers: Buyers, stripe: StripeStandIn) -> None:
-    stripe.control.fault("slow", "payment_intents.create", ms=1500, effect=True)
+    stripe.control.fault("slow", "payment_intents.create", ms=5000, effect=True)
     buying = asyncio.create_task(buyers.buy(20))
 
     async def made() -> bool:

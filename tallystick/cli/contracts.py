@@ -19,14 +19,12 @@ from tallystick.metering.v1 import contract_pb2, price_book_pb2
 from tallystick.metering.v1 import contract_service_pb2 as pb
 from tallystick.metering.v1.contract_service_pb2_grpc import ContractServiceStub
 from tallystick.prices.contract import ContractFile, read_contract
+from tallystick.prices.document import PERIODS
 from tallystick.prices.file import PriceFileError
 
 _FILE = typer.Argument(metavar="FILE", help="The contract as YAML.", show_default=False)
 _ID = typer.Argument(metavar="CONTRACT", help='The contract, "con_…".', show_default=False)
-_UNITS = {
-    price_book_pb2.PERIOD_UNIT_QUARTER: "quarter",
-    price_book_pb2.PERIOD_UNIT_YEAR: "year",
-}
+_UNITS = {unit: word for word, unit in PERIODS.items()}
 
 
 def list_contracts(

@@ -141,7 +141,9 @@ class Host:
         from_credits = answer.settlement.excess_from_credits.amount_micros
         if not may_capture(promise, gross, captured, from_credits, time.time()):
             self._record.found(
-                "overdraft", f"{promise} captured {captured} of {gross} ({from_credits} came from credits)"
+                "overdraft",
+                f"{promise} captured {captured} of {gross} ({from_credits} came from credits): "
+                f"{reservation_pb2.ReservationState.Name(answer.settlement.state)}",
             )
         self._account.charge(promise.workflow_id, gross)
         self._record.calls["settled"] += 1

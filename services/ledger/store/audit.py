@@ -158,7 +158,7 @@ CHECKS: Final = (
     ),
     Check(
         "reservations_end_once",
-        "no charge captured a reservation that was released or is a hold, and no two charges the same one",
+        "no charge captured a reservation that was released or is held, and no two charges the same one",
         """
         SELECT customer_id, reservation_id, count(*) AS ends
         FROM (
@@ -166,9 +166,10 @@ CHECKS: Final = (
             UNION ALL
             SELECT customer_id, reservation_id FROM ledger.released_reservation
             UNION ALL
-            -- Those that are settled are there by their charges.
+            -- Those that are settled are there by their charges. After one that expired, its attempt may have
+            -- been allocated in a lease.
             SELECT customer_id, hold_id FROM ledger.hold
-            WHERE purpose = 'run' AND state IN ('held', 'released', 'expired')
+            WHERE purpose = 'run' AND state IN ('held', 'released')
         ) AS ended
         GROUP BY customer_id, reservation_id HAVING count(*) > 1
         """,

@@ -215,3 +215,41 @@ async def test_of_a_charge_and_the_reaper_one_ends_a_hold(credits: Credits) -> N
         assert state == state_of(posted.reservation)
         assert posted.charge.captured.amount_micros == (60 if state == "settled" else 0)
     assert await credits.held() == Held(10_000 - spent)
+
+
+async def test_a_hold_that_expired_does_not_end_what_its_attempt_was_leased_later(credits: Credits) -> None:
+    await credits.grant(1000)
+    names = ("settled", "released", "converted", "refused", "over")
+    await credits.hold(*(hold_request(name, 100, expires=in_future(0.1)) for name in names))
+    await eventually(comes_to(credits, Held(1000)))
+    await credits.open(600)
+    await credits.give_back(1, 1, 400)
+    (posted,) = await credits.post(intent("run-1", 80, allocation("settled", 1, 100)))
+    assert (state_of(posted.reservation), posted.charge.captured.amount_micros) == ("settled", 80)
+    released, over = await credits.release(
+        release_of(allocation("released", 1, 100)), release_of(allocation("over", 1, 100, in_future(-1)))
+    )
+    assert (state_of(released.released.ended), state_of(over.released.ended)) == ("released", "expired")
+    converted, refused = await credits.hold(
+        hold_request("converted", 150, content="extended", of=allocation("converted", 1, 100)),
+        hold_request("refused", 5000, content="extended", of=allocation("refused", 1, 100)),
+    )
+    assert (converted.placed.duplicate, converted.placed.hold.from_credits.amount_micros) == (False, 150)
+    assert reason_of(refused.error) == "INSUFFICIENT_CREDITS"
+    assert await credits.held() == Held(350, leased=420, runs=150)
+    # Each ends once, here as everywhere.
+    claims = [allocation(name, 1, 100) for name in names[:4]]
+    late = await credits.post(*(intent(f"run-{name.reservation_id}", 10, name) for name in claims))
+    assert [state_of(one.reservation) for one in late] == ["settled", "released", "settled", "settled"]
+    assert [one.charge.captured.amount_micros for one in late] == [0, 0, 10, 10]
+    # The tokens of the holds are as dead as before.
+    dead = await credits.post(*(intent(f"dead-{name}", 1, of_hold(name)) for name in names))
+    assert [one.charge.captured.amount_micros for one in dead] == [0] * 5
+
+
+async def test_a_hold_outlives_what_it_took_over(credits: Credits) -> None:
+    await credits.grant(1000)
+    await credits.open(600)
+    leased = allocation("rsv_1", 1, 100, in_future(600))
+    (placed,) = await credits.hold(hold_request("rsv_1", 100, expires=in_future(60), of=leased))
+    assert placed.placed.hold.expire_time == leased.expire_time

@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
 import redis
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.client import connect
 from tallystick.ledger.v1 import (
@@ -212,27 +213,33 @@ async def test_a_reservation_whose_lease_was_lost_is_extended_as_a_hold(
     assert settled.settlement.captured == usd(RUN_MICROS)
 
 
-async def test_an_attempt_that_placed_a_hold_before_it_was_leased_has_that_hold_raised(
-    reserving: Reserving, ledger: LedgerServer, redis_url: str
+async def place_hold_of_an_earlier_try(
+    ledger: LedgerServer, reservation: reservation_pb2.Reservation, expire_time: Timestamp
 ) -> None:
-    leased = (await reserving.authorize("run-1", 1_000_000)).reservation
-    # As if the same attempt had come once before, while Redis was away.
+    """As if the same attempt had come once before, while Redis was away, and nobody had heard its answer."""
     placed = await ledger.service.credits.PlaceHolds(
         credit_service_pb2.PlaceHoldsRequest(
             holds=[
                 credit_service_pb2.HoldRequest(
                     customer_id="cus_1",
-                    hold_id=leased.reservation_id,
+                    hold_id=reservation.reservation_id,
                     purpose=credit_pb2.HOLD_PURPOSE_RUN,
                     amount=usd(1_000_000),
-                    expire_time=leased.expire_time,
+                    expire_time=expire_time,
                     content_hash=bytes(32),
-                    price_version_id=leased.price_version_id,
+                    price_version_id=reservation.price_version_id,
                 )
             ]
         )
     )
     assert not placed.verdicts[0].HasField("error")
+
+
+async def test_an_attempt_that_placed_a_hold_before_it_was_leased_has_that_hold_raised(
+    reserving: Reserving, ledger: LedgerServer, redis_url: str
+) -> None:
+    leased = (await reserving.authorize("run-1", 1_000_000)).reservation
+    await place_hold_of_an_earlier_try(ledger, leased, leased.expire_time)
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
     request = pb.ExtendRequest(token=leased.token, amount=usd(3_000_000))
@@ -240,6 +247,32 @@ async def test_an_attempt_that_placed_a_hold_before_it_was_leased_has_that_hold_
     assert extended.kind == reservation_pb2.RESERVATION_KIND_DURABLE
     assert extended.amount == usd(3_000_000)
     settled = await reserving.settle(extended.token)
+    assert settled.settlement.captured == usd(RUN_MICROS)
+
+
+@pytest.mark.parametrize("extends", [False, True])
+async def test_what_an_attempt_was_leased_outlives_the_hold_that_it_placed_before(
+    reserving: Reserving, ledger: LedgerServer, redis_url: str, extends: bool
+) -> None:
+    leased = (await reserving.authorize("run-1", 1_000_000)).reservation
+    soon = Timestamp()
+    soon.FromDatetime(datetime.now(UTC) + timedelta(seconds=0.2))
+    await place_hold_of_an_earlier_try(ledger, leased, soon)
+
+    async def hold_is_over() -> bool:
+        answer = await ledger.operator.ledger.GetCustomerBalance(
+            ledger_service_pb2.GetCustomerBalanceRequest(customer_id="cus_1")
+        )
+        return not answer.balance.held_credits.runs.amount_micros
+
+    await eventually(hold_is_over)
+    token = leased.token
+    if extends:
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        request = pb.ExtendRequest(token=token, amount=usd(1_500_000))
+        token = (await reserving.host.metering.Extend(request)).reservation.token
+    settled = await reserving.settle(token)
     assert settled.settlement.captured == usd(RUN_MICROS)
 
 

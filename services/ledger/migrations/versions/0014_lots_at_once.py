@@ -4,10 +4,6 @@ Revision ID: 0014
 Revises: 0013
 """
 
-from alembic import op
-
-from services.ledger.migrations.functions import replace_functions
-
 revision = "0014"
 down_revision = "0013"
 branch_labels = None
@@ -15,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    replace_functions(op)
+    """Nothing: the newest migration makes all functions."""
 
 
 def downgrade() -> None:

@@ -109,7 +109,10 @@ BEGIN
         LEFT JOIN ledger.customer c ON c.customer_id = i.customer_id
         ORDER BY i.number
     LOOP
-        SELECT * INTO known FROM ledger.hold h WHERE h.customer_id = item.customer_id AND h.hold_id = item.hold_id;
+        SELECT * INTO known FROM ledger.hold h
+        WHERE h.customer_id = item.customer_id AND h.hold_id = item.hold_id
+          -- What was allocated since this one expired may become a hold again.
+          AND NOT (h.state = 'expired' AND item.from_epoch > 0);
         SELECT * INTO free FROM ledger.spendable(item.customer_id, item.currency_code);
         from_lease := 0;
         ended_as := NULL;
@@ -147,12 +150,17 @@ BEGIN
                             THEN 'placed' ELSE 'insufficient' END;
             -- What is allocated in a lease goes on there when it is refused more: that must not end it.
             IF verdict = 'placed' OR item.from_epoch = 0 THEN
+                DELETE FROM ledger.hold h
+                WHERE h.customer_id = item.customer_id AND h.hold_id = item.hold_id
+                  AND h.state = 'expired' AND item.from_epoch > 0;
                 INSERT INTO ledger.hold (
                     customer_id, hold_id, currency_code, purpose, state, credits, receivable, content_hash,
                     price_version_id, frozen, expire_time, create_time, end_time)
                 SELECT item.customer_id, item.hold_id, item.currency_code, item.purpose,
                        CASE verdict WHEN 'placed' THEN 'held' ELSE 'refused' END::ledger.hold_state, 0, 0,
-                       item.content_hash, item.price_version_id, verdict = 'frozen', item.expire_time, moment,
+                       item.content_hash, item.price_version_id, verdict = 'frozen',
+                       -- Not before the allocation would be over: its token could capture it again.
+                       greatest(item.expire_time, item.from_expire_time), moment,
                        CASE verdict WHEN 'placed' THEN NULL ELSE moment END
                 ON CONFLICT DO NOTHING;
                 IF NOT FOUND THEN
@@ -286,7 +294,8 @@ BEGIN
         ON c.customer_id = i.customer_id AND c.reservation_id = i.reservation_id AND c.reservation_id <> ''
     LEFT JOIN ledger.hold h
         ON h.customer_id = i.customer_id AND h.hold_id = i.reservation_id
-       AND (i.lease_epoch = 0 OR (h.purpose = 'run' AND h.state <> 'refused'))
+       -- As judge_claims says.
+       AND (i.lease_epoch = 0 OR (h.purpose = 'run' AND h.state NOT IN ('refused', 'expired')))
     LEFT JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.lease_epoch)
        AND NOT l.closed

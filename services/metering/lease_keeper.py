@@ -16,6 +16,8 @@ from services.metering.store.pools import PoolKey, Pools, PoolsUnavailable, Pool
 from services.metering.valkey import Valkey
 
 _BATCH: Final = 500
+# So many looks at a lease that nobody uses are one at what Redis says of it: there it is as it was.
+_LOOKS_WITHOUT_USE: Final = 5
 _IN_USE = Gauge("tallystick_leases", "Credit leases that this process allocates in.")
 _LOST = Counter("tallystick_lost_leases", "Credit leases whose allocations Redis lost.")
 _SWEPT = Counter(
@@ -43,6 +45,8 @@ class LeaseKeeper:
         self._valkey = valkey
         self._idle = idle.total_seconds()
         self._monotonic = monotonic
+        self._looks = 0
+        self._looked_at = monotonic()
         # The sequence of each lease at the last look, with its epoch.
         self._sequences: dict[PoolKey, tuple[int, int]] = {}
         # The sequences of leases that others keep, or nobody, at the last scan.
@@ -84,20 +88,25 @@ class LeaseKeeper:
         _IN_USE.set(len(in_use))
         if not self._valkey.is_up:
             return False
+        self._looks += 1
+        looked_before, self._looked_at = self._looked_at, self._monotonic()
         self._sequences = {
             known.key: self._sequences[known.key] for known in in_use if known.key in self._sequences
         }
         try:
             for first in range(0, len(in_use), _BATCH):
-                await self._look(in_use[first : first + _BATCH])
+                await self._look(in_use[first : first + _BATCH], looked_before)
         except PoolsUnavailable as error:
             self._valkey.failed(error)
         return False
 
-    async def _look(self, leases: Sequence[KnownLease]) -> None:
-        views = await self._pools.peek([known.key for known in leases])
+    async def _look(self, leases: Sequence[KnownLease], looked_before: float) -> None:
         kept: list[KnownLease] = []
-        for known, view in zip(leases, views, strict=True):
+        seen: list[KnownLease] = []
+        for known in leases:
+            (seen if self._is_to_be_seen(known, looked_before) else kept).append(known)
+        views = await self._pools.peek([known.key for known in seen])
+        for known, view in zip(seen, views, strict=True):
             if view is None or not view.server_matches or view.epoch != known.epoch:
                 # Lost, or superseded by another process: whoever uses it next asks the ledger.
                 _LOST.inc(view is None or not view.server_matches)
@@ -152,6 +161,11 @@ class LeaseKeeper:
             return True
         self._sequences[known.key] = (view.epoch, view.sequence)
         return False
+
+    def _is_to_be_seen(self, known: KnownLease, looked_before: float) -> bool:
+        """Whether a look at the lease is one at Redis too, and not only at what the ledger says of it."""
+        is_its_turn = self._looks % _LOOKS_WITHOUT_USE == 0
+        return is_its_turn or known.used_at >= looked_before or self._is_idle(known)
 
     def _is_idle(self, known: KnownLease) -> bool:
         return self._monotonic() - known.used_at > self._idle

@@ -158,9 +158,15 @@ class Credits:
             )
         )
 
-    async def renew(self, epoch: int, wanted: int, customer: str = "cus_a") -> pb.LeaseVerdict:
+    async def renew(
+        self, epoch: int, wanted: int, customer: str = "cus_a", *, known_version: int = 0
+    ) -> pb.LeaseVerdict:
         renewal = pb.LeaseRenewal(
-            customer_id=customer, currency_code="USD", epoch=epoch, wanted_micros=wanted
+            customer_id=customer,
+            currency_code="USD",
+            epoch=epoch,
+            wanted_micros=wanted,
+            known_version=known_version,
         )
         answer = await self.service.credits.RenewLeases(pb.RenewLeasesRequest(renewals=[renewal]))
         return answer.verdicts[0]

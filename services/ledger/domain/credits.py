@@ -145,12 +145,13 @@ class ReleasedReservation:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRenewal:
-    """Asks to prolong a lease, and for more."""
+    """Asks to prolong a lease, and for more; of the version that is known already it needs no answer."""
 
     customer_id: str
     currency_code: str
     epoch: int
     wanted: int
+    known_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,7 @@ def check_renewal(renewal: LeaseRenewal) -> None:
     violations.check(check_currency, renewal.currency_code)
     violations.check(check_epoch, renewal.epoch, field="epoch")
     violations.check(check_wanted, renewal.wanted, field="wanted_micros")
+    violations.require(renewal.known_version >= 0, "known_version", "must not be negative")
     violations.raise_if_any()
 
 

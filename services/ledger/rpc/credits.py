@@ -80,18 +80,18 @@ class CreditService(credit_service_pb2_grpc.CreditServiceServicer):
         renewals = _items(request.renewals, "renewals", convert.renewal_from_proto, rules.check_renewal)
         rules.check_distinct([(one.customer_id, one.currency_code) for one in request.renewals], "renewals")
 
-        async def renew(items: Sequence[rules.LeaseRenewal]) -> list[GrantedLease | TallystickError]:
+        async def renew(items: Sequence[rules.LeaseRenewal]) -> list[GrantedLease | TallystickError | None]:
             async with self._writer.hot() as connection:
                 return await credits.renew_leases(connection, items, self._lease_duration)
 
-        return pb.RenewLeasesResponse(
-            verdicts=[
-                pb.LeaseVerdict(error=to_item_error(verdict))
-                if isinstance(verdict, TallystickError)
-                else pb.LeaseVerdict(granted=convert.granted_to_proto(verdict))
-                for verdict in await _judged(renewals, renew)
-            ]
-        )
+        response = pb.RenewLeasesResponse()
+        for verdict in await _judged(renewals, renew):
+            message = response.verdicts.add()
+            if isinstance(verdict, TallystickError):
+                message.error.CopyFrom(to_item_error(verdict))
+            elif verdict is not None:
+                message.granted.CopyFrom(convert.granted_to_proto(verdict))
+        return response
 
     async def ReturnLease(self, request: pb.ReturnLeaseRequest, context: Context) -> pb.ReturnLeaseResponse:
         customer_id = ids.check_id(request.customer_id, ids.CUSTOMER, field="customer_id")

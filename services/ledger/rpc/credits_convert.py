@@ -73,6 +73,7 @@ def renewal_from_proto(message: credit_service_pb2.LeaseRenewal) -> LeaseRenewal
         currency_code=message.currency_code,
         epoch=message.epoch,
         wanted=message.wanted_micros,
+        known_version=message.known_version,
     )
 
 

@@ -54,21 +54,30 @@ async def open_lease(
 
 
 async def renew_leases(
-    connection: AsyncConnection[TupleRow], renewals: Sequence[LeaseRenewal], duration: timedelta
-) -> list[GrantedLease | TallystickError]:
-    """Prolong leases, with a verdict for each. Each customer and currency comes once."""
+    connection: AsyncConnection[TupleRow],
+    renewals: Sequence[LeaseRenewal],
+    duration: timedelta,
+) -> list[GrantedLease | TallystickError | None]:
+    """Prolong leases, with a verdict for each, or None if there is no news of the version that is known. Each
+    customer and currency comes once.
+    """
     rows = await _rows(
         connection,
-        "SELECT * FROM ledger.renew_leases(%b::text[], %b::text[], %b::bigint[], %b::bigint[], %b)",
+        "SELECT * FROM ledger.renew_leases("
+        "%b::text[], %b::text[], %b::bigint[], %b::bigint[], %b, %b::bigint[])",
         (
             [one.customer_id for one in renewals],
             [one.currency_code for one in renewals],
             [one.epoch for one in renewals],
             [one.wanted for one in renewals],
             duration,
+            [one.known_version for one in renewals],
         ),
     )
-    return [_renewed(renewal, row) for renewal, row in zip(renewals, rows, strict=True)]
+    verdicts: list[GrantedLease | TallystickError | None] = [None] * len(renewals)
+    for row in rows:
+        verdicts[row.number - 1] = _renewed(renewals[row.number - 1], row)
+    return verdicts
 
 
 def _renewed(renewal: LeaseRenewal, row: Any) -> GrantedLease | TallystickError:

@@ -6,7 +6,7 @@ and Redis keeps the newest: telling it twice, or late, adds nothing.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -141,8 +141,24 @@ class Leases:
             await self.give_back(known)
 
     async def prolong(self, leases: Sequence[KnownLease]) -> list[KnownLease | TallystickError]:
-        """Prolong up to 1,000 leases in one call."""
-        return await self._renew([_Renewal(known.key, known.epoch, 0) for known in leases])
+        """Prolong up to 1,000 leases in one call, as far as that is due.
+
+        Those of which the ledger has no news come back as they are.
+        """
+        newest = set(_newest([(known.key, known.epoch) for known in leases]))
+        news = await self._ask(
+            [
+                _lease_renewal(known.key, known.epoch, known_version=known.version)
+                for known in leases
+                if (known.key, known.epoch) in newest
+            ]
+        )
+        return [
+            news.get((known.key, known.epoch), known)
+            if (known.key, known.epoch) in newest
+            else _superseded(known.key, known.epoch)
+            for known in leases
+        ]
 
     async def open(self, key: PoolKey, seen_epoch: int, wanted_micros: int) -> KnownLease:
         """The current lease, which is a new one if that of `seen_epoch` is still current, because its
@@ -185,46 +201,44 @@ class Leases:
         return True
 
     async def _renew(self, renewals: Sequence[_Renewal]) -> list[KnownLease | TallystickError]:
-        # The ledger takes each customer and currency once per call: the newest epoch, of which the others are
-        # certain not to be the current one.
-        newest: dict[PoolKey, int] = {}
-        for renewal in renewals:
-            newest[renewal.key] = max(renewal.epoch, newest.get(renewal.key, 0))
+        leases = [(renewal.key, renewal.epoch) for renewal in renewals]
+        wanted = dict.fromkeys(_newest(leases), 0)
         # Several may wait for the same lease: what they want adds up, as far as one may ask for.
-        wanted: dict[tuple[PoolKey, int], int] = dict.fromkeys(newest.items(), 0)
-        for renewal in renewals:
-            lease = (renewal.key, renewal.epoch)
+        for lease, renewal in zip(leases, renewals, strict=True):
             if lease in wanted:
                 wanted[lease] = min(wanted[lease] + renewal.wanted_micros, MAX_AMOUNT_MICROS)
-        asked_at = self._monotonic()
-        answers = await self._ledger.renew_leases(
-            [
-                credit_service_pb2.LeaseRenewal(
-                    customer_id=key.tag, currency_code=key.name, epoch=epoch, wanted_micros=micros
-                )
-                for (key, epoch), micros in wanted.items()
-            ]
+        verdicts = await self._ask(
+            [_lease_renewal(key, epoch, wanted_micros=micros) for (key, epoch), micros in wanted.items()]
         )
+        return [verdicts[lease] if lease in wanted else _superseded(*lease) for lease in leases]
+
+    async def _ask(
+        self, renewals: Sequence[credit_service_pb2.LeaseRenewal]
+    ) -> Mapping[tuple[PoolKey, int], KnownLease | TallystickError]:
+        """Renew leases, and learn what the ledger says of them. Those without news are not in the answer."""
+        asked_at = self._monotonic()
+        verdicts = await self._ledger.renew_leases(renewals)
+        news = [
+            (lease_key(renewal.customer_id, renewal.currency_code), renewal.epoch, verdict)
+            for renewal, verdict in zip(renewals, verdicts, strict=True)
+            if verdict is not None
+        ]
         # Before anybody is answered, or learns of a lease: who waited for more finds it there, and nobody
         # allocates what was captured.
         await self._pools.merge(
             [
                 (key, state)
-                for (key, _), answer in zip(wanted, answers, strict=True)
-                if not isinstance(answer, TallystickError)
-                if not self._has_told(key, state := lease_state(answer.lease))
+                for key, _, verdict in news
+                if not isinstance(verdict, TallystickError)
+                if not self._has_told(key, state := lease_state(verdict.lease))
             ]
         )
-        verdicts = {
-            (key, epoch): answer
-            if isinstance(answer, TallystickError)
-            else self._learn(key, answer, asked_at)
-            for (key, epoch), answer in zip(wanted, answers, strict=True)
+        return {
+            (key, epoch): verdict
+            if isinstance(verdict, TallystickError)
+            else self._learn(key, verdict, asked_at)
+            for key, epoch, verdict in news
         }
-        return [
-            verdicts.get((renewal.key, renewal.epoch)) or _superseded(renewal.key, renewal.epoch)
-            for renewal in renewals
-        ]
 
     async def _open(self, key: PoolKey, seen_epoch: int, wanted_micros: int) -> KnownLease:
         for _ in range(_OPEN_ATTEMPTS):
@@ -293,6 +307,28 @@ class Leases:
         while len(self._known) > _MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return known
+
+
+def _lease_renewal(
+    key: PoolKey, epoch: int, *, wanted_micros: int = 0, known_version: int = 0
+) -> credit_service_pb2.LeaseRenewal:
+    return credit_service_pb2.LeaseRenewal(
+        customer_id=key.tag,
+        currency_code=key.name,
+        epoch=epoch,
+        wanted_micros=wanted_micros,
+        known_version=known_version,
+    )
+
+
+def _newest(leases: Sequence[tuple[PoolKey, int]]) -> list[tuple[PoolKey, int]]:
+    """The newest epoch of each pool: the ledger takes each customer and currency once per call, and the older
+    ones are certain not to be the current one.
+    """
+    newest: dict[PoolKey, int] = {}
+    for key, epoch in leases:
+        newest[key] = max(epoch, newest.get(key, 0))
+    return list(newest.items())
 
 
 def _return_number() -> int:

@@ -114,15 +114,16 @@ class Ledger:
             timeout=_TIMEOUT_SECONDS,
         )
 
-    async def renew_leases(self, renewals: Sequence[credit_service_pb2.LeaseRenewal]) -> list[LeaseVerdict]:
-        """Prolong up to 1,000 current leases, and add to those that want more; a verdict for each."""
+    async def renew_leases(
+        self, renewals: Sequence[credit_service_pb2.LeaseRenewal]
+    ) -> list[LeaseVerdict | None]:
+        """Prolong up to 1,000 current leases, and add to those that want more; a verdict for each, or None if
+        there is no news of the known version.
+        """
         response = await self._credit.RenewLeases(
             credit_service_pb2.RenewLeasesRequest(renewals=renewals), timeout=_TIMEOUT_SECONDS
         )
-        return [
-            verdict.granted if verdict.HasField("granted") else from_item_error(verdict.error)
-            for verdict in response.verdicts
-        ]
+        return [_lease_verdict(verdict) for verdict in response.verdicts]
 
     async def return_lease(
         self, customer_id: str, currency_code: str, *, epoch: int, return_number: int, amount_micros: int
@@ -195,3 +196,9 @@ class Ledger:
             directory_service_pb2.LookupPartiesRequest(customer_ids=customer_ids, agent_ids=agent_ids),
             timeout=_TIMEOUT_SECONDS,
         )
+
+
+def _lease_verdict(verdict: credit_service_pb2.LeaseVerdict) -> LeaseVerdict | None:
+    if verdict.HasField("granted"):
+        return verdict.granted
+    return from_item_error(verdict.error) if verdict.HasField("error") else None

@@ -10,6 +10,7 @@ import pytest
 from services.ledger.audit import audit
 from tallystick.ledger.v1 import account_pb2
 from tallystick.ledger.v1 import credit_service_pb2 as pb
+from tallystick.ledger.v1 import directory_service_pb2 as directory
 from tallystick.ledger.v1 import ledger_service_pb2 as ledger
 from tests.support.ledger_credits import (
     Credits,
@@ -128,6 +129,36 @@ async def test_a_lease_that_lasts_long_enough_is_only_read(credits: Credits) -> 
     assert more.remaining.amount_micros == 9 * UNIT
     await credits.hold(hold_request("hold_1", 5 * UNIT))
     assert (await credits.renew(1, 0)).granted.lease.recall
+
+
+async def test_of_a_known_version_only_news_are_told(credits: Credits) -> None:
+    await credits.grant(10 * UNIT)
+    await credits.open(4 * UNIT)
+    assert not (await credits.renew(1, 0, known_version=1)).HasField("granted")
+    assert not (await credits.renew(1, 0, known_version=1)).HasField("error")
+    # A charge has captured of it, and whoever did may have told nobody.
+    await credits.post(intent("run-1", UNIT, allocation("rsv_1", 1, UNIT)))
+    told = (await credits.renew(1, 0, known_version=1)).granted.lease
+    assert (told.version, told.remaining.amount_micros) == (2, 4 * UNIT)
+    assert not (await credits.renew(1, 0, known_version=2)).HasField("granted")
+    # It is prolonged.
+    await leases_last(credits, 60)
+    assert (await credits.renew(1, 0, known_version=2)).HasField("granted")
+    assert not (await credits.renew(1, 0, known_version=2)).HasField("granted")
+    # It is recalled, for as long as it is not given back.
+    await credits.hold(hold_request("hold_1", 7 * UNIT))
+    for _ in range(2):
+        assert (await credits.renew(1, 0, known_version=2)).granted.lease.recall
+    await credits.give_back(1, 1, 3 * UNIT)
+    assert (await credits.renew(1, 0, known_version=2)).granted.lease.version == 3
+    # Its customer is frozen.
+    operator = credits.server.operator.directory
+    await operator.FreezeCustomer(directory.FreezeCustomerRequest(customer_id="cus_a", reason="a test"))
+    assert (await credits.renew(1, 0, known_version=3)).granted.customer_frozen
+    # It is not current any more.
+    await credits.open(0, seen=1)
+    assert reason_of((await credits.renew(1, 0, known_version=3)).error) == "LEASE_SUPERSEDED"
+    assert reason_of((await credits.renew(2, 0, known_version=-1)).error) == "INVALID_FIELD"
 
 
 async def row_version(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> object:

@@ -113,13 +113,15 @@ $$;
 --
 -- What is recalled gets nothing until something was returned, or nothing is left to return; the lease of a frozen
 -- customer gets nothing at all. Where nothing is wanted or recalled and most of the time is still to come, the lease is
--- answered as it stands.
+-- answered as it stands, or not at all if its version is the known one and its customer is not frozen. number says which
+-- element a row is of.
 CREATE FUNCTION ledger.renew_leases(
     customer_ids text[],
     currency_codes text[],
     epochs bigint[],
     wanted_amounts bigint[],
-    p_duration interval
+    p_duration interval,
+    known_versions bigint[] DEFAULT NULL
 ) RETURNS TABLE (
     status text,
     epoch bigint,
@@ -131,12 +133,14 @@ CREATE FUNCTION ledger.renew_leases(
     create_time timestamptz,
     available bigint,
     credit_room bigint,
-    frozen boolean
+    frozen boolean,
+    number bigint
 ) LANGUAGE plpgsql SECURITY DEFINER SET search_path = ledger, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
+    began CONSTANT timestamptz := clock_timestamp();
     due_customers text[];
     due_currencies text[];
     due_epochs bigint[];
@@ -154,7 +158,7 @@ BEGIN
     FROM unnest(customer_ids, currency_codes, epochs, wanted_amounts) AS i (customer_id, currency_code, epoch, wanted)
     JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.epoch)
-    WHERE i.wanted > 0 OR l.recall OR l.expire_time <= clock_timestamp() + p_duration * 0.75;
+    WHERE i.wanted > 0 OR l.recall OR l.expire_time <= began + p_duration * 0.75;
     IF due_customers IS NOT NULL THEN
         PERFORM ledger.lock_customers(due_customers, due_currencies);
     END IF;
@@ -184,28 +188,35 @@ BEGIN
       AND r.granted > 0;
 
     RETURN QUERY
-    SELECT CASE WHEN c.customer_id IS NULL THEN 'unknown' WHEN l.epoch IS NULL THEN 'superseded' ELSE 'renewed' END,
-           l.epoch, l.remaining, l.version, l.expire_time,
-           -- As long as the customer owes anything, what comes free in its lease is wanted for that; and as long as it
-           -- is frozen, nobody is to have it.
-           l.recall OR (l.remaining > 0 AND (c.freeze_time IS NOT NULL OR EXISTS (
-               SELECT FROM ledger.open_charge o
-               WHERE o.customer_id = i.customer_id AND o.currency_code = i.currency_code
-           ) OR EXISTS (
-               SELECT FROM ledger.account b
-               WHERE (b.owner_id, b.kind, b.currency_code) = (i.customer_id, 'customer_chargebacks', i.currency_code)
-                 AND b.debits > b.credits
-           ))),
-           l.draining, l.create_time,
-           s.available, s.credit_room, c.freeze_time IS NOT NULL
-    FROM unnest(customer_ids, currency_codes, epochs)
-        WITH ORDINALITY AS i (customer_id, currency_code, epoch, number)
-    LEFT JOIN ledger.customer c ON c.customer_id = i.customer_id
-    LEFT JOIN ledger.credit_lease l
-        ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.epoch)
-       AND NOT l.draining AND NOT l.closed
-    LEFT JOIN LATERAL ledger.spendable(i.customer_id, i.currency_code) AS s ON l.epoch IS NOT NULL
-    ORDER BY i.number;
+    SELECT n.status, n.epoch, n.remaining, n.version, n.expire_time, n.recall, n.draining, n.create_time,
+           s.available, s.credit_room, n.frozen, n.number
+    FROM (
+        SELECT CASE WHEN c.customer_id IS NULL THEN 'unknown' WHEN l.epoch IS NULL THEN 'superseded' ELSE 'renewed' END
+                   AS status,
+               l.epoch, l.remaining, l.version, l.expire_time,
+               -- As long as the customer owes anything, what comes free in its lease is wanted for that; and as long as
+               -- it is frozen, nobody is to have it.
+               l.recall OR (l.remaining > 0 AND (c.freeze_time IS NOT NULL OR EXISTS (
+                   SELECT FROM ledger.open_charge o
+                   WHERE o.customer_id = i.customer_id AND o.currency_code = i.currency_code
+               ) OR EXISTS (
+                   SELECT FROM ledger.account b
+                   WHERE (b.owner_id, b.kind, b.currency_code) = (i.customer_id, 'customer_chargebacks', i.currency_code)
+                     AND b.debits > b.credits
+               ))) AS recall,
+               l.draining, l.create_time, c.freeze_time IS NOT NULL AS frozen, i.customer_id, i.currency_code, i.number
+        FROM unnest(customer_ids, currency_codes, epochs)
+            WITH ORDINALITY AS i (customer_id, currency_code, epoch, number)
+        LEFT JOIN ledger.customer c ON c.customer_id = i.customer_id
+        LEFT JOIN ledger.credit_lease l
+            ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.epoch)
+           AND NOT l.draining AND NOT l.closed
+    ) AS n
+    LEFT JOIN LATERAL ledger.spendable(n.customer_id, n.currency_code) AS s ON n.epoch IS NOT NULL
+    -- Only what was prolonged just now has all of its time.
+    WHERE known_versions IS NULL OR n.version IS DISTINCT FROM known_versions[n.number] OR n.recall OR n.frozen
+       OR n.expire_time >= began + p_duration
+    ORDER BY n.number;
 END
 $$;
 

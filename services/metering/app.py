@@ -171,7 +171,7 @@ async def open_app(config: MeteringConfig, *, clock: Clock = _SYSTEM_CLOCK) -> A
         workers.append(expiry.worker(_OUTCOME_EXPIRY_INTERVAL))
         leased = reconciler = None
         if pools is not None and valkey is not None:
-            leases = Leases(ledger=ledger, pools=pools)
+            leases = Leases(ledger=ledger, pools=pools, grace=config.reservation_grace)
             leased = LeasedCredits(pools=pools, leases=leases, signer=signer)
             keeper = LeaseKeeper(leases=leases, pools=pools, valkey=valkey, idle=config.lease_idle)
             reconciler = Reconciler(

@@ -7,9 +7,9 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -26,15 +26,23 @@ KINDS: Final[tuple[Kind, ...]] = ("overdraft", "leaked", "doubled", "lost", "stu
 _DAY_SECONDS: Final = 86_400.0
 
 
+class Finding(NamedTuple):
+    """What must not be, and when it was noticed."""
+
+    time: datetime
+    kind: Kind
+    what: str
+
+
 @dataclass
 class Record:
     """What all hosts have seen: how often, and what must not have been."""
 
     calls: Counter[str] = field(default_factory=Counter)
-    findings: list[tuple[Kind, str]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     def found(self, kind: Kind, what: str) -> None:
-        self.findings.append((kind, f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {what}"))
+        self.findings.append(Finding(datetime.now(UTC), kind, what))
 
 
 class Host:
@@ -117,6 +125,8 @@ class Host:
         if isinstance(answer, Refusal):
             if answer.reason == "RESERVATION_ENDED" and promise.stands(time.time()):
                 self._record.found("overdraft", f"{promise} had ended when it was to be extended")
+            elif answer.reason not in ("RESERVATION_ENDED", "INSUFFICIENT_CREDITS"):
+                self._record.found("lost", f"{promise} could not be extended: {answer}")
             return
         self._record.calls["extended"] += 1
         promise.token = answer.reservation.token
@@ -139,7 +149,11 @@ class Host:
             return
         captured = answer.settlement.captured.amount_micros
         from_credits = answer.settlement.excess_from_credits.amount_micros
-        if not may_capture(promise, gross, captured, from_credits, time.time()):
+        # An extension that was refused may take effect later: by a try of it that was cut off.
+        if not any(
+            may_capture(replace(promise, amount=amount), gross, captured, from_credits, time.time())
+            for amount in {promise.amount, promise.counted or promise.amount}
+        ):
             self._record.found(
                 "overdraft",
                 f"{promise} captured {captured} of {gross} ({from_credits} came from credits): "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from sandbox.servers import PostgresServer
@@ -27,7 +27,8 @@ class Injector:
         self._valkey = valkey
         self._postgres = postgres
         self._random = choices
-        self.counts: Counter[str] = Counter()
+        # What began when, by the clock that findings are noted by.
+        self.history: list[tuple[datetime, str]] = []
         self._faults: Mapping[str, Callable[[], None]] = {
             "kill -9 metering": lambda: self._kill("metering"),
             "kill -9 ledger": lambda: self._kill("ledger"),
@@ -47,8 +48,8 @@ class Injector:
         """Wait a little, and let one thing go wrong. Blocks."""
         time.sleep(self._random.uniform(0, _LONGEST_CALM_SECONDS))
         (name,) = self._random.choices(list(self._faults), self._weights)
+        self.history.append((datetime.now(UTC), name))
         self._faults[name]()
-        self.counts[name] += 1
         self._services.check()
 
     def _kill(self, *names: ServiceName) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,7 +23,7 @@ from services.metering.migrations import migrate as migrate_metering
 from tallystick.metering.v1 import budget_pb2, budget_service_pb2
 from tests.faults.caches import FaultyValkey
 from tests.faults.clients import UNIT, Clients, granted
-from tests.faults.hosts import KINDS, Host, Kind, Record
+from tests.faults.hosts import KINDS, Finding, Host, Record
 from tests.faults.injector import Injector
 from tests.faults.services import GRACE, REAP, TIME_TO_LIVE, Services
 from tests.support.reservation_oracle import Account
@@ -34,6 +35,7 @@ _LIMITS: Final = (0, 0, 100 * UNIT)
 # Never reached: it is the counter that is watched.
 _CAP: Final = 10**9 * UNIT
 _SHOWN: Final = 20
+_STORY_SECONDS: Final = 15.0
 _CHARGES: Final = "SELECT customer_id, workflow_id, component = 2, gross FROM ledger.charge"
 
 
@@ -42,19 +44,32 @@ class Report(NamedTuple):
 
     seed: int
     seconds: float
-    faults: Counter[str]
+    faults: Sequence[tuple[datetime, str]]
     calls: Counter[str]
-    findings: Sequence[tuple[Kind, str]]
+    findings: Sequence[Finding]
 
     def lines(self) -> list[str]:
         """For people."""
-        kinds = Counter(kind for kind, _ in self.findings)
+        kinds = Counter(finding.kind for finding in self.findings)
+        faults = Counter(name for _, name in self.faults)
         return [
             f"seed {self.seed}, {self.seconds:.0f} s, {_CUSTOMERS * _HOSTS_PER_CUSTOMER} hosts",
-            f"faults injected {self.faults.total()}: {_counted(self.faults)}",
+            f"faults injected {faults.total()}: {_counted(faults)}",
             f"calls {self.calls.total()}: {_counted(self.calls)}",
             ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS),
-            *(f"{kind}: {what}" for kind, what in self.findings[:_SHOWN]),
+            *(line for finding in self.findings[:_SHOWN] for line in self._story(finding)),
+        ]
+
+    def _story(self, finding: Finding) -> list[str]:
+        """A finding, and what had gone wrong in the seconds before it."""
+        seconds_before = [((finding.time - time).total_seconds(), name) for time, name in self.faults]
+        return [
+            f"{finding.kind}: {finding.time.isoformat(timespec='milliseconds')} {finding.what}",
+            *(
+                f"  {seconds:.1f} s before: {name}"
+                for seconds, name in seconds_before
+                if 0 <= seconds <= _STORY_SECONDS
+            ),
         ]
 
 
@@ -101,7 +116,7 @@ async def _run(
         await _judge(clients, accounts, record)
     finally:
         await clients.close()
-    return Report(seed, time.monotonic() - began, injector.counts, record.calls, record.findings)
+    return Report(seed, time.monotonic() - began, injector.history, record.calls, record.findings)
 
 
 async def _account(clients: Clients, number: int) -> Account:

@@ -28,13 +28,15 @@ SERVICES: Final[tuple[ServiceName, ...]] = ("ledger", "metering")
 
 # The times of leases and reservations, short, so that what nobody ends is back within seconds.
 LONGEST_TTL: Final = timedelta(seconds=5)
-GRACE: Final = timedelta(milliseconds=300)
+# Twice as long as anything stands still: half of it is for the ledger to be asked in, half for the way to
+# Valkey.
+GRACE: Final = timedelta(seconds=5)
 LEASE: Final = timedelta(seconds=8)
 # Longer than the longest leased reservation, as in production.
 DRAIN: Final = timedelta(seconds=6)
 REAP: Final = timedelta(milliseconds=200)
 # After its last use, everything that was kept for anything is back.
-TIME_TO_LIVE: Final = LEASE + REAP + timedelta(seconds=2)
+TIME_TO_LIVE: Final = LONGEST_TTL + GRACE + REAP + timedelta(seconds=3)
 
 _START_SECONDS: Final = 60.0
 _forks = multiprocessing.get_context("forkserver")

@@ -73,6 +73,7 @@ class LeasedCredits:
         key = lease_key(reservation.customer_id, reservation.currency_code)
         amount = reservation.amount_micros
         known = self._leases.use(key) or await self._leases.open(key, 0, amount)
+        known = await self._leases.refresh(known)
         if known.frozen:
             # It may run again since the keeper's last look.
             known = await self._leases.adopt(key, known.epoch)
@@ -133,6 +134,7 @@ class LeasedCredits:
         """
         key = lease_key(reservation.customer_id, reservation.currency_code)
         known = self._leases.use(key) or await self._leases.open(key, 0, 0)
+        known = await self._leases.refresh(known)
         grown = False
         for _ in range(_ATTEMPTS):
             if known.epoch < reservation.lease_epoch:

@@ -8,14 +8,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.kit import log
 from services.kit.coalesce import Coalescer
 from services.kit.errors import FailedPrecondition, TallystickError, Unavailable
 from services.kit.money import MAX_AMOUNT_MICROS
-from services.metering.rpc.ledger import Ledger
+from services.metering.rpc.ledger import LeaseVerdict, Ledger
 from services.metering.store.pool_types import LeaseState, PoolKey
 from services.metering.store.pools import Pools
 from tallystick.ledger.v1 import credit_pb2, credit_service_pb2
@@ -37,8 +37,8 @@ class KnownLease:
 
     `frozen`: the customer was frozen then, so nothing new is to be allocated. `available_micros` and
     `room_micros` are what the customer could spend beside the lease: free credits, and what the credit limit
-    leaves. `used_at` is when somebody last asked for it, and `said_at` when the ledger was asked what is
-    available, on the monotonic clock.
+    leaves. On the monotonic clock `used_at` is when somebody last asked for it, `said_at` when the ledger was
+    asked what is available, and `asked_at` when it was asked about the lease.
     """
 
     key: PoolKey
@@ -51,6 +51,7 @@ class KnownLease:
     room_micros: int
     used_at: float
     said_at: float
+    asked_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,22 @@ class _Renewal:
 
 
 class Leases:
-    """The leases that this process allocates in."""
+    """The leases that this process allocates in.
+
+    `grace` is how long after its time Redis takes a reservation out of its lease.
+    """
 
     def __init__(
-        self, *, ledger: Ledger, pools: Pools, monotonic: Callable[[], float] = time.monotonic
+        self,
+        *,
+        ledger: Ledger,
+        pools: Pools,
+        grace: timedelta,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._pools = pools
+        self._longest_silence = grace.total_seconds() / 2
         self._monotonic = monotonic
         # In the order of last use.
         self._known: dict[PoolKey, KnownLease] = {}
@@ -102,6 +112,18 @@ class Leases:
             if error.reason != "LEASE_SUPERSEDED":
                 raise
         return await self.open(key, epoch, 0)
+
+    async def refresh(self, known: KnownLease) -> KnownLease:
+        """The current lease, before something is allocated in it: the ledger is asked if that was long ago.
+
+        What was reserved there and is over comes free after `grace`, also if the ledger had captured it and
+        the answer was lost. Until its time it may be captured; so whoever has asked since then has told Redis
+        of that, and whoever has not would give it again. Half of the grace is left for the way to Redis. The
+        keeper asks every few seconds, so this does only where the ledger does not answer.
+        """
+        if self._monotonic() - known.asked_at < self._longest_silence:
+            return known
+        return await self.adopt(known.key, known.epoch)
 
     def knows(self, key: PoolKey) -> bool:
         """Whether this process looks after a lease."""
@@ -218,11 +240,13 @@ class Leases:
         """Renew leases, and learn what the ledger says of them. Those without news are not in the answer."""
         asked_at = self._monotonic()
         verdicts = await self._ledger.renew_leases(renewals)
-        news = [
-            (lease_key(renewal.customer_id, renewal.currency_code), renewal.epoch, verdict)
-            for renewal, verdict in zip(renewals, verdicts, strict=True)
-            if verdict is not None
-        ]
+        news: list[tuple[PoolKey, int, LeaseVerdict]] = []
+        for renewal, verdict in zip(renewals, verdicts, strict=True):
+            key = lease_key(renewal.customer_id, renewal.currency_code)
+            if verdict is not None:
+                news.append((key, renewal.epoch, verdict))
+            elif (known := self._known.get(key)) is not None and known.epoch == renewal.epoch:
+                self._known[key] = replace(known, asked_at=max(known.asked_at, asked_at))
         # Before anybody is answered, or learns of a lease: who waited for more finds it there, and nobody
         # allocates what was captured.
         await self._pools.merge(
@@ -296,10 +320,13 @@ class Leases:
             room_micros=granted.credit_room.amount_micros,
             used_at=before.used_at if before is not None else self._monotonic(),
             said_at=asked_at,
+            asked_at=asked_at,
         )
         if before is not None and before.epoch == known.epoch and before.said_at > asked_at:
             # Another call has heard since what is available: this answer may be from before what it did.
             known = replace(known, available_micros=before.available_micros, said_at=before.said_at)
+        if before is not None and before.epoch == known.epoch:
+            known = replace(known, asked_at=max(known.asked_at, before.asked_at))
         # An answer that was overtaken by that of a later epoch says nothing any more.
         if before is not None and before.epoch > known.epoch:
             return before

@@ -1,8 +1,10 @@
 """Leases: how credits get into Redis and back, whatever happens to Redis."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -12,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.kit.client import connect
 from tallystick.ledger.v1 import (
     account_pb2,
+    charge_pb2,
     credit_pb2,
     credit_service_pb2,
     credit_service_pb2_grpc,
@@ -21,6 +24,7 @@ from tallystick.metering.v1 import metering_service_pb2 as pb
 from tallystick.metering.v1 import reservation_pb2, reservation_service_pb2
 from tests.integration.metering.reserving import Reserving, usd
 from tests.integration.metering.world import RUN_MICROS, refused, run
+from tests.support.ledger_credits import intent
 from tests.support.ledger_server import LedgerServer
 from tests.support.metering_server import AGENT_RUN, running_metering
 from tests.support.waiting import eventually
@@ -37,9 +41,15 @@ async def leasing(
     *,
     lease_interval: timedelta = timedelta(milliseconds=50),
     lease_idle: timedelta = timedelta(seconds=60),
+    **settings: Any,
 ) -> AsyncIterator[Reserving]:
     async with running_metering(
-        database_url, ledger, redis_url=redis_url, lease_interval=lease_interval, lease_idle=lease_idle
+        database_url,
+        ledger,
+        redis_url=redis_url,
+        lease_interval=lease_interval,
+        lease_idle=lease_idle,
+        **settings,
     ) as running:
         await running.publish(AGENT_RUN)
         yield Reserving(running, running.caller(host_key), reservation_pb2.RESERVATION_KIND_LEASED)
@@ -274,6 +284,49 @@ async def test_what_an_attempt_was_leased_outlives_the_hold_that_it_placed_befor
         token = (await reserving.host.metering.Extend(request)).reservation.token
     settled = await reserving.settle(token)
     assert settled.settlement.captured == usd(RUN_MICROS)
+
+
+async def test_what_was_captured_unheard_is_not_promised_again(
+    database_url: str, redis_url: str, ledger: LedgerServer, host_key: str
+) -> None:
+    async with leasing(
+        database_url,
+        redis_url,
+        ledger,
+        host_key,
+        # The keeper does not come to ask the ledger, as if that was away.
+        lease_interval=timedelta(hours=1),
+        reservation_grace=timedelta(0),
+    ) as reserving:
+        taken = (await reserving.authorize("run-1", 40_000_000, ttl=1)).reservation
+        (lease,) = await leases(ledger)
+        # As if metering had settled the run, and the ledger's answer was lost.
+        await ledger.service.ledger.PostCharges(
+            ledger_service_pb2.PostChargesRequest(
+                intents=[
+                    intent(
+                        "run-1",
+                        40_000_000,
+                        charge_pb2.ReservationClaim(
+                            reservation_id=taken.reservation_id,
+                            lease_epoch=lease.epoch,
+                            amount=taken.amount,
+                            expire_time=taken.expire_time,
+                        ),
+                        customer="cus_1",
+                        organization="org_a",
+                    )
+                ]
+            )
+        )
+        (lease,) = await leases(ledger)
+        assert lease.remaining == usd(10_000_000)
+        await asyncio.sleep(1.2)
+        # There is as much, but not in the lease as it was.
+        again = (await reserving.authorize("run-2", 45_000_000)).reservation
+        assert again.kind == reservation_pb2.RESERVATION_KIND_LEASED
+        (lease,) = await leases(ledger)
+        assert lease.remaining.amount_micros >= 45_000_000
 
 
 async def test_reservations_are_listed_soonest_first(reserving: Reserving) -> None:

@@ -86,7 +86,12 @@ class Kept:
 
     def __post_init__(self) -> None:
         pools = cast(Pools, self.pools)
-        self.leases = Leases(ledger=cast(Ledger, self.ledger), pools=pools, monotonic=lambda: self.now)
+        self.leases = Leases(
+            ledger=cast(Ledger, self.ledger),
+            pools=pools,
+            grace=timedelta(seconds=60),
+            monotonic=lambda: self.now,
+        )
         self.keeper = LeaseKeeper(
             leases=self.leases,
             pools=pools,
@@ -137,3 +142,24 @@ async def test_the_ledger_is_asked_for_news_of_every_lease_at_every_look() -> No
     await one.look(BUSY)
     assert one.ledger.asked[-1] == {"cus_busy": 2, "cus_quiet": 2}
     assert len(one.pools.told) == 2
+
+
+async def test_whoever_allocates_asks_the_ledger_first_if_the_keeper_could_not() -> None:
+    one = await kept()
+    await one.look(BUSY)
+    one.ledger.asked.clear()
+    one.now += 29
+    known = one.leases.use(BUSY)
+    assert known is not None
+    assert await one.leases.refresh(known) == known
+    assert one.ledger.asked == []
+    one.now += 1
+    known = await one.leases.refresh(known)
+    assert one.ledger.asked == [{"cus_busy": 0}]
+    assert known.asked_at == one.now
+    # News or none, a look is a look.
+    one.now += 29
+    await one.look()
+    known = one.leases.use(BUSY)
+    assert known is not None
+    assert known.asked_at == one.now

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 from services.kit.errors import TallystickError
@@ -45,14 +46,16 @@ class FakePools:
 
 
 def leases(ledger: FakeLedger) -> Leases:
-    return Leases(ledger=cast(Ledger, ledger), pools=cast(Pools, FakePools()))
+    return Leases(ledger=cast(Ledger, ledger), pools=cast(Pools, FakePools()), grace=timedelta(seconds=60))
 
 
 async def known(of: Leases, *lease: tuple[Any, int]) -> list[KnownLease]:
     """Leases as somebody knows them, whatever has become of them since."""
     found = []
     for key, epoch in lease:
-        (one,) = await of.prolong([KnownLease(key, epoch, 1, cast(Any, None), False, False, 0, 0, 0.0, 0.0)])
+        (one,) = await of.prolong(
+            [KnownLease(key, epoch, 1, cast(Any, None), False, False, 0, 0, 0.0, 0.0, 0.0)]
+        )
         assert isinstance(one, KnownLease)
         found.append(one)
     return found

@@ -89,22 +89,24 @@ class LeaseKeeper:
         if not self._valkey.is_up:
             return False
         self._looks += 1
-        looked_before, self._looked_at = self._looked_at, self._monotonic()
+        began = self._monotonic()
         self._sequences = {
             known.key: self._sequences[known.key] for known in in_use if known.key in self._sequences
         }
         try:
             for first in range(0, len(in_use), _BATCH):
-                await self._look(in_use[first : first + _BATCH], looked_before)
+                await self._look(in_use[first : first + _BATCH])
         except PoolsUnavailable as error:
             self._valkey.failed(error)
+        else:
+            self._looked_at = began
         return False
 
-    async def _look(self, leases: Sequence[KnownLease], looked_before: float) -> None:
+    async def _look(self, leases: Sequence[KnownLease]) -> None:
         kept: list[KnownLease] = []
         seen: list[KnownLease] = []
         for known in leases:
-            (seen if self._is_to_be_seen(known, looked_before) else kept).append(known)
+            (seen if self._is_to_be_seen(known) else kept).append(known)
         views = await self._pools.peek([known.key for known in seen])
         for known, view in zip(seen, views, strict=True):
             if view is None or not view.server_matches or view.epoch != known.epoch:
@@ -162,10 +164,10 @@ class LeaseKeeper:
         self._sequences[known.key] = (view.epoch, view.sequence)
         return False
 
-    def _is_to_be_seen(self, known: KnownLease, looked_before: float) -> bool:
+    def _is_to_be_seen(self, known: KnownLease) -> bool:
         """Whether a look at the lease is one at Redis too, and not only at what the ledger says of it."""
         is_its_turn = self._looks % _LOOKS_WITHOUT_USE == 0
-        return is_its_turn or known.used_at >= looked_before or self._is_idle(known)
+        return is_its_turn or known.used_at >= self._looked_at or self._is_idle(known)
 
     def _is_idle(self, known: KnownLease) -> bool:
         return self._monotonic() - known.used_at > self._idle

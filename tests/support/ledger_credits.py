@@ -159,7 +159,13 @@ class Credits:
         )
 
     async def renew(
-        self, epoch: int, wanted: int, customer: str = "cus_a", *, known_version: int = 0
+        self,
+        epoch: int,
+        wanted: int,
+        customer: str = "cus_a",
+        *,
+        known_version: int = 0,
+        known_available: int = 0,
     ) -> pb.LeaseVerdict:
         renewal = pb.LeaseRenewal(
             customer_id=customer,
@@ -167,6 +173,7 @@ class Credits:
             epoch=epoch,
             wanted_micros=wanted,
             known_version=known_version,
+            known_available_micros=known_available,
         )
         answer = await self.service.credits.RenewLeases(pb.RenewLeasesRequest(renewals=[renewal]))
         return answer.verdicts[0]

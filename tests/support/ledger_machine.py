@@ -327,6 +327,21 @@ class LedgerMachine(RuleBasedStateMachine):
                 # frozen.
                 wanted_back = customer in self.oracle.frozen or self.oracle.owed(customer) > 0
                 self._check_granted(customer, epoch, verdict.granted, wanted_back=wanted_back)
+                self._check_news(customer, verdict.granted)
+
+    def _check_news(self, customer: str, told: credit.GrantedLease) -> None:
+        """Whoever knows what was told is told only what it must act on."""
+        renewal = credit.LeaseRenewal(
+            customer_id=customer,
+            currency_code="USD",
+            epoch=told.lease.epoch,
+            known_version=told.lease.version,
+            known_available_micros=told.available.amount_micros,
+        )
+        request = credit.RenewLeasesRequest(renewals=[renewal])
+        (verdict,) = self.run(self.running.server.service.credits.RenewLeases(request)).verdicts
+        assert not verdict.HasField("error")
+        assert verdict.HasField("granted") == (told.lease.recall or told.customer_frozen)
 
     @rule(data=st.data(), return_number=st.integers(1, 5), amount=st.one_of(st.just(0), RESERVED))
     def return_lease(self, data: st.DataObject, return_number: int, amount: int) -> None:

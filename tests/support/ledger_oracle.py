@@ -121,10 +121,17 @@ class Hold:
     credits: int = 0
     room: int = 0
     captured: tuple[int, int] = (0, 0)
+    # What was allocated for it in a lease until then.
+    took_over: bool = False
 
     @property
     def is_refused(self) -> bool:
         return self.state in ("insufficient", "frozen")
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it ended by itself, and nothing else that has its id."""
+        return self.state == "expired" and not self.took_over
 
 
 @dataclass
@@ -230,9 +237,14 @@ class LedgerOracle:
         return max((epoch for owner, epoch in self.leases if owner == customer), default=0)
 
     def is_on_hold(self, customer: str, claim: Claim) -> bool:
-        """Whether it claims a hold: also by its lease, if the reservation has become a hold since."""
+        """Whether it claims a hold: also by its lease, if the reservation became one, or is one as well.
+
+        One that is gone ended by itself.
+        """
         hold = self.holds.get((customer, claim.reservation_id))
-        return claim.epoch == 0 or (hold is not None and hold.purpose == "run" and not hold.is_refused)
+        return claim.epoch == 0 or (
+            hold is not None and hold.purpose == "run" and not hold.is_refused and not hold.is_gone
+        )
 
     def ended(self, customer: str, claim: Claim) -> Ended | None:
         """How a reservation ended; None if it stands."""
@@ -548,7 +560,7 @@ class LedgerOracle:
         """
         hold = self.holds.get((customer, asked.hold_id))
         purpose, amount, content = asked.purpose, asked.amount, asked.content
-        if hold is None:
+        if hold is None or (asked.of is not None and hold.is_gone):
             return self._place_new(customer, asked)
         if hold.purpose != purpose or (content and content != hold.content):
             return "reused"
@@ -568,7 +580,7 @@ class LedgerOracle:
                 return "released"
             if asked.too_late or (asked.of is not None and self.ended(customer, asked.of) is not None):
                 return "expired"
-        hold = Hold(asked.purpose, asked.content)
+        hold = Hold(asked.purpose, asked.content, took_over=asked.of is not None)
         lease = None if asked.of is None else self.leases[customer, asked.of.epoch]
         if lease is not None and asked.of is not None:
             hold.credits = min(asked.amount, asked.of.amount, lease.remaining)

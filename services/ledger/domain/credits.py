@@ -145,13 +145,14 @@ class ReleasedReservation:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRenewal:
-    """Asks to prolong a lease, and for more; of the version that is known already it needs no answer."""
+    """Asks to prolong a lease, and for more; of what is known already it needs no answer."""
 
     customer_id: str
     currency_code: str
     epoch: int
     wanted: int
     known_version: int = 0
+    known_available: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ def renewal_from_proto(message: credit_service_pb2.LeaseRenewal) -> LeaseRenewal
         epoch=message.epoch,
         wanted=message.wanted_micros,
         known_version=message.known_version,
+        known_available=message.known_available_micros,
     )
 
 

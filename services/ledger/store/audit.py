@@ -166,10 +166,11 @@ CHECKS: Final = (
             UNION ALL
             SELECT customer_id, reservation_id FROM ledger.released_reservation
             UNION ALL
-            -- Those that are settled are there by their charges. After one that expired, its attempt may have
-            -- been allocated in a lease.
+            -- Those that are settled are there by their charges. Beside one that expired, its attempt may
+            -- have been allocated in a lease, unless that is where it came from.
             SELECT customer_id, hold_id FROM ledger.hold
-            WHERE purpose = 'run' AND state IN ('held', 'released')
+            WHERE purpose = 'run'
+              AND (state IN ('held', 'released') OR (state = 'expired' AND from_epoch > 0))
         ) AS ended
         GROUP BY customer_id, reservation_id HAVING count(*) > 1
         """,

@@ -64,7 +64,7 @@ async def renew_leases(
     rows = await _rows(
         connection,
         "SELECT * FROM ledger.renew_leases("
-        "%b::text[], %b::text[], %b::bigint[], %b::bigint[], %b, %b::bigint[])",
+        "%b::text[], %b::text[], %b::bigint[], %b::bigint[], %b, %b::bigint[], %b::bigint[])",
         (
             [one.customer_id for one in renewals],
             [one.currency_code for one in renewals],
@@ -72,6 +72,7 @@ async def renew_leases(
             [one.wanted for one in renewals],
             duration,
             [one.known_version for one in renewals],
+            [one.known_available for one in renewals],
         ),
     )
     verdicts: list[GrantedLease | TallystickError | None] = [None] * len(renewals)

@@ -170,13 +170,15 @@ class Leases:
         newest = set(_newest([(known.key, known.epoch) for known in leases]))
         news = await self._ask(
             [
-                _lease_renewal(known.key, known.epoch, known_version=known.version)
+                _lease_renewal(
+                    known.key, known.epoch, version=known.version, available=known.available_micros
+                )
                 for known in leases
                 if (known.key, known.epoch) in newest
             ]
         )
         return [
-            news.get((known.key, known.epoch), known)
+            news.get((known.key, known.epoch)) or self._known.get(known.key, known)
             if (known.key, known.epoch) in newest
             else _superseded(known.key, known.epoch)
             for known in leases
@@ -245,8 +247,8 @@ class Leases:
             key = lease_key(renewal.customer_id, renewal.currency_code)
             if verdict is not None:
                 news.append((key, renewal.epoch, verdict))
-            elif (known := self._known.get(key)) is not None and known.epoch == renewal.epoch:
-                self._known[key] = replace(known, asked_at=max(known.asked_at, asked_at))
+            else:
+                self._learn_nothing_new(key, renewal.epoch, asked_at)
         # Before anybody is answered, or learns of a lease: who waited for more finds it there, and nobody
         # allocates what was captured.
         await self._pools.merge(
@@ -307,6 +309,12 @@ class Leases:
             state.expire_time,
         )
 
+    def _learn_nothing_new(self, key: PoolKey, epoch: int, asked_at: float) -> None:
+        known = self._known.get(key)
+        if known is not None and known.epoch == epoch and known.asked_at <= asked_at:
+            # That it is recalled, or its customer frozen, would be news at every look.
+            self._known[key] = replace(known, recall=False, frozen=False, asked_at=asked_at)
+
     def _learn(self, key: PoolKey, granted: credit_service_pb2.GrantedLease, asked_at: float) -> KnownLease:
         before = self._known.get(key)
         known = KnownLease(
@@ -337,14 +345,15 @@ class Leases:
 
 
 def _lease_renewal(
-    key: PoolKey, epoch: int, *, wanted_micros: int = 0, known_version: int = 0
+    key: PoolKey, epoch: int, *, wanted_micros: int = 0, version: int = 0, available: int = 0
 ) -> credit_service_pb2.LeaseRenewal:
     return credit_service_pb2.LeaseRenewal(
         customer_id=key.tag,
         currency_code=key.name,
         epoch=epoch,
         wanted_micros=wanted_micros,
-        known_version=known_version,
+        known_version=version,
+        known_available_micros=available,
     )
 
 

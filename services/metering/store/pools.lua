@@ -418,12 +418,16 @@ local function end_reservation(keys, args)
   local record = read_record(keys[1], time, grace)
   local known, open = record ~= nil, record ~= nil and record.state == 'open'
   local ended = known and not open and record.state ~= 'refused'
+  -- A hold of an earlier try, of which Redis hears only now: it is over before this reservation, which goes on then.
+  local outlived = state == 'durable' and open and tonumber(record.expire) > tonumber(args[5])
   local first
   for i = 0, (#keys - 1) / 3 - 1 do
     local pool = read_pool(keys, 2 + 3 * i)
     if pool then
-      -- Of whatever epoch: whoever ends a reservation has ended it everywhere.
-      remove(pool, id)
+      if not outlived then
+        -- Of whatever epoch: whoever ends a reservation has ended it everywhere.
+        remove(pool, id)
+      end
       merge_update(pool, args, 6 + 5 * i)
       sweep(pool, time, grace)
       save(pool, time)
@@ -432,7 +436,7 @@ local function end_reservation(keys, args)
       first = pool
     end
   end
-  if ended then
+  if ended or outlived then
     -- There is one end, and the first to be told here stays.
     state, token = record.state, record.token
   else

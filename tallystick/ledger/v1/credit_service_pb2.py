@@ -31,7 +31,7 @@ from tallystick.ledger.v1 import charge_pb2 as tallystick_dot_ledger_dot_v1_dot_
 from tallystick.ledger.v1 import credit_pb2 as tallystick_dot_ledger_dot_v1_dot_credit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tallystick/ledger/v1/credit_service.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a%tallystick/common/v1/item_error.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\x1a!tallystick/ledger/v1/charge.proto\x1a!tallystick/ledger/v1/credit.proto\"\xbb\x01\n\x0cGrantedLease\x12\x30\n\x05lease\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.CreditLease\x12.\n\tavailable\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x0b\x63redit_room\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x17\n\x0f\x63ustomer_frozen\x18\x04 \x01(\x08\"i\n\x10OpenLeaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\x12\n\nseen_epoch\x18\x03 \x01(\x03\x12\x15\n\rwanted_micros\x18\x04 \x01(\x03\"X\n\x11OpenLeaseResponse\x12\x33\n\x07granted\x18\x01 \x01(\x0b\x32\".tallystick.ledger.v1.GrantedLease\x12\x0e\n\x06opened\x18\x02 \x01(\x08\"J\n\x12RenewLeasesRequest\x12\x34\n\x08renewals\x18\x01 \x03(\x0b\x32\".tallystick.ledger.v1.LeaseRenewal\"w\n\x0cLeaseRenewal\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x15\n\rwanted_micros\x18\x04 \x01(\x03\x12\x15\n\rknown_version\x18\x05 \x01(\x03\"K\n\x13RenewLeasesResponse\x12\x34\n\x08verdicts\x18\x01 \x03(\x0b\x32\".tallystick.ledger.v1.LeaseVerdict\"\x82\x01\n\x0cLeaseVerdict\x12\x35\n\x07granted\x18\x01 \x01(\x0b\x32\".tallystick.ledger.v1.GrantedLeaseH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"}\n\x12ReturnLeaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x15\n\rreturn_number\x18\x04 \x01(\x03\x12\x15\n\ramount_micros\x18\x05 \x01(\x03\"J\n\x13ReturnLeaseResponse\x12\x33\n\x07granted\x18\x01 \x01(\x0b\x32\".tallystick.ledger.v1.GrantedLease\"E\n\x11PlaceHoldsRequest\x12\x30\n\x05holds\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.HoldRequest\"\xb1\x02\n\x0bHoldRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x0f\n\x07hold_id\x18\x02 \x01(\t\x12\x32\n\x07purpose\x18\x03 \x01(\x0e\x32!.tallystick.ledger.v1.HoldPurpose\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63ontent_hash\x18\x06 \x01(\x0c\x12\x18\n\x10price_version_id\x18\x07 \x01(\t\x12:\n\nfrom_lease\x18\x08 \x01(\x0b\x32&.tallystick.ledger.v1.ReservationClaim\"I\n\x12PlaceHoldsResponse\x12\x33\n\x08verdicts\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.HoldVerdict\"~\n\x0bHoldVerdict\x12\x32\n\x06placed\x18\x01 \x01(\x0b\x32 .tallystick.ledger.v1.PlacedHoldH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"\xb3\x01\n\nPlacedHold\x12(\n\x04hold\x18\x01 \x01(\x0b\x32\x1a.tallystick.ledger.v1.Hold\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12\x30\n\x05lease\x18\x04 \x01(\x0b\x32!.tallystick.ledger.v1.CreditLease\"X\n\x1aReleaseReservationsRequest\x12:\n\x08releases\x18\x01 \x03(\x0b\x32(.tallystick.ledger.v1.ReservationRelease\"\x9e\x01\n\x12ReservationRelease\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\x16\n\x0ereservation_id\x18\x03 \x01(\t\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x1bReleaseReservationsResponse\x12\x36\n\x08verdicts\x18\x01 \x03(\x0b\x32$.tallystick.ledger.v1.ReleaseVerdict\"\x8c\x01\n\x0eReleaseVerdict\x12=\n\x08released\x18\x01 \x01(\x0b\x32).tallystick.ledger.v1.ReleasedReservationH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"\x84\x01\n\x13ReleasedReservation\x12\x35\n\x05\x65nded\x18\x01 \x01(\x0b\x32&.tallystick.ledger.v1.EndedReservation\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\"O\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\"`\n\x12ListLeasesResponse\x12\x31\n\x06leases\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.CreditLease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x01\n\x10ListHoldsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12\x32\n\x07purpose\x18\x04 \x01(\x0e\x32!.tallystick.ledger.v1.HoldPurpose\"W\n\x11ListHoldsResponse\x12)\n\x05holds\x18\x01 \x03(\x0b\x32\x1a.tallystick.ledger.v1.Hold\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x15ListCreditLotsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12\x11\n\topen_only\x18\x04 \x01(\x08\"`\n\x16ListCreditLotsResponse\x12-\n\x04lots\x18\x01 \x03(\x0b\x32\x1f.tallystick.ledger.v1.CreditLot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8b\x07\n\rCreditService\x12\x65\n\tOpenLease\x12&.tallystick.ledger.v1.OpenLeaseRequest\x1a\'.tallystick.ledger.v1.OpenLeaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12k\n\x0bRenewLeases\x12(.tallystick.ledger.v1.RenewLeasesRequest\x1a).tallystick.ledger.v1.RenewLeasesResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12k\n\x0bReturnLease\x12(.tallystick.ledger.v1.ReturnLeaseRequest\x1a).tallystick.ledger.v1.ReturnLeaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12h\n\nPlaceHolds\x12\'.tallystick.ledger.v1.PlaceHoldsRequest\x1a(.tallystick.ledger.v1.PlaceHoldsResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12\x83\x01\n\x13ReleaseReservations\x12\x30.tallystick.ledger.v1.ReleaseReservationsRequest\x1a\x31.tallystick.ledger.v1.ReleaseReservationsResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12i\n\nListLeases\x12\'.tallystick.ledger.v1.ListLeasesRequest\x1a(.tallystick.ledger.v1.ListLeasesResponse\"\x08\xea\xe0\x18\x04\n\x02\x06\x07\x12\x66\n\tListHolds\x12&.tallystick.ledger.v1.ListHoldsRequest\x1a\'.tallystick.ledger.v1.ListHoldsResponse\"\x08\xea\xe0\x18\x04\n\x02\x06\x07\x12v\n\x0eListCreditLots\x12+.tallystick.ledger.v1.ListCreditLotsRequest\x1a,.tallystick.ledger.v1.ListCreditLotsResponse\"\t\xea\xe0\x18\x05\n\x03\x02\x06\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tallystick/ledger/v1/credit_service.proto\x12\x14tallystick.ledger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/common/v1/access.proto\x1a%tallystick/common/v1/item_error.proto\x1a tallystick/common/v1/money.proto\x1a\"tallystick/ledger/v1/account.proto\x1a!tallystick/ledger/v1/charge.proto\x1a!tallystick/ledger/v1/credit.proto\"\xbb\x01\n\x0cGrantedLease\x12\x30\n\x05lease\x18\x01 \x01(\x0b\x32!.tallystick.ledger.v1.CreditLease\x12.\n\tavailable\x18\x02 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x30\n\x0b\x63redit_room\x18\x03 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12\x17\n\x0f\x63ustomer_frozen\x18\x04 \x01(\x08\"i\n\x10OpenLeaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\x12\n\nseen_epoch\x18\x03 \x01(\x03\x12\x15\n\rwanted_micros\x18\x04 \x01(\x03\"X\n\x11OpenLeaseResponse\x12\x33\n\x07granted\x18\x01 \x01(\x0b\x32\".tallystick.ledger.v1.GrantedLease\x12\x0e\n\x06opened\x18\x02 \x01(\x08\"J\n\x12RenewLeasesRequest\x12\x34\n\x08renewals\x18\x01 \x03(\x0b\x32\".tallystick.ledger.v1.LeaseRenewal\"\x97\x01\n\x0cLeaseRenewal\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x15\n\rwanted_micros\x18\x04 \x01(\x03\x12\x15\n\rknown_version\x18\x05 \x01(\x03\x12\x1e\n\x16known_available_micros\x18\x06 \x01(\x03\"K\n\x13RenewLeasesResponse\x12\x34\n\x08verdicts\x18\x01 \x03(\x0b\x32\".tallystick.ledger.v1.LeaseVerdict\"\x82\x01\n\x0cLeaseVerdict\x12\x35\n\x07granted\x18\x01 \x01(\x0b\x32\".tallystick.ledger.v1.GrantedLeaseH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"}\n\x12ReturnLeaseRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x15\n\rreturn_number\x18\x04 \x01(\x03\x12\x15\n\ramount_micros\x18\x05 \x01(\x03\"J\n\x13ReturnLeaseResponse\x12\x33\n\x07granted\x18\x01 \x01(\x0b\x32\".tallystick.ledger.v1.GrantedLease\"E\n\x11PlaceHoldsRequest\x12\x30\n\x05holds\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.HoldRequest\"\xb1\x02\n\x0bHoldRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x0f\n\x07hold_id\x18\x02 \x01(\t\x12\x32\n\x07purpose\x18\x03 \x01(\x0e\x32!.tallystick.ledger.v1.HoldPurpose\x12+\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x1b.tallystick.common.v1.Money\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63ontent_hash\x18\x06 \x01(\x0c\x12\x18\n\x10price_version_id\x18\x07 \x01(\t\x12:\n\nfrom_lease\x18\x08 \x01(\x0b\x32&.tallystick.ledger.v1.ReservationClaim\"I\n\x12PlaceHoldsResponse\x12\x33\n\x08verdicts\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.HoldVerdict\"~\n\x0bHoldVerdict\x12\x32\n\x06placed\x18\x01 \x01(\x0b\x32 .tallystick.ledger.v1.PlacedHoldH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"\xb3\x01\n\nPlacedHold\x12(\n\x04hold\x18\x01 \x01(\x0b\x32\x1a.tallystick.ledger.v1.Hold\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\x12\x11\n\tduplicate\x18\x03 \x01(\x08\x12\x30\n\x05lease\x18\x04 \x01(\x0b\x32!.tallystick.ledger.v1.CreditLease\"X\n\x1aReleaseReservationsRequest\x12:\n\x08releases\x18\x01 \x03(\x0b\x32(.tallystick.ledger.v1.ReservationRelease\"\x9e\x01\n\x12ReservationRelease\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x15\n\rcurrency_code\x18\x02 \x01(\t\x12\x16\n\x0ereservation_id\x18\x03 \x01(\t\x12\x13\n\x0blease_epoch\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x1bReleaseReservationsResponse\x12\x36\n\x08verdicts\x18\x01 \x03(\x0b\x32$.tallystick.ledger.v1.ReleaseVerdict\"\x8c\x01\n\x0eReleaseVerdict\x12=\n\x08released\x18\x01 \x01(\x0b\x32).tallystick.ledger.v1.ReleasedReservationH\x00\x12\x30\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1f.tallystick.common.v1.ItemErrorH\x00\x42\t\n\x07verdict\"\x84\x01\n\x13ReleasedReservation\x12\x35\n\x05\x65nded\x18\x01 \x01(\x0b\x32&.tallystick.ledger.v1.EndedReservation\x12\x36\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32%.tallystick.ledger.v1.CustomerBalance\"O\n\x11ListLeasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\"`\n\x12ListLeasesResponse\x12\x31\n\x06leases\x18\x01 \x03(\x0b\x32!.tallystick.ledger.v1.CreditLease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x01\n\x10ListHoldsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12\x32\n\x07purpose\x18\x04 \x01(\x0e\x32!.tallystick.ledger.v1.HoldPurpose\"W\n\x11ListHoldsResponse\x12)\n\x05holds\x18\x01 \x03(\x0b\x32\x1a.tallystick.ledger.v1.Hold\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x15ListCreditLotsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x03 \x01(\t\x12\x11\n\topen_only\x18\x04 \x01(\x08\"`\n\x16ListCreditLotsResponse\x12-\n\x04lots\x18\x01 \x03(\x0b\x32\x1f.tallystick.ledger.v1.CreditLot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8b\x07\n\rCreditService\x12\x65\n\tOpenLease\x12&.tallystick.ledger.v1.OpenLeaseRequest\x1a\'.tallystick.ledger.v1.OpenLeaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12k\n\x0bRenewLeases\x12(.tallystick.ledger.v1.RenewLeasesRequest\x1a).tallystick.ledger.v1.RenewLeasesResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12k\n\x0bReturnLease\x12(.tallystick.ledger.v1.ReturnLeaseRequest\x1a).tallystick.ledger.v1.ReturnLeaseResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12h\n\nPlaceHolds\x12\'.tallystick.ledger.v1.PlaceHoldsRequest\x1a(.tallystick.ledger.v1.PlaceHoldsResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12\x83\x01\n\x13ReleaseReservations\x12\x30.tallystick.ledger.v1.ReleaseReservationsRequest\x1a\x31.tallystick.ledger.v1.ReleaseReservationsResponse\"\x07\xea\xe0\x18\x03\n\x01\x07\x12i\n\nListLeases\x12\'.tallystick.ledger.v1.ListLeasesRequest\x1a(.tallystick.ledger.v1.ListLeasesResponse\"\x08\xea\xe0\x18\x04\n\x02\x06\x07\x12\x66\n\tListHolds\x12&.tallystick.ledger.v1.ListHoldsRequest\x1a\'.tallystick.ledger.v1.ListHoldsResponse\"\x08\xea\xe0\x18\x04\n\x02\x06\x07\x12v\n\x0eListCreditLots\x12+.tallystick.ledger.v1.ListCreditLotsRequest\x1a,.tallystick.ledger.v1.ListCreditLotsResponse\"\t\xea\xe0\x18\x05\n\x03\x02\x06\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,48 +62,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENLEASERESPONSE']._serialized_end=699
   _globals['_RENEWLEASESREQUEST']._serialized_start=701
   _globals['_RENEWLEASESREQUEST']._serialized_end=775
-  _globals['_LEASERENEWAL']._serialized_start=777
-  _globals['_LEASERENEWAL']._serialized_end=896
-  _globals['_RENEWLEASESRESPONSE']._serialized_start=898
-  _globals['_RENEWLEASESRESPONSE']._serialized_end=973
-  _globals['_LEASEVERDICT']._serialized_start=976
-  _globals['_LEASEVERDICT']._serialized_end=1106
-  _globals['_RETURNLEASEREQUEST']._serialized_start=1108
-  _globals['_RETURNLEASEREQUEST']._serialized_end=1233
-  _globals['_RETURNLEASERESPONSE']._serialized_start=1235
-  _globals['_RETURNLEASERESPONSE']._serialized_end=1309
-  _globals['_PLACEHOLDSREQUEST']._serialized_start=1311
-  _globals['_PLACEHOLDSREQUEST']._serialized_end=1380
-  _globals['_HOLDREQUEST']._serialized_start=1383
-  _globals['_HOLDREQUEST']._serialized_end=1688
-  _globals['_PLACEHOLDSRESPONSE']._serialized_start=1690
-  _globals['_PLACEHOLDSRESPONSE']._serialized_end=1763
-  _globals['_HOLDVERDICT']._serialized_start=1765
-  _globals['_HOLDVERDICT']._serialized_end=1891
-  _globals['_PLACEDHOLD']._serialized_start=1894
-  _globals['_PLACEDHOLD']._serialized_end=2073
-  _globals['_RELEASERESERVATIONSREQUEST']._serialized_start=2075
-  _globals['_RELEASERESERVATIONSREQUEST']._serialized_end=2163
-  _globals['_RESERVATIONRELEASE']._serialized_start=2166
-  _globals['_RESERVATIONRELEASE']._serialized_end=2324
-  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_start=2326
-  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_end=2411
-  _globals['_RELEASEVERDICT']._serialized_start=2414
-  _globals['_RELEASEVERDICT']._serialized_end=2554
-  _globals['_RELEASEDRESERVATION']._serialized_start=2557
-  _globals['_RELEASEDRESERVATION']._serialized_end=2689
-  _globals['_LISTLEASESREQUEST']._serialized_start=2691
-  _globals['_LISTLEASESREQUEST']._serialized_end=2770
-  _globals['_LISTLEASESRESPONSE']._serialized_start=2772
-  _globals['_LISTLEASESRESPONSE']._serialized_end=2868
-  _globals['_LISTHOLDSREQUEST']._serialized_start=2871
-  _globals['_LISTHOLDSREQUEST']._serialized_end=3001
-  _globals['_LISTHOLDSRESPONSE']._serialized_start=3003
-  _globals['_LISTHOLDSRESPONSE']._serialized_end=3090
-  _globals['_LISTCREDITLOTSREQUEST']._serialized_start=3092
-  _globals['_LISTCREDITLOTSREQUEST']._serialized_end=3194
-  _globals['_LISTCREDITLOTSRESPONSE']._serialized_start=3196
-  _globals['_LISTCREDITLOTSRESPONSE']._serialized_end=3292
-  _globals['_CREDITSERVICE']._serialized_start=3295
-  _globals['_CREDITSERVICE']._serialized_end=4202
+  _globals['_LEASERENEWAL']._serialized_start=778
+  _globals['_LEASERENEWAL']._serialized_end=929
+  _globals['_RENEWLEASESRESPONSE']._serialized_start=931
+  _globals['_RENEWLEASESRESPONSE']._serialized_end=1006
+  _globals['_LEASEVERDICT']._serialized_start=1009
+  _globals['_LEASEVERDICT']._serialized_end=1139
+  _globals['_RETURNLEASEREQUEST']._serialized_start=1141
+  _globals['_RETURNLEASEREQUEST']._serialized_end=1266
+  _globals['_RETURNLEASERESPONSE']._serialized_start=1268
+  _globals['_RETURNLEASERESPONSE']._serialized_end=1342
+  _globals['_PLACEHOLDSREQUEST']._serialized_start=1344
+  _globals['_PLACEHOLDSREQUEST']._serialized_end=1413
+  _globals['_HOLDREQUEST']._serialized_start=1416
+  _globals['_HOLDREQUEST']._serialized_end=1721
+  _globals['_PLACEHOLDSRESPONSE']._serialized_start=1723
+  _globals['_PLACEHOLDSRESPONSE']._serialized_end=1796
+  _globals['_HOLDVERDICT']._serialized_start=1798
+  _globals['_HOLDVERDICT']._serialized_end=1924
+  _globals['_PLACEDHOLD']._serialized_start=1927
+  _globals['_PLACEDHOLD']._serialized_end=2106
+  _globals['_RELEASERESERVATIONSREQUEST']._serialized_start=2108
+  _globals['_RELEASERESERVATIONSREQUEST']._serialized_end=2196
+  _globals['_RESERVATIONRELEASE']._serialized_start=2199
+  _globals['_RESERVATIONRELEASE']._serialized_end=2357
+  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_start=2359
+  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_end=2444
+  _globals['_RELEASEVERDICT']._serialized_start=2447
+  _globals['_RELEASEVERDICT']._serialized_end=2587
+  _globals['_RELEASEDRESERVATION']._serialized_start=2590
+  _globals['_RELEASEDRESERVATION']._serialized_end=2722
+  _globals['_LISTLEASESREQUEST']._serialized_start=2724
+  _globals['_LISTLEASESREQUEST']._serialized_end=2803
+  _globals['_LISTLEASESRESPONSE']._serialized_start=2805
+  _globals['_LISTLEASESRESPONSE']._serialized_end=2901
+  _globals['_LISTHOLDSREQUEST']._serialized_start=2904
+  _globals['_LISTHOLDSREQUEST']._serialized_end=3034
+  _globals['_LISTHOLDSRESPONSE']._serialized_start=3036
+  _globals['_LISTHOLDSRESPONSE']._serialized_end=3123
+  _globals['_LISTCREDITLOTSREQUEST']._serialized_start=3125
+  _globals['_LISTCREDITLOTSREQUEST']._serialized_end=3227
+  _globals['_LISTCREDITLOTSRESPONSE']._serialized_start=3229
+  _globals['_LISTCREDITLOTSRESPONSE']._serialized_end=3325
+  _globals['_CREDITSERVICE']._serialized_start=3328
+  _globals['_CREDITSERVICE']._serialized_end=4235
 # @@protoc_insertion_point(module_scope)

@@ -161,6 +161,7 @@ class LeaseRenewal(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     WANTED_MICROS_FIELD_NUMBER: _builtins.int
     KNOWN_VERSION_FIELD_NUMBER: _builtins.int
+    KNOWN_AVAILABLE_MICROS_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The customer."""
     currency_code: _builtins.str
@@ -171,9 +172,11 @@ class LeaseRenewal(_message.Message):
     """At least this much more, if there is; 0 to prolong it only."""
     known_version: _builtins.int
     """The version of the lease that the caller knows. If that is still its version and there is nothing else to say of it
-    (it was not prolonged, it is not recalled, its customer is not frozen), the verdict is empty. For who asks every few
-    seconds for every lease that it uses. 0: answer it in any case.
+    (it was not prolonged, it is not recalled, its customer is not frozen and has what the caller knows), the verdict is
+    empty. For who asks every few seconds for every lease that it uses. 0: answer it in any case.
     """
+    known_available_micros: _builtins.int
+    """What the caller knows that the customer has available beside the lease."""
     def __init__(
         self,
         *,
@@ -182,10 +185,11 @@ class LeaseRenewal(_message.Message):
         epoch: _builtins.int = ...,
         wanted_micros: _builtins.int = ...,
         known_version: _builtins.int = ...,
+        known_available_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "customer_id", b"customer_id", "epoch", b"epoch", "known_version", b"known_version", "wanted_micros", b"wanted_micros"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "customer_id", b"customer_id", "epoch", b"epoch", "known_available_micros", b"known_available_micros", "known_version", b"known_version", "wanted_micros", b"wanted_micros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -247,9 +247,24 @@ async def test_a_hold_that_expired_does_not_end_what_its_attempt_was_leased_late
     assert [one.charge.captured.amount_micros for one in dead] == [0] * 5
 
 
-async def test_a_hold_outlives_what_it_took_over(credits: Credits) -> None:
+async def test_a_hold_that_took_an_allocation_over_ends_it_for_good(credits: Credits) -> None:
     await credits.grant(1000)
-    await credits.open(600)
-    leased = allocation("rsv_1", 1, 100, in_future(600))
-    (placed,) = await credits.hold(hold_request("rsv_1", 100, expires=in_future(60), of=leased))
-    assert placed.placed.hold.expire_time == leased.expire_time
+    await credits.open(200)
+    await credits.give_back(1, 1, 800)
+    names = ("settled", "released", "converted")
+    # The allocation may have been prolonged in Redis, which the hold does not know.
+    longer = [allocation(name, 1, 50, in_future(600)) for name in names]
+    await credits.hold(
+        *(
+            hold_request(name, 50, expires=in_future(0.1), of=allocation(name, 1, 50, in_future(0.1)))
+            for name in names
+        )
+    )
+    await eventually(comes_to(credits, Held(950, leased=50)))
+    (posted,) = await credits.post(intent("run-1", 50, longer[0]))
+    assert (state_of(posted.reservation), posted.charge.captured.amount_micros) == ("expired", 0)
+    (released,) = await credits.release(release_of(longer[1]))
+    assert state_of(released.released.ended) == "expired"
+    (converted,) = await credits.hold(hold_request("converted", 60, of=longer[2]))
+    assert converted.placed.hold.state == credit_pb2.HOLD_STATE_EXPIRED
+    assert await credits.held() == Held(900, leased=50)

@@ -134,27 +134,37 @@ async def test_a_lease_that_lasts_long_enough_is_only_read(credits: Credits) -> 
 async def test_of_a_known_version_only_news_are_told(credits: Credits) -> None:
     await credits.grant(10 * UNIT)
     await credits.open(4 * UNIT)
-    assert not (await credits.renew(1, 0, known_version=1)).HasField("granted")
-    assert not (await credits.renew(1, 0, known_version=1)).HasField("error")
+    there = 5 * UNIT
+    for verdict in ("granted", "error"):
+        assert not (await credits.renew(1, 0, known_version=1, known_available=there)).HasField(verdict)
     # A charge has captured of it, and whoever did may have told nobody.
     await credits.post(intent("run-1", UNIT, allocation("rsv_1", 1, UNIT)))
     told = (await credits.renew(1, 0, known_version=1)).granted.lease
     assert (told.version, told.remaining.amount_micros) == (2, 4 * UNIT)
-    assert not (await credits.renew(1, 0, known_version=2)).HasField("granted")
+    assert not (await credits.renew(1, 0, known_version=2, known_available=there)).HasField("granted")
     # It is prolonged.
     await leases_last(credits, 60)
-    assert (await credits.renew(1, 0, known_version=2)).HasField("granted")
-    assert not (await credits.renew(1, 0, known_version=2)).HasField("granted")
+    assert (await credits.renew(1, 0, known_version=2, known_available=there)).HasField("granted")
+    assert not (await credits.renew(1, 0, known_version=2, known_available=there)).HasField("granted")
+    # More was bought.
+    await credits.grant(UNIT, "second")
+    granted = (await credits.renew(1, 0, known_version=2, known_available=there)).granted
+    there += UNIT
+    assert granted.available.amount_micros == there
+    assert not (await credits.renew(1, 0, known_version=2, known_available=there)).HasField("granted")
     # It is recalled, for as long as it is not given back.
     await credits.hold(hold_request("hold_1", 7 * UNIT))
     for _ in range(2):
-        assert (await credits.renew(1, 0, known_version=2)).granted.lease.recall
+        assert (await credits.renew(1, 0, known_version=2, known_available=there)).granted.lease.recall
     await credits.give_back(1, 1, 3 * UNIT)
-    assert (await credits.renew(1, 0, known_version=2)).granted.lease.version == 3
+    there += 3 * UNIT
+    assert (await credits.renew(1, 0, known_version=2, known_available=there)).granted.lease.version == 3
+    assert not (await credits.renew(1, 0, known_version=3, known_available=there)).HasField("granted")
     # Its customer is frozen.
     operator = credits.server.operator.directory
     await operator.FreezeCustomer(directory.FreezeCustomerRequest(customer_id="cus_a", reason="a test"))
-    assert (await credits.renew(1, 0, known_version=3)).granted.customer_frozen
+    for _ in range(2):
+        assert (await credits.renew(1, 0, known_version=3, known_available=there)).granted.customer_frozen
     # It is not current any more.
     await credits.open(0, seen=1)
     assert reason_of((await credits.renew(1, 0, known_version=3)).error) == "LEASE_SUPERSEDED"

@@ -290,6 +290,20 @@ async def test_an_unknown_end_merges_and_comes_before_its_reserve(pools: Pools) 
     assert only(await pools.ask([request("b", 1, LeaseUse(elsewhere, 1))]), Ended).token == "how"
 
 
+async def test_a_hold_of_an_earlier_try_leaves_alone_what_outlives_it(pools: Pools) -> None:
+    await pools.install(USD, lease(10))
+    await pools.ask([request("a", 6), request("b", 3)])
+    before = LATER - timedelta(seconds=1)
+    await pools.ask([ending("a", state="durable", token="hold", expire_time=before)])
+    assert only(await pools.ask([request("a", 6)]), Reserved).duplicate
+    # One that lasts as long takes its place, as does any other end.
+    await pools.ask([ending("a", state="durable", token="hold"), ending("b", expire_time=before)])
+    assert only(await pools.ask([request("a", 6)]), Ended).token == "hold"
+    (view,) = await pools.peek([USD])
+    assert view is not None
+    assert (view.reserved, view.free) == (0, 10)
+
+
 async def test_ending_a_frozen_refusal(pools: Pools) -> None:
     await pools.install(USD, lease(10))
     await pools.ask([request("a", 20, freeze=True)])

@@ -1,12 +1,12 @@
 """What the keeper of leases looks at: what the ledger says of every lease, and Redis where it was used."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from services.metering.lease_keeper import LeaseKeeper
-from services.metering.rpc.leases import Leases, lease_key
+from services.metering.rpc.leases import KnownLease, Leases, lease_key
 from services.metering.rpc.ledger import Ledger
 from services.metering.store.pools import PoolKey, Pools, PoolView
 from services.metering.valkey import Valkey
@@ -163,3 +163,13 @@ async def test_whoever_allocates_asks_the_ledger_first_if_the_keeper_could_not()
     known = one.leases.use(BUSY)
     assert known is not None
     assert known.asked_at == one.now
+
+
+async def test_what_is_no_news_is_neither_recalled_nor_frozen() -> None:
+    one = await kept()
+    known = one.leases.use(BUSY)
+    assert known is not None
+    one.leases._known[BUSY] = replace(known, recall=True, frozen=True)
+    (told,) = await one.leases.prolong([one.leases._known[BUSY]])
+    assert isinstance(told, KnownLease)
+    assert (told.recall, told.frozen) == (False, False)

@@ -58,9 +58,10 @@ BEGIN
            AND NOT l.closed
         LEFT JOIN ledger.hold h
             ON c.reservation_id <> '' AND h.customer_id = c.customer_id AND h.hold_id = c.reservation_id
-           -- What was refused never became a hold. What expired as one was placed for an earlier try of an attempt,
-           -- of which Redis did not know when it promised this allocation: that one ends by itself.
-           AND (c.lease_epoch = 0 OR (h.purpose = 'run' AND h.state NOT IN ('refused', 'expired')))
+           -- What was refused never became a hold. What expired as one and took nothing over was placed for an earlier
+           -- try of an attempt, of which Redis did not know when it promised this allocation: that ended by itself.
+           AND (c.lease_epoch = 0 OR (
+               h.purpose = 'run' AND h.state <> 'refused' AND (h.state <> 'expired' OR h.from_epoch > 0)))
         LEFT JOIN ledger.released_reservation r
             ON c.lease_epoch > 0 AND r.customer_id = c.customer_id AND r.reservation_id = c.reservation_id
     ), could_capture AS (

@@ -111,8 +111,8 @@ BEGIN
     LOOP
         SELECT * INTO known FROM ledger.hold h
         WHERE h.customer_id = item.customer_id AND h.hold_id = item.hold_id
-          -- What was allocated since this one expired may become a hold again.
-          AND NOT (h.state = 'expired' AND item.from_epoch > 0);
+          -- What was allocated beside one that has expired since may become a hold itself.
+          AND NOT (h.state = 'expired' AND h.from_epoch = 0 AND item.from_epoch > 0);
         SELECT * INTO free FROM ledger.spendable(item.customer_id, item.currency_code);
         from_lease := 0;
         ended_as := NULL;
@@ -152,16 +152,14 @@ BEGIN
             IF verdict = 'placed' OR item.from_epoch = 0 THEN
                 DELETE FROM ledger.hold h
                 WHERE h.customer_id = item.customer_id AND h.hold_id = item.hold_id
-                  AND h.state = 'expired' AND item.from_epoch > 0;
+                  AND h.state = 'expired' AND h.from_epoch = 0 AND item.from_epoch > 0;
                 INSERT INTO ledger.hold (
                     customer_id, hold_id, currency_code, purpose, state, credits, receivable, content_hash,
-                    price_version_id, frozen, expire_time, create_time, end_time)
+                    price_version_id, frozen, expire_time, create_time, end_time, from_epoch)
                 SELECT item.customer_id, item.hold_id, item.currency_code, item.purpose,
                        CASE verdict WHEN 'placed' THEN 'held' ELSE 'refused' END::ledger.hold_state, 0, 0,
-                       item.content_hash, item.price_version_id, verdict = 'frozen',
-                       -- Not before the allocation would be over: its token could capture it again.
-                       greatest(item.expire_time, item.from_expire_time), moment,
-                       CASE verdict WHEN 'placed' THEN NULL ELSE moment END
+                       item.content_hash, item.price_version_id, verdict = 'frozen', item.expire_time, moment,
+                       CASE verdict WHEN 'placed' THEN NULL ELSE moment END, item.from_epoch
                 ON CONFLICT DO NOTHING;
                 IF NOT FOUND THEN
                     -- Made in another currency, behind another lock, since we looked.
@@ -295,7 +293,8 @@ BEGIN
     LEFT JOIN ledger.hold h
         ON h.customer_id = i.customer_id AND h.hold_id = i.reservation_id
        -- As judge_claims says.
-       AND (i.lease_epoch = 0 OR (h.purpose = 'run' AND h.state NOT IN ('refused', 'expired')))
+       AND (i.lease_epoch = 0 OR (
+           h.purpose = 'run' AND h.state <> 'refused' AND (h.state <> 'expired' OR h.from_epoch > 0)))
     LEFT JOIN ledger.credit_lease l
         ON (l.customer_id, l.currency_code, l.epoch) = (i.customer_id, i.currency_code, i.lease_epoch)
        AND NOT l.closed

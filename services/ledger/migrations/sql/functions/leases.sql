@@ -113,15 +113,16 @@ $$;
 --
 -- What is recalled gets nothing until something was returned, or nothing is left to return; the lease of a frozen
 -- customer gets nothing at all. Where nothing is wanted or recalled and most of the time is still to come, the lease is
--- answered as it stands, or not at all if its version is the known one and its customer is not frozen. number says which
--- element a row is of.
+-- answered as it stands, or not at all if its version and what is available are the known ones, and its customer is not
+-- frozen. number says which element a row is of.
 CREATE FUNCTION ledger.renew_leases(
     customer_ids text[],
     currency_codes text[],
     epochs bigint[],
     wanted_amounts bigint[],
     p_duration interval,
-    known_versions bigint[] DEFAULT NULL
+    known_versions bigint[] DEFAULT NULL,
+    known_available bigint[] DEFAULT NULL
 ) RETURNS TABLE (
     status text,
     epoch bigint,
@@ -215,7 +216,7 @@ BEGIN
     LEFT JOIN LATERAL ledger.spendable(n.customer_id, n.currency_code) AS s ON n.epoch IS NOT NULL
     -- Only what was prolonged just now has all of its time.
     WHERE known_versions IS NULL OR n.version IS DISTINCT FROM known_versions[n.number] OR n.recall OR n.frozen
-       OR n.expire_time >= began + p_duration
+       OR n.expire_time >= began + p_duration OR s.available IS DISTINCT FROM known_available[n.number]
     ORDER BY n.number;
 END
 $$;

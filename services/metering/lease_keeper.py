@@ -16,7 +16,7 @@ from services.metering.store.pools import PoolKey, Pools, PoolsUnavailable, Pool
 from services.metering.valkey import Valkey
 
 _BATCH: Final = 500
-# So many looks at a lease that nobody uses are one at what Redis says of it: there it is as it was.
+# Of so many looks at a lease that nobody uses, one is at Redis too: there it stays as it was.
 _LOOKS_WITHOUT_USE: Final = 5
 _IN_USE = Gauge("tallystick_leases", "Credit leases that this process allocates in.")
 _LOST = Counter("tallystick_lost_leases", "Credit leases whose allocations Redis lost.")
